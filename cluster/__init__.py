@@ -1,0 +1,1 @@
+"""What processes must agree on: records, configuration, errors, placement, pools, run directories. Imports none of ours."""

@@ -1,0 +1,45 @@
+"""Errors that reach a user: what is wrong, the value, and what to do. Each carries the command's exit code."""
+
+from collections.abc import Sequence
+
+
+class RaywardError(Exception):
+    """Any failure that Rayward explains itself; exit code 1 unless a subclass says otherwise."""
+
+    exit_code = 1
+
+
+class ConfigError(RaywardError):
+    """Bad usage or configuration, found before Ray starts. Holds every problem found, one line each."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(RaywardError):
+    """A file, a record or a model folder is not what it must be."""
+
+    exit_code = 2
+
+
+class FetchError(RaywardError):
+    """A model or data set could not be had; the message names the package and the way around."""
+
+
+class WeightMismatchError(RaywardError):
+    """A generator does not hold the weights that the learner published."""
+
+
+class CannotResumeError(RaywardError):
+    """A run directory holds something that cannot be continued safely."""
+
+    exit_code = 3
+
+
+class RunDirectoryInUseError(RaywardError):
+    """Another live process owns the run directory."""
+
+    exit_code = 4

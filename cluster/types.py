@@ -1,0 +1,154 @@
+"""The records that one sample passes through, in order. All are frozen, complete at birth, and travel between processes.
+
+Task -> Prompt -> Completion -> Trajectory -> TrajectoryGroup -> ScoredGroup -> ScoredBatch -> UpdateResult.
+Log-probabilities are in nats.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One problem. Produced by a `TaskSet`, consumed by `render_prompt` and by reward functions."""
+
+    task_id: str  # stable across runs
+    messages: tuple[Message, ...]
+    reference: str = ""  # the known answer; empty where the task has none
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise DataError(f"task {self.task_id!r} has no messages; give it at least one")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A rendered task. Produced by `render_prompt`, consumed by generators."""
+
+    task: Task
+    text: str  # what `token_ids` decode to
+    token_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise DataError(f"task {self.task.task_id!r} renders to no tokens; check its messages and the chat template")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What the engine returned for one prompt. Produced by a generator, consumed by scorers and the learner."""
+
+    token_ids: tuple[int, ...]  # includes the end-of-sequence token when finish_reason is "stop"
+    rollout_logprobs: tuple[float, ...]  # [len(token_ids)] nats, under the distribution that was sampled
+    text: str  # without special tokens
+    finish_reason: FinishReason
+    policy_version: int  # optimizer steps completed by the sampling weights
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise DataError("completion has no tokens; an immediate end of sequence counts as one token")
+        if len(self.token_ids) != len(self.rollout_logprobs):
+            raise DataError(
+                f"completion has {len(self.token_ids)} tokens but {len(self.rollout_logprobs)} logprobs; "
+                "ask the engine for one logprob per sampled token"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One prompt with one completion. The policy chose exactly the completion's tokens."""
+
+    prompt: Prompt
+    sample_index: int  # 0..samples_per_prompt-1
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryGroup:
+    """The trajectories of one prompt. Produced by a generator, consumed by scorers."""
+
+    trajectories: tuple[Trajectory, ...]  # [G], in order of sample_index
+
+    def __post_init__(self) -> None:
+        if not self.trajectories:
+            raise DataError("a trajectory group is empty; sampling.samples_per_prompt must be at least 1")
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.trajectories[0].prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """The score of one trajectory. Produced by `Scoring`, consumed by the learner; the breakdown goes to the ledger."""
+
+    total: float  # sum over scorers of weight * score
+    breakdown: Mapping[str, float]  # scorer name -> unweighted score
+
+    def __post_init__(self) -> None:
+        bad = {name: score for name, score in {"total": self.total, **self.breakdown}.items() if not math.isfinite(score)}
+        if bad:
+            raise DataError(f"reward is not finite: {bad}; check the scorer of that name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """A group with one reward a trajectory."""
+
+    group: TrajectoryGroup
+    rewards: tuple[Reward, ...]  # [G]
+
+    def __post_init__(self) -> None:
+        if len(self.rewards) != len(self.group.trajectories):
+            raise DataError(f"{len(self.group.trajectories)} trajectories but {len(self.rewards)} rewards in one group")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredBatch:
+    """All trajectories of one driver step. Produced by the driver, consumed by `LearnerHandle.submit`."""
+
+    step: int
+    groups: tuple[ScoredGroup, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateResult:
+    """What one learner update did. `policy_version` counts optimizer steps completed."""
+
+    policy_version: int
+    metrics: Mapping[str, float]  # `stage/quantity[_unit]`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedWeights:
+    """Weights that wait to be taken over by generators. Produced by the learner, consumed by every generator."""
+
+    policy_version: int
+    path: str  # a safetensors file with Hugging Face names, in shared memory
+    checksum: str  # sha256 hex of the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParameters:
+    """How a generator samples. Sample i of a prompt draws with a seed derived from (seed, task_id, i)."""
+
+    temperature: float  # 0 is greedy
+    top_p: float
+    max_completion_tokens: int
+    samples_per_prompt: int
+    seed: int

@@ -1,0 +1,1 @@
+"""Turns judged text into new weights: algorithms, learners, evaluation, the driver loop."""

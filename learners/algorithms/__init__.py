@@ -1,0 +1,1 @@
+"""The mathematics, each in the file of its name. Imports torch only."""

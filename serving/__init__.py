@@ -1,0 +1,1 @@
+"""Exposes a policy over HTTP with Ray Serve LLM. Never imports `learners`."""
