@@ -43,3 +43,9 @@ class RunDirectoryInUseError(RaywardError):
     """Another live process owns the run directory."""
 
     exit_code = 4
+
+
+class RunInterruptedError(RaywardError):
+    """Ctrl-C or SIGTERM; everything was stopped before this is raised."""
+
+    exit_code = 130

@@ -1,15 +1,17 @@
 """Settings of what turns judged text into new weights, and of whole runs."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from actors.config import DType, GeneratorConfig, SamplingConfig, ScorerConfig, TaskConfig
-from cluster.config import StrictConfig
+from actors.config import DType, GeneratorConfig, RewardModelScorerConfig, SamplingConfig, ScorerConfig, TaskConfig
+from cluster.config import StrictConfig, parse_config, read_yaml
+from cluster.errors import ConfigError
 
 RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-TINY_MODEL = "tiny"  # a random model with a byte tokenizer, made on the spot
 
 
 class OptimizerConfig(StrictConfig):
@@ -187,17 +189,51 @@ class PPORunConfig(RunConfig):
         return self
 
 
-class QuickstartConfig(StrictConfig):
+class QuickstartConfig(RunConfig):
     """The embedded main job: a reward model from people's judgements, then PPO against it, in one run directory."""
 
-    name: str = Field(pattern=RUN_NAME_PATTERN)
-    runs_dir: str = "runs"
-    seed: int = Field(0, ge=0)
-    model: str
     reward_model: RewardModelLearnerConfig
+    scorer: RewardModelScorerConfig
     task: TaskConfig
-    sampling: SamplingConfig
-    generator: GeneratorConfig
-    scorer_num_threads: int = Field(2, ge=1)
+    sampling: SamplingConfig = SamplingConfig()
+    generator: GeneratorConfig = GeneratorConfig()
     learner: PPOConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _policy_run_is_valid(self) -> Self:
+        self.policy_run()
+        return self
+
+    def policy_run(self) -> PPORunConfig:
+        """The second stage as a run of its own."""
+        return PPORunConfig(
+            name=self.name,
+            runs_dir=self.runs_dir,
+            seed=self.seed,
+            model=self.model,
+            task=self.task,
+            sampling=self.sampling,
+            generator=self.generator,
+            scorers=(self.scorer,),
+            learner=self.learner,
+            evaluation=self.evaluation,
+        )
+
+
+TrainingRunConfig = PPORunConfig | RewardModelRunConfig
+
+_RUN_CONFIGS: dict[str, type[PPORunConfig] | type[RewardModelRunConfig]] = {
+    "ppo": PPORunConfig,
+    "reward_model": RewardModelRunConfig,
+}
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> TrainingRunConfig:
+    """Read a run's file; `learner.algorithm` says which settings it may hold. Raises `ConfigError` with every problem."""
+    values = read_yaml(path, overrides)
+    learner = values.get("learner")
+    algorithm = learner.get("algorithm") if isinstance(learner, dict) else None
+    if algorithm not in _RUN_CONFIGS:
+        raise ConfigError(f"{path}: learner.algorithm: must be one of {', '.join(sorted(_RUN_CONFIGS))} (got {algorithm!r})")
+    return parse_config(_RUN_CONFIGS[algorithm], values, source=str(path))

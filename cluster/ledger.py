@@ -1,0 +1,93 @@
+"""The trajectory ledger: what every step was trained on, one JSON line a trajectory, one file a step.
+
+A step's file is whole or absent, and no (step, task, sample) is in it twice: training on each trajectory exactly once can be
+checked from these files alone.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from cluster.atomic_file import write_atomically
+from cluster.errors import DataError
+from cluster.types import FinishReason, ScoredGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One trajectory that was trained on. Produced by `TrajectoryLedger`, consumed by reports and by checks."""
+
+    step: int
+    task_id: str
+    sample_index: int
+    policy_version: int  # of the weights that sampled
+    attempt: int  # 1: the first generator asked delivered it
+    outcome: Literal["trained"]
+    finish_reason: FinishReason
+    completion_tokens: int
+    reward: float
+    breakdown: dict[str, float]  # scorer name -> unweighted score
+    prompt: str
+    completion: str
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        return (self.step, self.task_id, self.sample_index)
+
+
+class TrajectoryLedger:
+    """Writer of a run's ledger. Keeps nothing in memory: what is on disk decides, also after a restart."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def record(self, step: int, scored_groups: Iterable[ScoredGroup]) -> None:
+        """Add trajectories to the step's file. Raises `DataError`, and writes nothing, if one is there already."""
+        path = self._directory / f"step-{step:06d}.jsonl"
+        entries = list(_read_file(path)) if path.exists() else []
+        entries += [entry for scored in scored_groups for entry in _entries(step, scored)]
+        seen: set[tuple[int, str, int]] = set()
+        for entry in entries:
+            if entry.key in seen:
+                raise DataError(
+                    f"{path}: step {step} already holds task {entry.task_id!r} sample {entry.sample_index}; "
+                    "a trajectory is trained on once"
+                )
+            seen.add(entry.key)
+        write_atomically(path, "".join(json.dumps(asdict(entry), allow_nan=False) + "\n" for entry in entries))
+
+
+def read_ledger(directory: Path) -> Iterator[LedgerEntry]:
+    """All entries in order of step. Raises `DataError` with file and line for one that is broken."""
+    for path in sorted(directory.glob("step-*.jsonl"), key=lambda path: (len(path.name), path.name)):
+        yield from _read_file(path)
+
+
+def _entries(step: int, scored: ScoredGroup) -> Iterator[LedgerEntry]:
+    for trajectory, reward in zip(scored.group.trajectories, scored.rewards, strict=True):
+        yield LedgerEntry(
+            step=step,
+            task_id=trajectory.prompt.task.task_id,
+            sample_index=trajectory.sample_index,
+            policy_version=trajectory.completion.policy_version,
+            attempt=1,
+            outcome="trained",
+            finish_reason=trajectory.completion.finish_reason,
+            completion_tokens=len(trajectory.completion.token_ids),
+            reward=reward.total,
+            breakdown=dict(reward.breakdown),
+            prompt=trajectory.prompt.text,
+            completion=trajectory.completion.text,
+        )
+
+
+def _read_file(path: Path) -> Iterator[LedgerEntry]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield LedgerEntry(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{path}:{number}: not a ledger entry: {error}") from error

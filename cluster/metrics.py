@@ -1,0 +1,64 @@
+"""What a run measures: metrics.jsonl, TensorBoard, and wall seconds by stage."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from typing_extensions import Self
+
+
+class MetricsLog:
+    """Appends one flat object a step to a JSON-lines file and the same numbers to TensorBoard."""
+
+    def __init__(self, path: Path, tensorboard_dir: Path) -> None:
+        from tensorboardX import SummaryWriter  # half a second
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(tensorboard_dir))
+
+    def log(self, step: int, metrics: Mapping[str, float], *, stage: str = "") -> None:
+        """Write `metrics` (`stage/quantity[_unit]`), flushed. A number that is not finite becomes null: JSON has no NaN."""
+        values = {name: float(value) for name, value in metrics.items()}
+        head: dict[str, int | str] = {"step": step, "stage": stage} if stage else {"step": step}
+        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({**head, **line}, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class StageClock:
+    """Adds up wall seconds by stage; a stage entered again goes on counting."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._wall_s: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time inside, also when it ends with an exception."""
+        started_s = self._now_s()
+        try:
+            yield
+        finally:
+            self._wall_s[name] = self._wall_s.get(name, 0.0) + self._now_s() - started_s
+
+    @property
+    def wall_s(self) -> dict[str, float]:
+        """Stage -> seconds, in order of first use."""
+        return dict(self._wall_s)

@@ -1,0 +1,62 @@
+"""What a run asks of its machines, checked before Ray starts."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import ConfigError
+
+NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one folder a GPU, readable without any library
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleRequest:
+    """The processes of one role. Produced by `learners.launch`, consumed by `check_placement` and `rayward plan`."""
+
+    role: str
+    count: int
+    num_cpus: float  # for each process
+    num_gpus: float  # for each process
+    setting: str  # the configuration key that lowers the count
+
+    @property
+    def total_cpus(self) -> float:
+        return self.count * self.num_cpus
+
+    @property
+    def total_gpus(self) -> float:
+        return self.count * self.num_gpus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What this machine has."""
+
+    num_cpus: int
+    num_gpus: int
+
+
+def this_machine() -> Machine:
+    """CPUs that this process may use, and NVIDIA devices."""
+    gpus = len(list(NVIDIA_DEVICES.iterdir())) if NVIDIA_DEVICES.is_dir() else 0
+    return Machine(num_cpus=len(os.sched_getaffinity(0)), num_gpus=gpus)
+
+
+def check_placement(requests: Sequence[RoleRequest], machine: Machine) -> None:
+    """Raise `ConfigError` with one line for each resource that does not suffice."""
+    problems = []
+    for unit, available, totals in (
+        ("CPU", machine.num_cpus, [(request, request.total_cpus) for request in requests]),
+        ("GPU", machine.num_gpus, [(request, request.total_gpus) for request in requests]),
+    ):
+        needed = sum(total for _, total in totals)
+        if needed > available + 1e-9:
+            parts = " + ".join(f"{total:g} {request.role}" for request, total in totals if total)
+            largest, _ = max(totals, key=lambda pair: pair[1])
+            problems.append(
+                f"placement needs {needed:g} {unit}s ({parts}), this machine has {available}; "
+                f"lower {largest.setting} (now {largest.count}) or {unit.lower()}s of each in its num_{unit.lower()}s"
+            )
+    if problems:
+        raise ConfigError(problems)

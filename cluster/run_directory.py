@@ -1,0 +1,142 @@
+"""The folder of one run: `runs/<name>/`, owned by one process at a time, all of it plain JSON, YAML and safetensors."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+from typing_extensions import Self
+
+from cluster.atomic_file import write_atomically
+from cluster.errors import CannotResumeError, ConfigError, DataError
+from cluster.run_lock import LOCK_NAME, RunLock
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.yaml"
+SUMMARY_NAME = "summary.json"
+FOLDERS = ("trajectories", "policies", "evaluation", "tensorboard", "logs")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NEXT_STATES = {
+    "running": {"running", "completed", "failed", "interrupted"},
+    "failed": {"failed", "running"},  # running again: resumed
+    "interrupted": {"interrupted", "running"},
+    "completed": {"completed"},
+}
+
+
+class RunDirectory:
+    """Owner of a run directory; a context manager that leaves the run completed, failed or interrupted, never running."""
+
+    def __init__(self, path: Path, lock: RunLock) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(cls, runs_dir: str | Path, name: str) -> Self:
+        """Make and own `runs_dir/name`, or `name-2`, `name-3`, ... where earlier runs have the name.
+
+        Raises `RunDirectoryInUseError` if one of those runs is alive. An earlier run whose process died is marked interrupted.
+        """
+        if not NAME_PATTERN.fullmatch(name):
+            raise ConfigError(f"run name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit")
+        number = 1
+        while True:
+            path = Path(runs_dir) / (name if number == 1 else f"{name}-{number}")
+            path.mkdir(parents=True, exist_ok=True)
+            lock = RunLock(path)
+            run = cls(path, lock)
+            if _is_unused(path):
+                break
+            run._mark_dead_run()
+            lock.release()
+            number += 1
+        if number > 1:
+            logger.info("%s holds an earlier run; this one is in %s", Path(runs_dir) / name, path)
+        for folder in FOLDERS:
+            (path / folder).mkdir()
+        run.write_summary({"state": "running", "name": path.name, "started_at": _now()})
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Own an existing run directory again, to go on with it. A dead owner's lock is taken over."""
+        if not (path / SUMMARY_NAME).is_file():
+            raise DataError(f"{path} is not a run directory: it has no {SUMMARY_NAME}")
+        run = cls(path, RunLock(path))
+        try:
+            run._mark_dead_run()
+            state = run.read_summary()["state"]
+            if "running" not in NEXT_STATES[state]:
+                raise CannotResumeError(f"{path} is {state}; there is nothing to resume")
+            run.write_summary({"state": "running", "error": None})
+        except BaseException:
+            run._lock.release()
+            raise
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        """Write the resolved configuration, complete."""
+        write_atomically(self.path / CONFIG_NAME, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Set these top-level keys of summary.json and keep the others."""
+        before = read_summary(self.path) if (self.path / SUMMARY_NAME).exists() else {"state": "running"}
+        after = {**before, **values}
+        if after["state"] not in NEXT_STATES[before["state"]]:
+            raise ValueError(f"a {before['state']} run cannot become {after['state']!r}")
+        write_atomically(self.path / SUMMARY_NAME, json.dumps(after, indent=2, allow_nan=False) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        return read_summary(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self.read_summary()["state"] == "running":
+                self.write_summary({**_outcome(error), "ended_at": _now()})
+        finally:
+            self._lock.release()
+
+    def _mark_dead_run(self) -> None:
+        """We hold the lock, so a state `running` on disk is that of a process that died."""
+        if (self.path / SUMMARY_NAME).is_file() and self.read_summary()["state"] == "running":
+            self.write_summary({"state": "interrupted", "error": "the process died without a word"})
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """summary.json of the run directory `path`; needs no lock."""
+    file = path / SUMMARY_NAME
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{file}: cannot be read as JSON: {error}") from error
+    if not isinstance(summary, dict) or summary.get("state") not in NEXT_STATES:
+        raise DataError(f"{file}: has no state out of {', '.join(NEXT_STATES)}")
+    return summary
+
+
+def _is_unused(path: Path) -> bool:
+    return {entry.name for entry in path.iterdir()} <= {LOCK_NAME}
+
+
+def _outcome(error: BaseException | None) -> dict[str, Any]:
+    if error is None:
+        return {"state": "completed"}
+    state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    return {"state": state, "error": f"{type(error).__name__}: {error}"}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
