@@ -67,7 +67,7 @@ def _write_smollm2(folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=SMOLLM2_GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
-        del model.config.quantization_config  # the saved weights are ordinary floats
+        vars(model.config).pop("quantization_config", None)  # kept by some releases, but the weights are ordinary floats now
         gguf_path.unlink()
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)

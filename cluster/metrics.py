@@ -7,19 +7,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
 
 
 class MetricsLog:
     """Appends one flat object a step to a JSON-lines file and the same numbers to TensorBoard."""
 
     def __init__(self, path: Path, tensorboard_dir: Path) -> None:
-        from tensorboardX import SummaryWriter  # half a second
+        # Not tensorboardX, which imports torch; and here because it takes half a second.
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(tensorboard_dir))
+        self._writer = EventFileWriter(str(tensorboard_dir))
 
     def log(self, step: int, metrics: Mapping[str, float], *, stage: str = "") -> None:
         """Write `metrics` (`stage/quantity[_unit]`), flushed. A number that is not finite becomes null: JSON has no NaN."""
@@ -28,10 +33,10 @@ class MetricsLog:
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({**head, **line}, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        self._writer.add_event(_scalars(step, values))
 
     def close(self) -> None:
+        """Wait until both are on disk."""
         self._file.close()
         self._writer.close()
 
@@ -62,3 +67,11 @@ class StageClock:
     def wall_s(self) -> dict[str, float]:
         """Stage -> seconds, in order of first use."""
         return dict(self._wall_s)
+
+
+def _scalars(step: int, values: Mapping[str, float]) -> "Event":
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))

@@ -8,14 +8,14 @@ import secrets
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
-from cluster.errors import ConfigError
+from cluster.placement import this_machine
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_process_group_cleanup_enabled": "1",  # an engine's child processes die with the actor that started them
@@ -42,24 +42,6 @@ class RaySession:
     session_logs: Path  # Ray's own log folder on the head node
     run_logs: Path | None  # where they end up: <run>/logs/ray
     is_local: bool  # this process started the cluster
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
-def require_cpus(needed: float, parts: Sequence[tuple[str, float]]) -> None:
-    """Refuse a placement that this machine can never hold. `parts` are (section of the configuration, CPUs)."""
-    available = usable_cpus()
-    if needed <= available:
-        return
-    listed = " + ".join(f"{cpus:g} {section}" for section, cpus in parts)
-    largest = max(parts, key=lambda part: part[1])[0]
-    raise ConfigError(
-        f"placement needs {needed:g} CPUs ({listed}), this machine has {available}; "
-        f"lower {largest}.num_cpus, or the number of its processes"
-    )
 
 
 def cpu_preload() -> dict[str, str]:
@@ -100,7 +82,7 @@ def start_ray(
         _protect_token_file()
         context = ray.init(
             address="local",
-            num_cpus=usable_cpus() if num_cpus is None else num_cpus,
+            num_cpus=this_machine().num_cpus if num_cpus is None else num_cpus,
             include_dashboard=include_dashboard,
             dashboard_host="127.0.0.1",
             **quiet,

@@ -1,0 +1,290 @@
+"""A generator that samples with vLLM. Log-probabilities are in nats, under the distribution that was sampled.
+
+vLLM runs an engine process and worker processes of its own; this class only talks to them. vllm is imported where it runs.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.config import GeneratorConfig
+from actors.generator import INITIAL_CHECKSUM, HeldWeights
+from cluster.errors import ConfigError, DataError, RaywardError, WeightMismatchError
+from cluster.types import Completion, FinishReason, Prompt, PublishedWeights, SamplingParameters, Trajectory, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+GIB_BYTES = 1 << 30
+MIN_BATCHED_TOKENS = 2048  # of one CPU prefill step
+SEED_BITS = 63  # vLLM takes a signed 64-bit integer
+OPENMP_SPIN_MS = 5  # how long an idle thread of libiomp5 spins; its default of 200 starves the actors beside it
+PLUGIN_GROUP, SHM_PLUGIN = "vllm.general_plugins", "rayward_shm"
+INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
+TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
+
+TensorShapes = dict[str, tuple[int, ...]]
+
+
+class VLLMGenerator:
+    """Implements `Generator`. To be used as an async Ray actor."""
+
+    def __init__(self, model_path: str, config: GeneratorConfig) -> None:
+        """`model_path`: a Hugging Face folder with safetensors weights. Returns when the engine is up (20 to 40 s on CPU)."""
+        os.environ.update(_process_environment(config))
+        self._config = config
+        self._checksum = INITIAL_CHECKSUM
+        self._request_numbers = itertools.count()
+        self._publication = asyncio.Lock()  # one at a time
+        self._engine: AsyncLLM | None = _build_engine(model_path, config)
+        self._tensor_shapes = _folder_tensor_shapes(Path(model_path))
+        if self._engine.model_config.hf_config.tie_word_embeddings:
+            self._tensor_shapes.pop(TIED_HEAD, None)
+
+    async def ready(self) -> int:
+        """The policy version, once the engine answers."""
+        await self._running_engine().check_health()
+        return (await self.held_weights()).policy_version
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParameters) -> TrajectoryGroup:
+        """Sample i is a request of its own with its own seed; the prefix cache makes the shared prompt cheap."""
+        longest = len(prompt.token_ids) + sampling.max_completion_tokens
+        if longest > self._config.max_model_tokens:
+            raise DataError(
+                f"task {prompt.task.task_id!r}: {len(prompt.token_ids)} prompt tokens + {sampling.max_completion_tokens} for the "
+                f"completion exceed generator.max_model_tokens={self._config.max_model_tokens}; raise it or shorten the prompt"
+            )
+        completions = await asyncio.gather(
+            *(self._complete(prompt, sampling, index) for index in range(sampling.samples_per_prompt))
+        )
+        return TrajectoryGroup(
+            trajectories=tuple(
+                Trajectory(prompt=prompt, sample_index=index, completion=completion)
+                for index, completion in enumerate(completions)
+            )
+        )
+
+    async def completion_logprobs(self, token_ids: tuple[int, ...], num_prompt_tokens: int) -> tuple[float, ...]:
+        """[len(token_ids) - num_prompt_tokens] log-probabilities at temperature 1. vLLM must have room for one token more."""
+        from vllm import SamplingParams
+
+        if not 1 <= num_prompt_tokens < len(token_ids) < self._config.max_model_tokens:
+            raise DataError(
+                f"cannot score {len(token_ids)} tokens after the first {num_prompt_tokens}: need 1 <= prompt < all < "
+                f"generator.max_model_tokens={self._config.max_model_tokens}"
+            )
+        # Scores of prompt tokens skip temperature and top_p in every logprobs_mode.
+        output = await self._finished_output(token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False))
+        scored = zip(token_ids, output.prompt_logprobs or (), strict=True)
+        return tuple(
+            logprobs[token_id].logprob for token_id, logprobs in itertools.islice(scored, num_prompt_tokens, None) if logprobs
+        )
+
+    async def load_weights(self, weights: PublishedWeights) -> int:
+        """Take over published weights between requests: those running finish on the old weights, later ones see the new.
+
+        A file that is not what was published is refused before the engine is touched. A failure after that leaves weights that
+        nobody knows, so the engine is stopped and the actor must be replaced.
+        """
+        if self._config.weight_transfer != "shm":
+            raise ConfigError(f"load_weights reads a file: weight_transfer must be shm, not {self._config.weight_transfer}")
+        async with self._publication:
+            await asyncio.to_thread(self._check_published, weights)
+            try:
+                await self._replace_weights(self._running_engine(), weights)
+            except BaseException:
+                await self.shutdown()
+                raise
+            self._checksum = weights.checksum
+        return (await self.held_weights()).policy_version
+
+    async def held_weights(self) -> HeldWeights:
+        """The engine's own label of its weights, with the checksum of the file that they came from."""
+        label = await self._running_engine().get_weight_version()
+        return HeldWeights(policy_version=_version(label), checksum=self._checksum)
+
+    async def shutdown(self) -> None:
+        """Stop the engine and its processes."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+
+    def _running_engine(self) -> "AsyncLLM":
+        if self._engine is None:
+            raise RaywardError("this generator's engine was stopped; replace the actor")
+        return self._engine
+
+    async def _complete(self, prompt: Prompt, sampling: SamplingParameters, sample_index: int) -> Completion:
+        parameters = _sampling_params(sampling, _sample_seed(sampling.seed, prompt.task.task_id, sample_index))
+        output = await self._finished_output(prompt.token_ids, parameters)
+        return _completion(prompt.task.task_id, output.outputs[0])
+
+    async def _finished_output(self, token_ids: tuple[int, ...], parameters: "SamplingParams") -> "RequestOutput":
+        """Run one request to its end; the parameters ask for the final output only."""
+        from vllm.inputs import TokensPrompt
+
+        request_id = str(next(self._request_numbers))
+        last = None
+        async for output in self._running_engine().generate(
+            TokensPrompt(prompt_token_ids=list(token_ids)), parameters, request_id=request_id
+        ):
+            last = output
+        assert last is not None, "vLLM ends every request with an output"
+        return last
+
+    def _check_published(self, weights: PublishedWeights) -> None:
+        try:
+            with open(weights.path, "rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise WeightMismatchError(f"published weights of version {weights.policy_version} cannot be read: {error}") from error
+        if checksum != weights.checksum:
+            raise WeightMismatchError(
+                f"{weights.path} has sha256 {checksum}, but version {weights.policy_version} was published with "
+                f"{weights.checksum}; the generator keeps its weights"
+            )
+        shapes = _tensor_shapes(Path(weights.path))
+        if shapes != self._tensor_shapes:
+            # vLLM would keep old values, or memory that nobody wrote, for whatever is missing.
+            differing = sorted(name for name in shapes.keys() | self._tensor_shapes.keys()
+                               if shapes.get(name) != self._tensor_shapes.get(name))
+            raise WeightMismatchError(
+                f"{weights.path} does not hold this model's tensors: {len(differing)} are missing, unknown or of another shape, "
+                f"first {differing[:3]}; the generator keeps its weights"
+            )
+
+    @staticmethod
+    async def _replace_weights(engine: "AsyncLLM", weights: PublishedWeights) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await engine.pause_generation(mode="wait", clear_cache=True)  # the prefix cache belongs to the old weights
+        await engine.start_weight_update()
+        await engine.update_weights(WeightTransferUpdateRequest(update_info={"path": weights.path}))
+        await engine.finish_weight_update(weight_version=str(weights.policy_version))
+        await engine.resume_generation()
+
+
+def _process_environment(config: GeneratorConfig) -> dict[str, str]:
+    """What vLLM reads from the environment, at its import and in its processes."""
+    environment = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    }
+    if config.num_gpus:
+        return environment
+    # Bound threads of two replicas would share cores while others idle; the operating system places unbound ones.
+    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(config.num_threads)}
+    openmp = Path(sys.prefix) / "lib" / "libiomp5.so"  # of the package intel-openmp; 10 to 20 % faster
+    if openmp.is_file() and "LD_PRELOAD" not in os.environ:
+        environment |= {"LD_PRELOAD": str(openmp), "KMP_BLOCKTIME": str(OPENMP_SPIN_MS)}
+    return environment
+
+
+def _build_engine(model_path: str, config: GeneratorConfig) -> "AsyncLLM":
+    from vllm import AsyncEngineArgs
+    from vllm.config import WeightTransferConfig
+    from vllm.plugins import load_plugins_by_group
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if config.weight_transfer == "shm" and SHM_PLUGIN not in load_plugins_by_group(PLUGIN_GROUP):
+        raise ConfigError(
+            f"vLLM does not find the plugin {SHM_PLUGIN!r}; install this package (pip install -e .), and name the plugin in "
+            "VLLM_PLUGINS if that variable is set"
+        )
+    arguments = AsyncEngineArgs(
+        model=model_path,
+        dtype=config.dtype,
+        max_model_len=config.max_model_tokens,
+        max_num_seqs=config.max_num_sequences,
+        tensor_parallel_size=config.tensor_parallel_size,
+        distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else None,  # in an actor vLLM would pick ray
+        enforce_eager=config.enforce_eager,
+        logprobs_mode="processed_logprobs",
+        weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
+        disable_log_stats=True,
+        **_device_arguments(config),
+    )
+    return AsyncLLM.from_engine_args(arguments)
+
+
+def _device_arguments(config: GeneratorConfig) -> dict[str, Any]:
+    if config.num_gpus:
+        return {"gpu_memory_utilization": config.gpu_memory_utilization}
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and it would win over kv_cache_memory_bytes
+    return {
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * GIB_BYTES),
+        # A seeded request whose prompt is prefilled in chunks kills a CPU engine ("CPU Generator does not use offset").
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(MIN_BATCHED_TOKENS, config.max_model_tokens),
+    }
+
+
+def _sampling_params(sampling: SamplingParameters, seed: int) -> "SamplingParams":
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_completion_tokens,
+        seed=seed,
+        logprobs=0,  # the sampled token's only
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _sample_seed(seed: int, task_id: str, sample_index: int) -> int:
+    """The same sample draws the same numbers, whichever replica and batch it lands in."""
+    digest = hashlib.sha256(f"{seed}\0{task_id}\0{sample_index}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> (64 - SEED_BITS)
+
+
+def _completion(task_id: str, output: "CompletionOutput") -> Completion:
+    labels = [span.version for span in output.weight_versions or ()]
+    if len(labels) != 1 or output.logprobs is None:
+        raise RaywardError(f"task {task_id!r}: vLLM sampled with weights {labels}; a completion must come from one version")
+    return Completion(
+        token_ids=tuple(output.token_ids),
+        rollout_logprobs=tuple(
+            logprobs[token_id].logprob for token_id, logprobs in zip(output.token_ids, output.logprobs, strict=True)
+        ),
+        text=output.text,
+        finish_reason=_finish_reason(task_id, output.finish_reason),
+        policy_version=_version(labels[0]),
+    )
+
+
+def _finish_reason(task_id: str, reason: str | None) -> FinishReason:
+    if reason == "stop" or reason == "length":
+        return reason
+    raise RaywardError(f"task {task_id!r}: vLLM ended the request with {reason!r}; sample it again")
+
+
+def _version(label: str) -> int:
+    return 0 if label == INITIAL_LABEL else int(label)
+
+
+def _folder_tensor_shapes(folder: Path) -> TensorShapes:
+    shapes: TensorShapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        shapes |= _tensor_shapes(path)
+    if not shapes:
+        raise DataError(f"{folder}: no *.safetensors files; generators need a local Hugging Face folder with safetensors weights")
+    return shapes
+
+
+def _tensor_shapes(path: Path) -> TensorShapes:
+    """Reads the header only."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping

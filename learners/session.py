@@ -1,0 +1,94 @@
+"""What surrounds every run: its directory, its live view, its Ray, its clock, and a clean end whatever happens."""
+
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.errors import RunInterruptedError
+from cluster.metrics import MetricsLog, StageClock
+from cluster.placement import RoleRequest, check_placement, this_machine
+from cluster.progress import RunView, build_view
+from cluster.run_directory import RunDirectory
+from cluster.runtime import ray_session
+from cluster.versions import machine, versions
+from learners.config import RunConfig
+
+NOISY_LOGGERS = ("ray", "transformers", "vllm", "huggingface_hub", "matplotlib", "py.warnings")
+
+
+class Session:
+    """One run in progress. Produced by `open_session`, used by `launch`."""
+
+    def __init__(self, directory: RunDirectory, view: RunView, metrics: MetricsLog) -> None:
+        self.directory = directory
+        self.view = view
+        self.metrics = metrics
+        self._clock = StageClock()
+
+    @property
+    def path(self) -> Path:
+        return self.directory.path
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Show the stage and count its seconds; `summary.json` is up to date when it ends."""
+        try:
+            with self.view.stage(name), self._clock.stage(name):
+                yield
+        finally:
+            self.directory.write_summary({"wall_s": self._clock.wall_s})
+
+
+@contextmanager
+def open_session(config: RunConfig, *, stages: Sequence[str], requests: Sequence[RoleRequest]) -> Iterator[Session]:
+    """Check the placement, own the run directory, start Ray; stop everything at the end.
+
+    Ctrl-C and SIGTERM end in `RunInterruptedError`, after Ray is down and the summary says `interrupted`.
+    """
+    check_placement(requests, this_machine())
+    try:
+        with RunDirectory.create(config.runs_dir, config.name) as directory, _logs_to(directory.path / "logs" / "driver.log"):
+            directory.write_config({**config.model_dump(mode="json"), "name": directory.name})
+            directory.write_summary({"seed": config.seed, "versions": versions(), "machine": machine()})
+            with (
+                _terminate_as_interrupt(),
+                build_view(stages, directory.path, Console(stderr=True)) as view,
+                MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
+                ray_session(log_dir=directory.path / "logs"),
+            ):
+                yield Session(directory, view, metrics)
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM, which `ray job stop` sends, ends a run like Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _logs_to(path: Path) -> Iterator[None]:
+    """Send what libraries log in this process to a file, away from the screen."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+        handler.close()
+        logging.captureWarnings(False)
