@@ -11,10 +11,12 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from actors.fetching import PackageFile, announced, cached_folder, downloaded
 from cluster.errors import DataError, FetchError
 
+DATA_SET_NAME = "movie-reviews"
 VADER_SDIST = PackageFile(
     package="vaderSentiment",
     version="3.3.2",
@@ -51,10 +53,17 @@ class MovieReviewSplit:
     held_out: tuple[RatedSnippet, ...]
 
 
+def fetch_data_set(name: str) -> Path:
+    """Return the cached folder of a data set by the name people type."""
+    if name != DATA_SET_NAME:
+        raise DataError(f"data set {name!r} is not known; known: {DATA_SET_NAME}")
+    return fetch_movie_reviews()
+
+
 def fetch_movie_reviews() -> Path:
     """Return the cached folder with the two files of judgements, fetched the first time."""
     source = f"{VADER_SDIST.requirement} sha256:{VADER_SDIST.sha256}"
-    return cached_folder("data/movie-reviews", source=source, build=_extract_judgements)
+    return cached_folder(f"data/{DATA_SET_NAME}", source=source, build=_extract_judgements)
 
 
 def load_movie_reviews() -> tuple[RatedSnippet, ...]:
@@ -124,7 +133,7 @@ def _extract_judgements(folder: Path) -> None:
                 (folder / name).write_bytes(_member(inner, f"hutto_ICWSM_2014/{name}").read())
 
 
-def _member(archive: tarfile.TarFile, name: str):
+def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     stream = archive.extractfile(name)
     if stream is None:
         raise FetchError(f"{name} in {VADER_SDIST.requirement} is not a file")

@@ -152,8 +152,9 @@ class VLLMGenerator:
         shapes = _tensor_shapes(Path(weights.path))
         if shapes != self._tensor_shapes:
             # vLLM would keep old values, or memory that nobody wrote, for whatever is missing.
-            differing = sorted(name for name in shapes.keys() | self._tensor_shapes.keys()
-                               if shapes.get(name) != self._tensor_shapes.get(name))
+            differing = sorted(
+                name for name in shapes.keys() | self._tensor_shapes.keys() if shapes.get(name) != self._tensor_shapes.get(name)
+            )
             raise WeightMismatchError(
                 f"{weights.path} does not hold this model's tensors: {len(differing)} are missing, unknown or of another shape, "
                 f"first {differing[:3]}; the generator keeps its weights"

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 SHM_BACKEND = "shm"
@@ -58,6 +59,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        _repack_heads(self.model)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
@@ -67,3 +69,10 @@ def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
     with safe_open(path, framework="pt", device="cpu") as file:
         for name in file.keys():  # noqa: SIM118 - a safetensors file is not a mapping
             yield name, file.get_tensor(name)
+
+
+def _repack_heads(model: torch.nn.Module) -> None:
+    """A tied head gets no weights of its own, so the reload leaves the packed copy that a CPU multiplies with as it was."""
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and isinstance(module.quant_method, UnquantizedEmbeddingMethod):
+            module.quant_method.process_weights_after_loading(module)

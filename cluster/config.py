@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,7 +14,9 @@ from cluster.errors import ConfigError
 class StrictConfig(BaseModel):
     """Base of every configuration record: unknown keys are errors, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
@@ -48,7 +50,8 @@ def parse_config(schema: type[ConfigT], values: dict[str, Any], *, source: str) 
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([f"{source}: {_explain(schema, detail)}" for detail in error.errors()]) from error
+        problems = [_explain(schema, detail) for detail in error.errors() if not _is_consequence(detail)]
+        raise ConfigError([f"{source}: {problem}" for problem in problems]) from error
 
 
 def _apply_override(values: dict[str, Any], text: str) -> str | None:
@@ -95,34 +98,52 @@ def _number_or_text(text: str) -> float | str:
         return text
 
 
+def _is_consequence(detail: Any) -> bool:
+    """A list whose entries are all invalid counts as empty to pydantic; the entries' own problems are reported."""
+    return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
+
+
 def _explain(schema: type[BaseModel], detail: Any) -> str:
-    path = ".".join(str(part) for part in detail["loc"]) or "(top level)"
+    keys, section = _locate(schema, detail["loc"])
+    path = ".".join(keys) or "(top level)"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(schema, detail["loc"][:-1])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+        known = sorted({name for model in section for name in model.model_fields})
+        near = difflib.get_close_matches(keys[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{path}: unknown key; {hint}"
     if detail["type"] == "missing":
         return f"{path}: required, but not given"
     return f"{path}: {message} (got {detail['input']!r})" if detail["loc"] else message
 
 
-def _known_keys(schema: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Field names of the section at `location`; unions contribute the fields of each member."""
-    candidates: list[Any] = [schema]
+def _locate(schema: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys that lead to `location` in a file, and the records whose fields the last of them may be."""
+    keys: list[str] = []
+    section: list[type[BaseModel]] = [schema]
+    children: list[type[BaseModel]] = [schema]
     for part in location:
-        found: list[Any] = []
-        for candidate in candidates:
-            fields = getattr(candidate, "model_fields", {})
-            if part in fields:
-                found += _models_in(fields[part].annotation)
-        # A part that is no field is a list index or the tag of a union: the candidates stay.
-        candidates = found or candidates
-    return sorted({name for candidate in candidates for name in getattr(candidate, "model_fields", {})})
+        if isinstance(part, str) and len(children) > 1:
+            # pydantic names the chosen member of a union here; the file does not.
+            children = [model for model in children if _has_tag(model, part)] or children
+            continue
+        keys.append(str(part))
+        if isinstance(part, str):
+            section = children
+            children = [child for model in section if part in model.model_fields for child in _models_in(model, part)]
+    return keys, section
 
 
-def _models_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    return any(tag in get_args(field.annotation) for field in model.model_fields.values())
+
+
+def _models_in(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
+    """Every record in a field's annotation, through unions, lists and tuples."""
+    found, pending = [], [model.model_fields[field].annotation]
+    while pending:
+        annotation = pending.pop(0)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        pending += get_args(annotation)
+    return found

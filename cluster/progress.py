@@ -20,6 +20,7 @@ MIN_LINE_INTERVAL_S = 2.0
 SHOWN_METRICS = {
     "score/mean": ("reward", "{:+.2f}"),
     "policy/ref_kl_nats_per_completion": ("kl", "{:.1f} nats"),
+    "policy/version": ("policy", "v{:.0f}"),
     "reward_model/loss": ("loss", "{:.3f}"),
     "reward_model/train_accuracy": ("accuracy", "{:.1%}"),
     "rollout/completion_tokens_mean": ("length", "{:.0f} tok"),

@@ -55,7 +55,9 @@ class RunLock:
         except OSError as error:
             if error.errno not in NO_FLOCK_ERRORS:
                 raise
-            raise ConfigError(f"{directory}: its file system has no file locks; set runs_dir to a folder on another one") from error
+            raise ConfigError(
+                f"{directory}: its file system has no file locks; set runs_dir to a folder on another one"
+            ) from error
         previous = self._read_owner()
         if previous is not None and previous.host != host:
             raise RunDirectoryInUseError(

@@ -6,16 +6,18 @@ What workers need from the environment is set before `ray.init`, because the pro
 import os
 import secrets
 import shutil
-import sys
 import sysconfig
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import ray
 
 from cluster.placement import this_machine
+from cluster.preload import OPENMP_LIBRARY, TCMALLOC_LIBRARIES
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_process_group_cleanup_enabled": "1",  # an engine's child processes die with the actor that started them
@@ -28,10 +30,9 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 }
 """Defaults for every process of a cluster; a value that the user has set stays."""
 
-OPENMP_LIBRARY = Path(sys.prefix) / "lib" / "libiomp5.so"  # package intel-openmp
-TCMALLOC_LIBRARIES = tuple(
-    Path("/usr/lib") / f"{machine}-linux-gnu" / "libtcmalloc_minimal.so.4" for machine in ("x86_64", "aarch64")
-)
+
+END_TIMEOUT_S = 10.0  # an engine needs a few seconds to end by itself
+END_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +99,44 @@ def start_ray(
 
 
 def stop_ray(session: RaySession) -> None:
-    """Disconnect; end the processes of a local cluster; keep its logs with the run."""
+    """Disconnect; of a local cluster, return once every process has ended, and keep its logs with the run."""
+    processes = _cluster_processes(session) if session.is_local else []
     ray.shutdown()
+    _wait_for_end(processes)
     if session.is_local:
         _keep_logs(session)
+
+
+def _cluster_processes(session: RaySession) -> list[psutil.Process]:
+    """Ray's daemons name the session in their command line; workers and engines descend from them."""
+    session_name = session.session_logs.parent.name
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        try:
+            if any(session_name in argument for argument in child.cmdline()):
+                found += [child, *child.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _wait_for_end(processes: list[psutil.Process]) -> None:
+    """Whoever has not ended by itself in time is killed."""
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while alive := [process for process in processes if _is_alive(process)]:
+        if time.monotonic() > deadline:
+            for process in alive:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            return
+        time.sleep(END_POLL_S)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _set_environment() -> None:

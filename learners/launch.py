@@ -38,3 +38,28 @@ def run_training(config: TrainingRunConfig) -> Path:
     with open_session(config, stages=POLICY_STAGES, requests=role_requests(config)) as session:
         align_policy(session, config)
     return session.path
+
+
+def align_policy(session: Session, config: PPORunConfig) -> None:
+    """PPO on `config.task` against `config.scorers`, evaluated before and after on held-out prompts."""
+    start_policy = resolve_model(config.model)
+    train_prompts, held_out_prompts = _prompts(session, config, start_policy)
+    with ExitStack() as stack:
+        with session.stage("start"):
+            parts = _start(stack, session, config, start_policy)
+            _check_logprob_contract(parts, held_out_prompts[: config.evaluation.num_prompts], config)
+        evaluator = Evaluator(
+            prompts=held_out_prompts[: config.evaluation.num_prompts],
+            rollouts=parts.rollouts,
+            scoring=parts.scoring,
+            learner=parts.learner,
+            second_judge=REWARD_FUNCTIONS["vader"],
+            sampling=_sampling(config, config.evaluation.samples_per_prompt, derive_seed(config.seed, "evaluation")),
+        )
+        _evaluate(session, evaluator, "before")
+        with session.stage("ppo"):
+            _train(session, config, parts, train_prompts)
+        _evaluate(session, evaluator, "after")
+        with session.stage("report"):
+            parts.learner.export(session.path / "policies")
+            write_report(session.path)

@@ -1,9 +1,9 @@
 """Settings of the endpoint."""
 
 import ipaddress
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
-from typing_extensions import Self
 
 from actors.config import DType
 from cluster.config import StrictConfig
@@ -17,7 +17,7 @@ class ServeConfig(StrictConfig):
     model_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The name clients ask for; None is the run's name, or the folder's where it belongs to no run."""
     host: str = "127.0.0.1"
-    """Loopback only: there is no authentication yet."""
+    """An IPv4 loopback address or localhost: there is no authentication yet."""
     port: int = Field(8000, ge=0, le=65535)
     """0 picks a free one."""
     num_replicas: int = Field(1, ge=1)
@@ -30,7 +30,7 @@ class ServeConfig(StrictConfig):
     tensor_parallel_size: int = Field(1, ge=1)
     """Devices over which one replica splits the model."""
     dtype: DType = "bfloat16"
-    max_model_tokens: int = Field(1024, ge=2)
+    max_model_tokens: int = Field(512, ge=2)
     """Longest prompt + completion; a request beyond it is answered 400."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """Memory for the key-value cache of a CPU engine."""
@@ -38,7 +38,7 @@ class ServeConfig(StrictConfig):
     """Share of a GPU's memory that an engine takes."""
     max_ongoing_requests: int = Field(64, ge=1)
     """Requests that one replica works on at the same time."""
-    max_queued_requests: int = Field(256, ge=0)
+    max_queued_requests: int = Field(256, ge=1)
     """Requests that wait for a free replica; the next one is refused with 503 at once."""
     request_timeout_s: float = Field(300.0, gt=0)
     """Wall time after which an unanswered request is cancelled."""
@@ -63,6 +63,6 @@ class ServeConfig(StrictConfig):
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.IPv4Address(host).is_loopback
     except ValueError:
         return host == "localhost"

@@ -28,7 +28,9 @@ def resolve_policy(model: str) -> PolicyFolder:
     if not policies.is_dir():
         missing = _missing_parts(path)
         if missing:
-            raise DataError(f"{path} is no policy folder: it has no {', '.join(missing)}; nor is it a run directory with policies/")
+            raise DataError(
+                f"{path} is no policy folder: it has no {', '.join(missing)}; nor is it a run directory with policies/"
+            )
         return PolicyFolder(path=path, name=_run_name(path))
     complete = [folder for _, folder in sorted(_versions(policies)) if not _missing_parts(folder)]
     if not complete:

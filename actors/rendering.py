@@ -1,0 +1,80 @@
+"""From tasks to token ids. The only caller of a chat template; a prompt is never cut."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from actors.config import TaskConfig
+from cluster.errors import DataError
+from cluster.types import Prompt, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("rayward")
+
+PromptFormat = Literal["plain", "chat"]
+
+
+class PromptTooLongError(DataError):
+    """A rendered prompt has more tokens than the settings allow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedPrompts:
+    """The prompts of a task set. Produced by `render_prompts`, consumed by the driver and by evaluation."""
+
+    prompts: tuple[Prompt, ...]
+    num_dropped: int  # tasks left out because they were too long
+
+
+def render_prompts(tasks: Iterable[Task], tokenizer: "PreTrainedTokenizerBase", *, task_config: TaskConfig) -> RenderedPrompts:
+    """Render every task; a prompt that is too long is an error, or left out and counted, as `task_config.overlong` says."""
+    prompts: list[Prompt] = []
+    num_dropped = 0
+    for task in tasks:
+        try:
+            prompt = render_prompt(
+                task, tokenizer, prompt_format=task_config.prompt_format, max_prompt_tokens=task_config.max_prompt_tokens
+            )
+        except PromptTooLongError:
+            if task_config.overlong == "error":
+                raise
+            num_dropped += 1
+            continue
+        prompts.append(prompt)
+    if num_dropped:
+        logger.warning("left out %d prompts longer than max_prompt_tokens=%d", num_dropped, task_config.max_prompt_tokens)
+    if not prompts:
+        raise DataError(f"no prompts are left ({num_dropped} were too long); raise max_prompt_tokens={task_config.max_prompt_tokens}")
+    return RenderedPrompts(prompts=tuple(prompts), num_dropped=num_dropped)
+
+
+def render_prompt(
+    task: Task, tokenizer: "PreTrainedTokenizerBase", *, prompt_format: PromptFormat, max_prompt_tokens: int
+) -> Prompt:
+    """Render one task. plain: its messages' texts, one a line, to be continued. chat: through the model's chat template."""
+    token_ids = _plain_token_ids(task, tokenizer) if prompt_format == "plain" else _chat_token_ids(task, tokenizer)
+    if len(token_ids) > max_prompt_tokens:
+        raise PromptTooLongError(
+            f"task {task.task_id!r} renders to {len(token_ids)} tokens, max_prompt_tokens={max_prompt_tokens}; "
+            "raise max_prompt_tokens, shorten the task, or set overlong=drop"
+        )
+    return Prompt(task=task, text=tokenizer.decode(token_ids), token_ids=tuple(token_ids))
+
+
+def _plain_token_ids(task: Task, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    return tokenizer("\n".join(message.content for message in task.messages))["input_ids"]
+
+
+def _chat_token_ids(task: Task, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    from jinja2.exceptions import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise DataError("this model's tokenizer has no chat template; set prompt_format=plain or use an instruct model")
+    messages = [{"role": message.role, "content": message.content} for message in task.messages]
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    except TemplateError as error:
+        raise DataError(f"task {task.task_id!r} does not fit the model's chat template: {error}; change its messages") from error

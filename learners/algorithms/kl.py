@@ -1,0 +1,26 @@
+"""Per-token estimators of KL(policy || reference) from one sampled token, in nats.
+
+x = log policy - log reference, of a token drawn from the policy. k1 and k3 are unbiased; k3 is never negative;
+k2 is biased but its gradient is that of the KL. Source: J. Schulman, "Approximating KL Divergence" (2020).
+"""
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0  # exp of more overflows half precision and says nothing new
+
+
+def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """x. The one to use inside a reward."""
+    return logprobs - ref_logprobs
+
+
+def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """x^2 / 2. The one to use as a loss."""
+    return (logprobs - ref_logprobs).square() / 2
+
+
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """exp(-x) - 1 + x. The one to report: low variance, no negative values."""
+    log_ratio = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.expm1(log_ratio) - log_ratio

@@ -1,0 +1,100 @@
+"""Log-probabilities of given tokens without ever holding all logits.
+
+Shapes: N positions, C positions of one chunk, D hidden units, V vocabulary. Nats. logits = hidden @ weight.T / temperature.
+Only one [C, V] block exists at a time, in the forward and, recomputed, in the backward pass. Matrix products run in
+`compute_dtype`; the softmax and all sums run in float32 (float64 for float64 inputs).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def gather_logprobs(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    temperature: float,
+    chunk_tokens: int,
+    compute_dtype: torch.dtype,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """(log-probability of each target [N], entropy of each position's distribution [N] or None), both with gradient."""
+    logprobs_N, entropy_N = _GatherLogprobs.apply(
+        hidden_ND, weight_VD, targets_N, temperature, chunk_tokens, compute_dtype, with_entropy
+    )
+    return logprobs_N, entropy_N if with_entropy else None
+
+
+class _GatherLogprobs(torch.autograd.Function):
+    """d logprob / d logits = onehot - p;  d entropy / d logits = -p * (log p + entropy)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        temperature: float,
+        chunk_tokens: int,
+        compute_dtype: torch.dtype,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        sum_dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+        weight = weight_VD.to(compute_dtype)
+        log_normalizer_N = torch.empty(len(targets_N), dtype=sum_dtype, device=hidden_ND.device)
+        logprobs_N = torch.empty_like(log_normalizer_N)
+        entropy_N = torch.zeros_like(log_normalizer_N)
+        for part in _chunks(len(targets_N), chunk_tokens):
+            logits_CV = _logits(hidden_ND[part], weight, temperature, sum_dtype)
+            target_logits_C = logits_CV.gather(1, targets_N[part, None]).squeeze(1)
+            # log_softmax is one fused kernel; logsumexp would write the block several times.
+            log_p_CV = torch.log_softmax(logits_CV, dim=-1)
+            logprobs_N[part] = log_p_CV.gather(1, targets_N[part, None]).squeeze(1)
+            log_normalizer_N[part] = target_logits_C - logprobs_N[part]
+            if with_entropy:
+                entropy_N[part] = -(log_p_CV.exp() * log_p_CV).sum(dim=-1)
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, log_normalizer_N, entropy_N)
+        ctx.settings = (temperature, chunk_tokens, compute_dtype, with_entropy)
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad_logprobs_N, grad_entropy_N = grad_outputs
+        hidden_ND, weight_VD, targets_N, log_normalizer_N, entropy_N = ctx.saved_tensors
+        temperature, chunk_tokens, compute_dtype, with_entropy = ctx.settings
+        weight = weight_VD.to(compute_dtype)
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_weight_VD = torch.zeros_like(weight_VD)
+        for part in _chunks(len(targets_N), chunk_tokens):
+            log_p_CV = _logits(hidden_ND[part], weight, temperature, log_normalizer_N.dtype).sub_(log_normalizer_N[part, None])
+            grad_logprobs_C1 = grad_logprobs_N[part, None] / temperature
+            if with_entropy:
+                p_CV = log_p_CV.exp()
+                spread_CV = p_CV * log_p_CV.add_(entropy_N[part, None])
+                grad_logits_CV = -(p_CV * grad_logprobs_C1) - spread_CV * (grad_entropy_N[part, None] / temperature)
+                grad_logits_CV.scatter_add_(1, targets_N[part, None], grad_logprobs_C1.to(grad_logits_CV.dtype))
+                scale_C1 = torch.ones_like(grad_logprobs_C1)
+            else:
+                # The gradient of a position is one number times (onehot - p): scaling [C, D] is cheaper than scaling [C, V].
+                grad_logits_CV = log_p_CV.exp_().neg_()
+                grad_logits_CV.scatter_add_(1, targets_N[part, None], torch.ones_like(grad_logprobs_C1))
+                scale_C1 = grad_logprobs_C1
+            block = grad_logits_CV.to(compute_dtype)
+            grad_hidden_ND[part] = ((block @ weight).to(scale_C1.dtype) * scale_C1).to(hidden_ND.dtype)
+            grad_weight_VD += block.t() @ (hidden_ND[part] * scale_C1).to(compute_dtype)
+        return grad_hidden_ND, grad_weight_VD, None, None, None, None, None
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor, temperature: float, sum_dtype: torch.dtype) -> Tensor:
+    """Fresh [C, V] block that the caller may overwrite."""
+    logits_CV = (hidden_CD.to(weight_VD.dtype) @ weight_VD.t()).to(sum_dtype)
+    return logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
+
+
+def _chunks(num_positions: int, chunk_tokens: int) -> list[slice]:
+    return [slice(start, min(start + chunk_tokens, num_positions)) for start in range(0, num_positions, chunk_tokens)]

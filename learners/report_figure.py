@@ -1,0 +1,307 @@
+"""The figure of a run: what was learned, at what cost in KL, and where the time went."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from learners.evaluation import POSITIVE_COMPOUND, EvaluatedCompletion
+from learners.report_data import ReportData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DOTS_PER_INCH = 150
+PANEL_INCHES = (4.6, 3.3)
+NUM_COLUMNS = 3
+NUM_BINS = 18
+HEADROOM = 1.35  # of a bar or a mean line, for the legend above it
+STAGE_SERIES = {  # metric in seconds -> label
+    "time/generate_s": "generate",
+    "time/score_s": "score",
+    "time/prepare_s": "prepare",
+    "time/update_s": "update",
+    "time/publish_s": "publish",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Theme:
+    """Colours of one figure; series colours tell apart also without full colour vision (after Okabe and Ito)."""
+
+    background: str
+    ink: str
+    faint: str
+    grid: str
+    before: str
+    after: str
+    accent: str
+    stages: tuple[str, ...]  # one for each of STAGE_SERIES
+
+
+LIGHT = Theme(
+    background="#ffffff",
+    ink="#1f2933",
+    faint="#667380",
+    grid="#e3e7eb",
+    before="#8a97a5",
+    after="#0b6fb8",
+    accent="#d0680b",
+    stages=("#0b6fb8", "#56b4e9", "#b9c3cd", "#d0680b", "#009e73"),
+)
+DARK = Theme(
+    background="#171b20",
+    ink="#e6eaee",
+    faint="#9aa7b3",
+    grid="#2c333a",
+    before="#8a97a5",
+    after="#58b4f0",
+    accent="#f0a04b",
+    stages=("#3b8fd0", "#7cc8f2", "#5d6873", "#e08a35", "#2bbd92"),
+)
+Panel = Callable[["Axes", ReportData, Theme], bool]
+
+
+def draw_figure(data: ReportData, theme: Theme) -> bytes:
+    """The figure as PNG: 2 x 3 panels, and 3 x 3 where a reward model was trained. Panels without data say so."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels: list[Panel] = [_draw_score, _draw_kl, _draw_lengths, _draw_scores_before_after, _draw_second_judge, _draw_times]
+    if data.series("reward_model/train_accuracy")[0]:
+        panels = [_draw_reward_model, *panels[:2], _draw_score_over_kl, _draw_update_health, *panels[2:]]
+    num_rows = len(panels) // NUM_COLUMNS
+    with rc_context(_style(theme)):
+        figure = Figure(
+            figsize=(PANEL_INCHES[0] * NUM_COLUMNS, PANEL_INCHES[1] * num_rows), dpi=DOTS_PER_INCH, layout="constrained"
+        )
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
+        for axes, panel in zip(figure.subplots(num_rows, NUM_COLUMNS).flat, panels, strict=True):
+            if not panel(axes, data, theme):
+                axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color=theme.faint)
+                axes.set(xticks=[], yticks=[])
+        buffer = BytesIO()
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": "rayward"})
+    return buffer.getvalue()
+
+
+def _style(theme: Theme) -> dict[str, object]:
+    return {
+        "font.size": 9.5,
+        "font.family": "DejaVu Sans",
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.faint,
+        "axes.edgecolor": theme.grid,
+        "axes.facecolor": theme.background,
+        "figure.facecolor": theme.background,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 9,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": theme.grid,
+        "grid.linewidth": 0.8,
+        "xtick.color": theme.faint,
+        "ytick.color": theme.faint,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+        "lines.linewidth": 2.0,
+    }
+
+
+def _draw_score(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+    axes.set_title("Reward while training")
+    steps, means = data.series("score/mean")
+    if not steps:
+        return False
+    std_steps, stds = data.series("score/std")
+    if std_steps == steps:
+        low, high = np.subtract(means, stds), np.add(means, stds)
+        axes.fill_between(steps, low, high, color=theme.after, alpha=0.16, lw=0, label="\N{PLUS-MINUS SIGN} 1 std of completions")
+    _curve(axes, steps, means, theme.after, "mean")
+    axes.set(xlabel="step", ylabel="score")
+    axes.legend(loc="upper left")
+    axes.margins(y=0.18)
+    return True
+
+
+def _draw_kl(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+    axes.set_title("Distance from the start")
+    steps, values = data.series("policy/ref_kl_nats_per_completion")
+    if not steps:
+        return False
+    _curve(axes, steps, values, theme.accent, "KL(policy, reference)")
+    axes.axhline(0, color=theme.faint, lw=0.8)
+    axes.set(xlabel="step", ylabel="nats per completion")
+    return True
+
+
+def _draw_score_over_kl(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+    axes.set_title("Reward for the KL spent")
+    scores = dict(zip(*data.series("score/mean"), strict=True))
+    kls = dict(zip(*data.series("policy/ref_kl_nats_per_completion"), strict=True))
+    steps = [step for step in scores if step in kls]
+    if not steps:
+        return False
+    axes.plot([kls[step] for step in steps], [scores[step] for step in steps], color=theme.grid, lw=1.2, zorder=1)
+    colours = [(theme.after, 0.25 + 0.75 * (index + 1) / len(steps)) for index in range(len(steps))]  # later is darker
+    axes.scatter([kls[step] for step in steps], [scores[step] for step in steps], c=colours, s=26, zorder=2)
+    for step in {steps[0], steps[-1]}:
+        axes.annotate(
+            f"step {step}", (kls[step], scores[step]), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8.5
+        )
+    axes.margins(x=0.12, y=0.18)
+    axes.set(xlabel="nats per completion", ylabel="score")
+    return True
+
+
+def _draw_lengths(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+    axes.set_title("Completion length")
+    steps, means = data.series("rollout/completion_tokens_mean")
+    if not steps:
+        return False
+    band = data.lengths
+    if band.steps:
+        axes.fill_between(
+            band.steps,
+            band.low_tokens,
+            band.high_tokens,
+            color=theme.stages[4],
+            alpha=0.16,
+            lw=0,
+            label="10th to 90th percentile",
+        )
+    _curve(axes, steps, means, theme.stages[4], "mean")
+    top = max([*means, *band.high_tokens])
+    axes.set(xlabel="step", ylabel="tokens", ylim=(0, top * HEADROOM))
+    axes.legend(loc="upper left")
+    return True
+
+
+def _draw_scores_before_after(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+    axes.set_title("Held-out score, before and after")
+    drawn = _histograms(axes, data, theme, lambda sample: sample.score, "{mean:+.2f}")
+    axes.set(xlabel="score of one completion", ylabel="share of completions")
+    return drawn
+
+
+def _draw_second_judge(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+    axes.set_title("Second judge: VADER sentiment")
+    drawn = _histograms(axes, data, theme, lambda sample: sample.vader_compound, "{positive:.0%} positive")
+    if drawn:
+        axes.axvline(POSITIVE_COMPOUND, ymax=1 / HEADROOM, color=theme.faint, lw=0.9, ls=":")
+        axes.set_xticks((-1, -0.5, 0, 0.5, 1))
+    axes.set(xlabel=f"compound of one completion (positive: above {POSITIVE_COMPOUND:g})", ylabel="share of completions")
+    return drawn
+
+
+def _draw_times(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+    axes.set_title("Wall time of a step")
+    steps = sorted({line["step"] for line in data.metrics if line.get("time/generate_s") is not None})
+    if not steps:
+        return False
+    bottoms = np.zeros(len(steps))
+    for (name, label), colour in zip(STAGE_SERIES.items(), theme.stages, strict=True):
+        seconds_by_step = dict(zip(*data.series(name), strict=True))
+        seconds = np.array([seconds_by_step.get(step, 0.0) for step in steps])
+        if seconds.any():
+            axes.bar(steps, seconds, bottom=bottoms, width=0.82, color=colour, lw=0, label=f"{label} {seconds.mean():.1f} s")
+        bottoms += seconds
+    axes.set(xlabel="step", ylabel="seconds", ylim=(0, bottoms.max() * 1.5))
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", ncols=2, columnspacing=1.2, handlelength=1.0)
+    return True
+
+
+def _draw_reward_model(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+    from matplotlib.ticker import PercentFormatter
+
+    axes.set_title("Reward model: pairs in the right order")
+    steps, values = data.series("reward_model/train_accuracy")
+    if not steps:
+        return False
+    axes.plot(steps, values, color=theme.after, lw=0.9, alpha=0.4)
+    smooth = _running_mean(values)
+    axes.plot(steps, smooth, color=theme.after, label="training batches")
+    found = data.summary.get("reward_model", {})
+    if "human_agreement" in found:
+        axes.axhline(
+            found["human_agreement"], color=theme.accent, ls="--", lw=1.4, label=f"one human {found['human_agreement']:.0%}"
+        )
+    if "accuracy" in found:
+        axes.plot(
+            steps[-1], found["accuracy"], "o", color=theme.ink, ms=7, label=f"held out {found['accuracy']:.0%}", clip_on=False
+        )
+    axes.axhline(0.5, color=theme.faint, ls=":", lw=1.2, label="chance")
+    axes.set(xlabel="reward-model step", ylabel="share of pairs", ylim=(min(0.25, *values), 1.02))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.legend(loc="lower right", ncols=2, columnspacing=1.2)
+    return True
+
+
+def _draw_update_health(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+    axes.set_title("Health of the updates")
+    curves = (
+        ("value/explained_variance", "critic: explained variance", theme.after),
+        ("policy/clip_frac", "clipped share of tokens", theme.accent),
+        ("policy/approx_kl", "KL of one update, nats per token", theme.stages[4]),
+    )
+    drawn = False
+    for name, label, colour in curves:
+        steps, values = data.series(name)
+        if steps:
+            _curve(axes, steps, np.clip(values, -1, None).tolist(), colour, label)
+            drawn = True
+    if drawn:
+        low, high = axes.get_ylim()
+        axes.set(xlabel="step", ylim=(low, high + 0.45 * (high - low)))
+        axes.legend(loc="upper left")
+    return drawn
+
+
+def _curve(axes: "Axes", steps: list[int], values: list[float], colour: str, label: str) -> None:
+    """A line; with a single step a dot, which a line would not show."""
+    axes.plot(steps, values, color=colour, label=label, marker="o", ms=3.2 if len(steps) <= 60 else 0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _running_mean(values: list[float]) -> list[float]:
+    """Mean over the latest tenth of the curve so far, at least one value."""
+    window = max(1, len(values) // 10)
+    return [float(np.mean(values[max(0, end - window) : end])) for end in range(1, len(values) + 1)]
+
+
+def _histograms(
+    axes: "Axes", data: ReportData, theme: Theme, value_of: Callable[[EvaluatedCompletion], float], label: str
+) -> bool:
+    """Both policies over the same bins, as shares of their completions; `label` may use {mean} and {positive}."""
+    from matplotlib.ticker import PercentFormatter
+
+    sets = [("before", data.before_samples, data.before, theme.before), ("after", data.after_samples, data.after, theme.after)]
+    values = [value_of(sample) for _, samples, _, _ in sets for sample in samples]
+    if not values:
+        return False
+    bins = np.histogram_bin_edges(values, bins=NUM_BINS)
+    top = 0.0
+    for name, samples, result, colour in sets:
+        if result is None:
+            continue
+        points = [value_of(sample) for sample in samples]
+        mean = float(np.mean(points))
+        shares, _ = np.histogram(points, bins=bins)
+        shares = shares / len(points)
+        found = label.format(mean=mean, positive=result.positive_frac)
+        axes.stairs(shares, bins, fill=True, color=colour, alpha=0.30)
+        axes.stairs(shares, bins, color=colour, lw=1.6, label=f"{name}: {found}")
+        axes.axvline(mean, ymax=1 / HEADROOM, color=colour, ls="--", lw=1.3)
+        top = max(top, float(shares.max()))
+    axes.set_ylim(0, top * HEADROOM)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.legend(loc="upper left")
+    return True

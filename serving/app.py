@@ -1,0 +1,181 @@
+"""The life of an endpoint: check, start, wait until it answers, stop without leaving a process behind."""
+
+import json
+import logging
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Final
+
+import ray
+
+from cluster.errors import ConfigError, RaywardError
+from cluster.placement import RoleRequest, check_placement, this_machine
+from cluster.runtime import RaySession, start_ray, stop_ray
+from serving.config import ServeConfig
+from serving.policy_folder import PolicyFolder, check_max_model_tokens, resolve_policy
+
+logger = logging.getLogger("rayward")
+
+APP_NAME: Final = "rayward"
+POLL_INTERVAL_S = 0.5
+PROGRESS_INTERVAL_S = 15.0
+
+
+class ServedPolicy:
+    """A policy behind HTTP. Made by `serve_policy`; `stop` ends it and, where it started Ray, Ray as well."""
+
+    def __init__(self, *, base_url: str, model_id: str, policy: PolicyFolder, ray_session: RaySession | None) -> None:
+        self.base_url = base_url  # http://127.0.0.1:8000; OpenAI clients take base_url + "/v1"
+        self.model_id = model_id
+        self.policy = policy
+        self._ray_session = ray_session
+
+    def wait_ready(self, *, timeout_s: float, report: Callable[[float], None] | None = None) -> None:
+        """Return once `/health` answers 200. `report` hears the seconds waited, now and then."""
+        started = reported = time.monotonic()
+        while not self.is_healthy():
+            self.raise_if_failed()
+            now = time.monotonic()
+            if now - started > timeout_s:
+                raise RaywardError(
+                    f"the endpoint did not answer within {timeout_s:g} s; see {self._where_logs_are()}, or raise start_timeout_s"
+                )
+            if report is not None and now - reported >= PROGRESS_INTERVAL_S:
+                report(now - started)
+                reported = now
+            time.sleep(POLL_INTERVAL_S)
+
+    def is_healthy(self) -> bool:
+        """Whether `/health` answers 200."""
+        try:
+            with urllib.request.urlopen(f"{self.base_url}/health", timeout=10) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):  # not listening yet, no route yet, 503
+            return False
+
+    def stop(self) -> None:
+        """End the endpoint: every replica with its engine, the proxy, and Ray if it was started here."""
+        from ray import serve
+
+        if ray.is_initialized():
+            serve.shutdown()
+        if self._ray_session is not None:
+            stop_ray(self._ray_session)
+
+    def raise_if_failed(self) -> None:
+        """Raise `RaywardError` if Serve has given the policy up."""
+        from ray import serve
+        from ray.serve.schema import ApplicationStatus
+
+        application = serve.status().applications.get(APP_NAME)
+        if application is None or application.status != ApplicationStatus.DEPLOY_FAILED:
+            return
+        messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
+        raise RaywardError(
+            f"the policy in {self.policy.path} could not be served: {_cause(messages)}; see {self._where_logs_are()}"
+        )
+
+    def _where_logs_are(self) -> str:
+        return f"{self._ray_session.session_logs}/serve" if self._ray_session else "Ray's logs, folder serve"
+
+
+def serve_policy(config: ServeConfig, *, start: Callable[[], RaySession] = start_ray) -> ServedPolicy:
+    """Put a policy behind HTTP and return at once; `wait_ready` waits for it.
+
+    Everything that can be refused is refused before Ray starts. Ray is started with `start` where this process has none.
+    """
+    policy = resolve_policy(config.model)
+    check_max_model_tokens(policy, config.max_model_tokens)
+    port = _available_port(config.host, config.port)
+    model_id = config.model_id or policy.name
+    ray_session = None
+    if not ray.is_initialized():
+        _check_local_placement(config)
+        logger.info("starting Ray, then an engine for %s ...", policy.path)
+        ray_session = start()
+    served = ServedPolicy(
+        base_url=f"http://{config.host}:{port}",
+        model_id=model_id,
+        policy=policy,
+        ray_session=ray_session,
+    )
+    try:
+        _deploy(config, served, port)
+    except BaseException:
+        served.stop()
+        raise
+    return served
+
+
+def serve_until_interrupted(config: ServeConfig) -> None:
+    """Serve until Ctrl-C, which is raised again once no process is left."""
+    served = serve_policy(config)
+    try:
+        served.wait_ready(
+            timeout_s=config.start_timeout_s, report=lambda seconds: logger.info("... still loading after %.0f s", seconds)
+        )
+        logger.info("%s", _ready_message(served))
+        while True:
+            time.sleep(PROGRESS_INTERVAL_S)
+            served.raise_if_failed()
+    finally:
+        logger.info("stopping ...")
+        served.stop()
+
+
+def _deploy(config: ServeConfig, served: ServedPolicy, port: int) -> None:
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from serving.deployment import QUIET, build_app
+
+    for name in ("ray", "ray.serve"):  # their handlers write to this terminal; the log files keep everything
+        logging.getLogger(name).setLevel(logging.ERROR)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s),
+        logging_config=QUIET,
+    )
+    target = serve.RunTarget(target=build_app(config, served.policy, served.model_id), name=APP_NAME, logging_config=QUIET)
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def _available_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises `ConfigError` where another program listens on it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} on {host}: {error.strerror}; choose another with --port, or 0 for a free one"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _check_local_placement(config: ServeConfig) -> None:
+    replicas = RoleRequest(
+        role="serve",
+        count=config.num_replicas,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        setting="num_replicas",
+    )
+    check_placement([replicas], this_machine())
+
+
+def _cause(messages: list[str]) -> str:
+    """The last line of the longest message: Serve hands over whole tracebacks."""
+    lines = [line.strip() for line in max(messages, key=len).splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+def _ready_message(served: ServedPolicy) -> str:
+    body = json.dumps({"model": served.model_id, "messages": [{"role": "user", "content": "Hello!"}]})
+    return (
+        f"{served.model_id} answers at {served.base_url}/v1 (OpenAI API); Ctrl-C stops it. Try\n"
+        f"  curl {served.base_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    )

@@ -1,0 +1,95 @@
+"""The Ray Serve application of one policy: engine replicas behind one front door."""
+
+from typing import Any
+
+from ray import serve
+
+# Ray's own example builds model cards with this function; the public module has no other way.
+from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
+from ray.serve.llm import LLMConfig, build_llm_deployment
+from ray.serve.schema import LoggingConfig
+
+from cluster.runtime import WORKER_ENVIRONMENT, cpu_preload
+from serving.config import ServeConfig
+from serving.ingress import build_ingress_class
+from serving.policy_folder import PolicyFolder
+
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+BYTES_PER_GIB = 2**30
+MIN_BATCHED_TOKENS = 2048  # several short prompts are prefilled in one step
+
+
+def build_app(config: ServeConfig, policy: PolicyFolder, model_id: str) -> serve.Application:
+    """Bind the engine replicas and the front door."""
+    llm_config = _llm_config(config, policy, model_id)
+    ingress = serve.deployment(
+        build_ingress_class(),
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},  # it only passes text along
+        max_ongoing_requests=config.max_ongoing_requests * config.num_replicas,
+        max_queued_requests=config.max_queued_requests,
+    )
+    return ingress.bind(
+        llm_deployments={model_id: build_llm_deployment(llm_config)},
+        model_cards={model_id: to_model_metadata(model_id, llm_config)},
+    )
+
+
+def _llm_config(config: ServeConfig, policy: PolicyFolder, model_id: str) -> LLMConfig:
+    return LLMConfig(
+        model_loading_config={"model_id": model_id, "model_source": str(policy.path)},
+        accelerator_config={"kind": "gpu" if config.num_gpus else "cpu"},
+        # The replica's actor shares the first bundle, so it reserves nothing of its own.
+        placement_group_config={"bundles": _bundles(config)},
+        deployment_config={
+            "num_replicas": config.num_replicas,
+            "max_ongoing_requests": config.max_ongoing_requests,
+            "max_constructor_retry_count": 1,  # a folder that does not load will not load the second time
+            "ray_actor_options": {"num_cpus": 0},
+        },
+        engine_kwargs=_engine_arguments(config),
+        runtime_env={"env_vars": _engine_environment(config)},
+    )
+
+
+def _bundles(config: ServeConfig) -> list[dict[str, float]]:
+    """Resources of one replica, one bundle a device."""
+    devices = config.tensor_parallel_size
+    bundle = {"CPU": config.num_cpus / devices}
+    if config.num_gpus:
+        bundle["GPU"] = config.num_gpus / devices
+    return [dict(bundle) for _ in range(devices)]
+
+
+def _engine_arguments(config: ServeConfig) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_tokens,
+        "tensor_parallel_size": config.tensor_parallel_size,
+    }
+    if config.num_gpus:
+        return {**arguments, "gpu_memory_utilization": config.gpu_memory_utilization}
+    return {
+        **arguments,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * BYTES_PER_GIB),
+        # vLLM's CPU engine dies of a client's `seed` if that request's prompt is prefilled in chunks.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(config.max_model_tokens, MIN_BATCHED_TOKENS),
+    }
+
+
+def _engine_environment(config: ServeConfig) -> dict[str, str]:
+    environment = {
+        **WORKER_ENVIRONMENT,
+        "HF_HUB_OFFLINE": "1",  # the policy is a local folder
+        "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
+    }
+    if config.num_gpus:
+        return environment
+    return {
+        **environment,
+        **cpu_preload(),
+        "OMP_NUM_THREADS": str(config.num_threads),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # replicas would otherwise be pinned to the same cores
+    }

@@ -1,0 +1,60 @@
+"""Rendering: token ids, the chat template, and prompts that are too long."""
+
+from dataclasses import replace
+
+import pytest
+
+from actors.config import JsonlTaskConfig
+from actors.rendering import PromptTooLongError, render_prompt, render_prompts
+from actors.tiny_model import byte_tokenizer
+from cluster.errors import DataError
+from cluster.types import Message, Task
+
+TOKENIZER = byte_tokenizer()
+HELLO = Task(task_id="t/hello", messages=(Message(role="user", content="hello"),))
+LONG = Task(task_id="t/long", messages=(Message(role="user", content="x" * 50),))
+
+
+def test_plain_is_the_text_itself() -> None:
+    prompt = render_prompt(HELLO, TOKENIZER, prompt_format="plain", max_prompt_tokens=5)
+    assert prompt.text == "hello" and len(prompt.token_ids) == 5 and prompt.task is HELLO
+
+
+def test_plain_puts_messages_on_lines() -> None:
+    task = replace(HELLO, messages=(Message(role="system", content="a"), Message(role="user", content="b")))
+    assert render_prompt(task, TOKENIZER, prompt_format="plain", max_prompt_tokens=5).text == "a\nb"
+
+
+def test_chat_goes_through_the_template() -> None:
+    prompt = render_prompt(HELLO, TOKENIZER, prompt_format="chat", max_prompt_tokens=64)
+    assert prompt.text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt.token_ids.count(TOKENIZER.eos_token_id) == 1  # special tokens are one id, not spelled out
+
+
+def test_too_long_is_an_error_that_says_how_long() -> None:
+    with pytest.raises(PromptTooLongError, match="'t/hello' renders to 5 tokens, max_prompt_tokens=4.*overlong=drop"):
+        render_prompt(HELLO, TOKENIZER, prompt_format="plain", max_prompt_tokens=4)
+
+
+def test_overlong_prompts_are_dropped_and_counted_or_refused() -> None:
+    config = JsonlTaskConfig(path="unused", prompt_format="plain", max_prompt_tokens=10, overlong="drop")
+    rendered = render_prompts([HELLO, LONG, HELLO], TOKENIZER, task_config=config)
+    assert ([prompt.task for prompt in rendered.prompts], rendered.num_dropped) == ([HELLO, HELLO], 1)
+    with pytest.raises(DataError, match=r"no prompts are left \(1 were too long\)"):
+        render_prompts([LONG], TOKENIZER, task_config=config)
+    with pytest.raises(PromptTooLongError):
+        render_prompts([HELLO, LONG], TOKENIZER, task_config=config.model_copy(update={"overlong": "error"}))
+
+
+def test_a_tokenizer_without_template_says_what_to_do() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="no chat template; set prompt_format=plain"):
+        render_prompt(HELLO, tokenizer, prompt_format="chat", max_prompt_tokens=64)
+
+
+def test_a_template_that_refuses_is_quoted() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('system role not supported') }}"
+    with pytest.raises(DataError, match="'t/hello' does not fit the model's chat template: system role not supported"):
+        render_prompt(HELLO, tokenizer, prompt_format="chat", max_prompt_tokens=64)

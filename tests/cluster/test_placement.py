@@ -1,0 +1,58 @@
+"""A run that does not fit is refused before anything starts, with the numbers and the setting that helps."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster import placement
+from cluster.errors import ConfigError
+from cluster.placement import Machine, RoleRequest, check_placement, this_machine
+
+TWO_CPUS = Machine(num_cpus=2, num_gpus=0)
+
+
+def request(role: str, count: int, *, num_cpus: float = 0.0, num_gpus: float = 0.0) -> RoleRequest:
+    return RoleRequest(role=role, count=count, num_cpus=num_cpus, num_gpus=num_gpus, setting=f"{role}.num_replicas")
+
+
+def test_a_request_of_exactly_everything_fits() -> None:
+    check_placement([request("generator", 3, num_cpus=0.5), request("learner", 1, num_cpus=0.5)], TWO_CPUS)
+
+
+def test_thirds_that_add_up_to_the_machine_fit() -> None:
+    # 0.1 * 20 is 2.0000000000000004 when it is summed one by one
+    check_placement([request(f"scorer {index}", 1, num_cpus=0.1) for index in range(20)], TWO_CPUS)
+
+
+def test_nothing_fits_anywhere() -> None:
+    check_placement([], Machine(num_cpus=0, num_gpus=0))
+
+
+def test_too_few_cpus_are_explained() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_placement([request("generator", 4, num_cpus=1.0), request("learner", 1, num_cpus=0.5)], TWO_CPUS)
+    (problem,) = caught.value.problems
+    assert problem.startswith("placement needs 4.5 CPUs (4 generator + 0.5 learner), this machine has 2")
+    assert "generator.num_replicas (now 4)" in problem
+
+
+def test_cpus_and_gpus_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_placement([request("generator", 2, num_cpus=2.0, num_gpus=1.0)], Machine(num_cpus=2, num_gpus=1))
+    assert [problem.split(" (")[0] for problem in caught.value.problems] == ["placement needs 4 CPUs", "placement needs 2 GPUs"]
+
+
+def test_roles_that_take_nothing_of_a_resource_are_not_blamed_for_it() -> None:
+    requests = [request("generator", 1, num_gpus=1.0), request("learner", 5, num_cpus=0.1)]
+    with pytest.raises(ConfigError, match=r"needs 1 GPUs \(1 generator\)"):
+        check_placement(requests, TWO_CPUS)
+
+
+def test_gpus_are_counted_from_the_drivers_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(placement, "NVIDIA_DEVICES", tmp_path)
+    assert this_machine().num_gpus == 2
+    monkeypatch.setattr(placement, "NVIDIA_DEVICES", tmp_path / "absent")
+    assert this_machine().num_gpus == 0
+    assert this_machine().num_cpus >= 1

@@ -1,0 +1,147 @@
+"""Lines for logs, a panel for terminals, and a terminal that is whole afterwards."""
+
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster.progress import LineDisplay, RunView, build_view, clock
+from cluster.progress_panel import PanelDisplay
+
+STAGES = ("fetch", "reward model", "ppo")
+RUN = Path("runs/movie-night")
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+METRICS = {
+    "score/mean": 0.41,
+    "policy/ref_kl_nats_per_completion": 1.2,
+    "policy/version": 6.0,
+    "rollout/tokens_per_s": 415.3,
+    "optim/grad_norm": 9.0,
+}
+
+
+class FakeClock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def terminal() -> Console:
+    return Console(file=StringIO(), force_terminal=True, width=100, height=40, _environ={"TERM": "xterm-256color"})
+
+
+def output_of(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_lines_tell_stages_steps_and_eta() -> None:
+    console, time = Console(file=StringIO(), width=40), FakeClock()
+    with RunView(STAGES, RUN, LineDisplay(console), now_s=time) as view, view.stage("ppo"):
+        time.now_s = 10.0
+        view.step(1, 25, {"score/mean": -0.5})
+        time.now_s = 30.0
+        view.step(3, 25, METRICS)
+    assert output_of(console).splitlines() == [
+        "run directory runs/movie-night",
+        "ppo running",
+        "ppo step 1/25  reward -0.50  eta 4m00s",  # 24 steps of 10 s
+        "ppo step 3/25  reward +0.41  kl 1.2 nats  policy v6  415 tok/s  eta 5m30s",  # two reports in 30 s: 22 x 15 s
+        "ppo done in 30s",
+    ]
+
+
+def test_quick_steps_are_thinned_but_the_last_is_told() -> None:
+    console, time = Console(file=StringIO(), width=200), FakeClock()
+    with RunView(STAGES, RUN, LineDisplay(console), now_s=time) as view, view.stage("ppo"):
+        for step in range(1, 101):
+            time.now_s += 0.1
+            view.step(step, 100, {})
+    steps = [line.split("  ")[0] for line in output_of(console).splitlines() if "step" in line]
+    assert steps == [
+        "ppo step 1/100",
+        "ppo step 21/100",
+        "ppo step 41/100",
+        "ppo step 61/100",
+        "ppo step 81/100",
+        "ppo step 100/100",
+    ]
+
+
+def test_a_stage_that_raises_is_failed_and_the_error_goes_on() -> None:
+    console = Console(file=StringIO(), width=80)
+    with pytest.raises(KeyboardInterrupt), RunView(STAGES, RUN, LineDisplay(console)) as view, view.stage("fetch"):
+        raise KeyboardInterrupt
+    assert "fetch failed in 0s" in output_of(console)
+
+
+def test_a_step_outside_a_stage_is_an_error() -> None:
+    view = build_view(STAGES, RUN, Console(file=StringIO()))
+    with pytest.raises(ValueError, match="running stage"):
+        view.step(1, 2, {})
+
+
+def test_text_is_not_read_as_markup() -> None:
+    console = Console(file=StringIO(), width=80)
+    build_view(STAGES, RUN, console).note("[bold]a path [/x] :smile:")
+    assert "[bold]a path [/x]" in output_of(console)
+
+
+def test_panel_shows_stages_bar_and_numbers() -> None:
+    console, time = terminal(), FakeClock()
+    with RunView(STAGES, RUN, PanelDisplay(console), now_s=time) as view:
+        with view.stage("fetch"):
+            time.now_s = 4.0
+        with view.stage("ppo"):
+            time.now_s = 24.0
+            view.step(5, 25, METRICS)
+            panel = Console(file=StringIO(), width=100)
+            panel.print(view._display._render())  # type: ignore[attr-defined]
+    text = output_of(panel)
+    for expected in (
+        "fetch",
+        "4s",
+        "reward model",
+        "step 5/25",
+        "eta 6m40s",
+        "reward +0.41",
+        "policy v6",
+        "runs/movie-night",
+        "elapsed 24s",
+    ):
+        assert expected in text  # eta: one report of 5 steps in 20 s is one pace of 20 s
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_terminal_and_streams_are_given_back_after_an_exception(error: type[BaseException]) -> None:
+    console, stdout, stderr = terminal(), sys.stdout, sys.stderr
+    with pytest.raises(error), RunView(STAGES, RUN, PanelDisplay(console)) as view, view.stage("ppo"):
+        raise error
+    written = output_of(console)
+    assert written.rindex(SHOW_CURSOR) > written.rindex(HIDE_CURSOR)
+    assert (sys.stdout, sys.stderr) == (stdout, stderr)
+
+
+def test_a_view_on_stderr_leaves_stdout_alone() -> None:
+    console = Console(stderr=True, force_terminal=True, width=100, _environ={"TERM": "xterm-256color"})
+    stdout = sys.stdout
+    with RunView(STAGES, RUN, PanelDisplay(console)):
+        assert sys.stdout is stdout
+
+
+def test_terminals_get_a_panel_and_everything_else_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    assert isinstance(build_view(STAGES, RUN, terminal())._display, PanelDisplay)
+    assert isinstance(build_view(STAGES, RUN, Console(file=StringIO()))._display, LineDisplay)
+    monkeypatch.setenv("CI", "true")
+    assert isinstance(build_view(STAGES, RUN, terminal())._display, LineDisplay)
+
+
+def test_clock() -> None:
+    assert [clock(seconds) for seconds in (0.4, 59.6, 370, 7500)] == ["0s", "1m00s", "6m10s", "2h05m"]

@@ -1,0 +1,85 @@
+"""The environment of workers, and a Ray that comes and goes."""
+
+import os
+import stat
+from pathlib import Path
+
+import psutil
+import pytest
+
+import cluster.runtime as runtime
+from cluster.runtime import WORKER_ENVIRONMENT, cpu_preload, ray_session, start_ray
+
+
+def test_preload_joins_what_is_there_and_keeps_what_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    openmp, tcmalloc = tmp_path / "libiomp5.so", tmp_path / "libtcmalloc_minimal.so.4"
+    openmp.touch()
+    tcmalloc.touch()
+    monkeypatch.setattr(runtime, "OPENMP_LIBRARY", openmp)
+    monkeypatch.setattr(runtime, "TCMALLOC_LIBRARIES", (tcmalloc, tmp_path / "missing.so"))
+    monkeypatch.setenv("LD_PRELOAD", f"/opt/own.so:{openmp}")
+    assert cpu_preload() == {"LD_PRELOAD": f"{tcmalloc}:/opt/own.so:{openmp}"}
+
+
+def test_preload_is_empty_without_the_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runtime, "OPENMP_LIBRARY", tmp_path / "libiomp5.so")
+    monkeypatch.setattr(runtime, "TCMALLOC_LIBRARIES", ())
+    assert cpu_preload() == {}
+
+
+class _StopHere(Exception):
+    """Stands for everything that follows `ray.init`."""
+
+
+def _environment_at_init(monkeypatch: pytest.MonkeyPatch, home: Path) -> tuple[dict[str, str], dict[str, object]]:
+    """What `start_ray` has set when it calls `ray.init`, and the arguments of the call."""
+    seen: tuple[dict[str, str], dict[str, object]] = ({}, {})
+
+    def init(**arguments: object) -> None:
+        seen[0].update(os.environ)
+        seen[1].update(arguments)
+        raise _StopHere
+
+    for name in (*WORKER_ENVIRONMENT, "PYTHONPATH", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        # Set and delete: monkeypatch then removes again what start_ray adds.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    monkeypatch.setattr(runtime.ray, "init", init)
+    with pytest.raises(_StopHere):
+        start_ray(num_cpus=2)
+    return seen
+
+
+def test_environment_is_set_before_ray_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment, arguments = _environment_at_init(monkeypatch, tmp_path)
+    assert environment["RAY_process_group_cleanup_enabled"] == "1"
+    assert environment["VLLM_LOGGING_LEVEL"] == "DEBUG"  # the user's choice stays
+    assert str(Path(runtime.__file__).parents[1]) in environment["PYTHONPATH"].split(os.pathsep)
+    assert arguments["log_to_driver"] is False
+    assert arguments["dashboard_host"] == "127.0.0.1"
+
+
+def test_token_file_belongs_to_the_owner_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    token_file = tmp_path / ".ray" / "auth_token"
+    _environment_at_init(monkeypatch, tmp_path)
+    token = token_file.read_text()
+    assert len(token) == 64  # 256 bits in hex, as Ray writes it
+    assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
+    token_file.chmod(0o644)
+    _environment_at_init(monkeypatch, tmp_path)
+    assert token_file.read_text() == token
+    assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
+
+
+def test_a_session_leaves_logs_and_no_process(tmp_path: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with ray_session(num_cpus=1, log_dir=tmp_path / "logs", include_dashboard=False) as session:
+        started = set(psutil.Process().children(recursive=True)) - before
+        assert (tmp_path / "logs" / "ray").is_symlink()
+    assert started
+    assert not [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert session.dashboard_url == ""
+    assert not (tmp_path / "logs" / "ray").is_symlink()
+    assert (tmp_path / "logs" / "ray" / "raylet.out").is_file()

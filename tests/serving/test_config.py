@@ -1,0 +1,98 @@
+"""What is refused before anything starts, and which policy of a run is served."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.config import parse_config
+from cluster.errors import ConfigError, DataError
+from cluster.runtime import RaySession
+from serving.app import serve_policy
+from serving.config import ServeConfig
+from serving.policy_folder import check_max_model_tokens, resolve_policy
+
+PARTS = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+def _policy(folder: Path, parts: tuple[str, ...] = PARTS) -> Path:
+    folder.mkdir(parents=True)
+    for part in parts:
+        (folder / part).write_text('{"max_position_embeddings": 512}')
+    return folder
+
+
+def _must_not_start() -> RaySession:
+    raise AssertionError("Ray was started")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "example.org", ""])
+def test_only_loopback_is_served(host: str) -> None:
+    with pytest.raises(ConfigError, match="not loopback"):
+        parse_config(ServeConfig, {"model": "x", "host": host}, source="test")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "localhost"])
+def test_loopback_is_accepted(host: str) -> None:
+    assert ServeConfig(model="x", host=host).host == host
+
+
+def test_a_split_needs_as_many_gpus() -> None:
+    with pytest.raises(ConfigError, match="tensor_parallel_size=2 needs as many GPUs a replica, but num_gpus=1"):
+        parse_config(ServeConfig, {"model": "x", "tensor_parallel_size": 2, "num_gpus": 1}, source="test")
+
+
+def test_port_in_use_is_named_before_ray_starts(tmp_path: Path) -> None:
+    policy = _policy(tmp_path / "policy")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"port {port} on 127.0.0.1: .*--port"):
+            serve_policy(ServeConfig(model=str(policy), port=port), start=_must_not_start)
+    assert not ray.is_initialized()
+
+
+def test_too_many_cpus_are_refused_before_ray_starts(tmp_path: Path) -> None:
+    policy = _policy(tmp_path / "policy")
+    with pytest.raises(ConfigError, match="placement needs 100000 CPUs"):
+        serve_policy(ServeConfig(model=str(policy), port=0, num_cpus=100_000), start=_must_not_start)
+
+
+def test_the_newest_complete_version_of_a_run_is_served(tmp_path: Path) -> None:
+    policies = tmp_path / "run-1" / "policies"
+    _policy(policies / "v000002")
+    newest = _policy(policies / "v000010")
+    _policy(policies / "v000011", parts=("config.json", "tokenizer.json"))  # no weights
+    _policy(policies / "tmp-000012-ab")  # never moved into place
+    found = resolve_policy(str(tmp_path / "run-1"))
+    assert (found.path, found.name) == (newest, "run-1")
+
+
+def test_versions_are_compared_as_numbers(tmp_path: Path) -> None:
+    for version in ("v999999", "v1000000"):
+        _policy(tmp_path / "policies" / version)
+    assert resolve_policy(str(tmp_path)).path.name == "v1000000"
+
+
+def test_a_policy_folder_is_served_itself(tmp_path: Path) -> None:
+    alone = _policy(tmp_path / "my-model")
+    of_run = _policy(tmp_path / "run-2" / "policies" / "v000003")
+    assert (resolve_policy(str(alone)).path, resolve_policy(str(alone)).name) == (alone, "my-model")
+    assert (resolve_policy(str(of_run)).path, resolve_policy(str(of_run)).name) == (of_run, "run-2")
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        resolve_policy(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"has no \*\.safetensors, tokenizer"):
+        resolve_policy(str(_policy(tmp_path / "half", parts=("config.json",))))
+    (tmp_path / "new-run" / "policies").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds no complete policy"):
+        resolve_policy(str(tmp_path / "new-run"))
+
+
+def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
+    policy = resolve_policy(str(_policy(tmp_path / "policy")))
+    check_max_model_tokens(policy, 512)
+    with pytest.raises(ConfigError, match="max_model_tokens=513 is more than the 512 positions"):
+        check_max_model_tokens(policy, 513)

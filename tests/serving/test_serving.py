@@ -1,0 +1,113 @@
+"""One endpoint with the tiny model, asked through the OpenAI client."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import psutil
+import pytest
+
+from actors.model_source import resolve_model
+from cluster.runtime import start_ray
+from serving.app import ServedPolicy, serve_policy
+from serving.config import ServeConfig
+
+MAX_MODEL_TOKENS = 128
+START_TIMEOUT_S = 500.0  # half a minute on two idle cores; several times that beside other work
+
+pytestmark = pytest.mark.timeout(700)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[ServedPolicy]:
+    config = ServeConfig(model=resolve_model("tiny"), port=0, max_model_tokens=MAX_MODEL_TOKENS, kv_cache_gib=0.1)
+    policy = serve_policy(config, start=lambda: start_ray(num_cpus=2, include_dashboard=False))
+    try:
+        policy.wait_ready(timeout_s=START_TIMEOUT_S)
+        yield policy
+    finally:
+        policy.stop()
+
+
+@pytest.fixture(scope="module")
+def client(served: ServedPolicy) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{served.base_url}/v1", api_key="none", max_retries=0)
+
+
+def test_models_are_listed_by_name(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_chat_completion_is_bounded_and_counted(client: openai.OpenAI) -> None:
+    completion = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=4)
+    choice = completion.choices[0]
+    assert choice.message.role == "assistant"
+    assert choice.finish_reason in {"stop", "length"}
+    assert completion.usage is not None
+    assert 1 <= completion.usage.completion_tokens <= 4
+
+
+def test_stream_adds_up_to_the_whole_completion(client: openai.OpenAI) -> None:
+    def ask(*, stream: bool) -> object:
+        return client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "Hi"}],
+            max_tokens=16,
+            temperature=0,
+            stream=stream,
+            extra_body={"ignore_eos": True, "skip_special_tokens": False},
+        )
+
+    chunks = [chunk.choices[0] for chunk in ask(stream=True)]  # type: ignore[attr-defined]
+    text = "".join(chunk.delta.content or "" for chunk in chunks)
+    assert text
+    assert text == ask(stream=False).choices[0].message.content  # type: ignore[attr-defined]
+    assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["length"]
+
+
+def test_seeded_requests_repeat_and_leave_the_engine_alive(served: ServedPolicy, client: openai.OpenAI) -> None:
+    def ask(index: int) -> str:
+        prompt = "x" * (10 + 12 * index)  # together more than one prefill step would hold, were prompts prefilled in chunks
+        completion = client.completions.create(model="tiny", prompt=prompt, max_tokens=8, temperature=1, seed=index)
+        return completion.choices[0].text
+
+    alone = ask(9)
+    with ThreadPoolExecutor(max_workers=10) as pool:
+        together = list(pool.map(ask, range(10)))
+    assert len(together) == 10
+    assert ask(9) == alone
+    assert served.is_healthy()
+
+
+def test_too_long_prompt_is_the_clients_error(served: ServedPolicy, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=str(MAX_MODEL_TOKENS)):
+        client.completions.create(model="tiny", prompt="x" * (MAX_MODEL_TOKENS + 1), max_tokens=1)
+    assert served.is_healthy()
+
+
+def test_unknown_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="other", prompt="x", max_tokens=1)
+
+
+def test_routes_that_a_policy_does_not_need_do_not_exist(served: ServedPolicy) -> None:
+    for route in ("/v1/embeddings", "/tokenize", "/v1/score", "/v1/audio/transcriptions"):
+        request = urllib.request.Request(
+            served.base_url + route, data=json.dumps({"model": "tiny"}).encode(), headers={"Content-Type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as answer:
+            urllib.request.urlopen(request)
+        assert answer.value.code == 404
+
+
+def test_no_process_is_left_after_stop(served: ServedPolicy) -> None:
+    """Last of this file: it ends the endpoint."""
+    processes = psutil.Process().children(recursive=True)
+    assert processes
+    served.stop()
+    assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not served.is_healthy()
