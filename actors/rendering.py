@@ -47,7 +47,9 @@ def render_prompts(tasks: Iterable[Task], tokenizer: "PreTrainedTokenizerBase", 
     if num_dropped:
         logger.warning("left out %d prompts longer than max_prompt_tokens=%d", num_dropped, task_config.max_prompt_tokens)
     if not prompts:
-        raise DataError(f"no prompts are left ({num_dropped} were too long); raise max_prompt_tokens={task_config.max_prompt_tokens}")
+        raise DataError(
+            f"no prompts are left ({num_dropped} were too long); raise max_prompt_tokens={task_config.max_prompt_tokens}"
+        )
     return RenderedPrompts(prompts=tuple(prompts), num_dropped=num_dropped)
 
 
@@ -64,6 +66,11 @@ def render_prompt(
     return Prompt(task=task, text=tokenizer.decode(token_ids), token_ids=tuple(token_ids))
 
 
+def conversation_text(task: Task, completion_text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A task with its answer in the chat template of `tokenizer`, which need not be the policy's."""
+    return tokenizer.apply_chat_template([*_chat_messages(task), {"role": "assistant", "content": completion_text}], tokenize=False)
+
+
 def _plain_token_ids(task: Task, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return tokenizer("\n".join(message.content for message in task.messages))["input_ids"]
 
@@ -73,8 +80,11 @@ def _chat_token_ids(task: Task, tokenizer: "PreTrainedTokenizerBase") -> list[in
 
     if tokenizer.chat_template is None:
         raise DataError("this model's tokenizer has no chat template; set prompt_format=plain or use an instruct model")
-    messages = [{"role": message.role, "content": message.content} for message in task.messages]
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        return tokenizer.apply_chat_template(_chat_messages(task), add_generation_prompt=True, return_dict=True)["input_ids"]
     except TemplateError as error:
         raise DataError(f"task {task.task_id!r} does not fit the model's chat template: {error}; change its messages") from error
+
+
+def _chat_messages(task: Task) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in task.messages]

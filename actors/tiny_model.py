@@ -1,5 +1,7 @@
 """A model small enough for tests and trial runs: a random two-layer Llama over bytes, made on the spot, the same every time."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,9 @@ END_TOKEN = "<|im_end|>"
 PADDING_TOKEN = "<pad>"
 
 CHATML_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
@@ -32,8 +36,23 @@ def write_tiny_model(folder: Path) -> None:
         torch.manual_seed(TINY_SEED)
         model = LlamaForCausalLM(_tiny_config(tokenizer))
     model.generation_config = GenerationConfig.from_model_config(model.config)
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Silence transformers' own bars: they write over the caller's spinner."""
+    from transformers.utils import logging as transformers_logging
+
+    were_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def byte_tokenizer() -> "PreTrainedTokenizerFast":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from actors.config import GeneratorConfig
 from actors.generator import INITIAL_CHECKSUM, HeldWeights
 from cluster.errors import ConfigError, DataError, RaywardError, WeightMismatchError
+from cluster.seeding import derive_seed
 from cluster.types import Completion, FinishReason, Prompt, PublishedWeights, SamplingParameters, Trajectory, TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
 GIB_BYTES = 1 << 30
 MIN_BATCHED_TOKENS = 2048  # of one CPU prefill step
-SEED_BITS = 63  # vLLM takes a signed 64-bit integer
 OPENMP_SPIN_MS = 5  # how long an idle thread of libiomp5 spins; its default of 200 starves the actors beside it
 PLUGIN_GROUP, SHM_PLUGIN = "vllm.general_plugins", "rayward_shm"
 INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
 TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 TensorShapes = dict[str, tuple[int, ...]]
 
@@ -121,7 +122,7 @@ class VLLMGenerator:
         return self._engine
 
     async def _complete(self, prompt: Prompt, sampling: SamplingParameters, sample_index: int) -> Completion:
-        parameters = _sampling_params(sampling, _sample_seed(sampling.seed, prompt.task.task_id, sample_index))
+        parameters = _sampling_params(sampling, derive_seed(sampling.seed, prompt.task.task_id, sample_index))
         output = await self._finished_output(prompt.token_ids, parameters)
         return _completion(prompt.task.task_id, output.outputs[0])
 
@@ -243,12 +244,6 @@ def _sampling_params(sampling: SamplingParameters, seed: int) -> "SamplingParams
     )
 
 
-def _sample_seed(seed: int, task_id: str, sample_index: int) -> int:
-    """The same sample draws the same numbers, whichever replica and batch it lands in."""
-    digest = hashlib.sha256(f"{seed}\0{task_id}\0{sample_index}".encode()).digest()
-    return int.from_bytes(digest[:8]) >> (64 - SEED_BITS)
-
-
 def _completion(task_id: str, output: "CompletionOutput") -> Completion:
     labels = [span.version for span in output.weight_versions or ()]
     if len(labels) != 1 or output.logprobs is None:
@@ -265,9 +260,9 @@ def _completion(task_id: str, output: "CompletionOutput") -> Completion:
 
 
 def _finish_reason(task_id: str, reason: str | None) -> FinishReason:
-    if reason == "stop" or reason == "length":
-        return reason
-    raise RaywardError(f"task {task_id!r}: vLLM ended the request with {reason!r}; sample it again")
+    if reason is None or reason not in FINISH_REASONS:
+        raise RaywardError(f"task {task_id!r}: vLLM ended the request with {reason!r}; sample it again")
+    return FINISH_REASONS[reason]
 
 
 def _version(label: str) -> int:

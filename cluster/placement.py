@@ -55,8 +55,14 @@ def check_placement(requests: Sequence[RoleRequest], machine: Machine) -> None:
             parts = " + ".join(f"{total:g} {request.role}" for request, total in totals if total)
             largest, _ = max(totals, key=lambda pair: pair[1])
             problems.append(
-                f"placement needs {needed:g} {unit}s ({parts}), this machine has {available}; "
-                f"lower {largest.setting} (now {largest.count}) or {unit.lower()}s of each in its num_{unit.lower()}s"
+                f"placement needs {needed:g} {unit}s ({parts}), this machine has {available}; lower {_remedy(largest, unit)}"
             )
     if problems:
         raise ConfigError(problems)
+
+
+def _remedy(request: RoleRequest, unit: str) -> str:
+    """The settings, with their values, that make the role smaller."""
+    section = request.setting.rpartition(".")[0]
+    each = f"{section}.num_{unit.lower()}s (now {request.num_cpus if unit == 'CPU' else request.num_gpus:g})"
+    return f"{request.setting} (now {request.count}) or {each}" if request.count > 1 else each

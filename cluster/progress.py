@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from rich.console import Console
-from typing_extensions import Self
 
 StageState = Literal["pending", "running", "done", "failed"]
 ETA_WINDOW_STEPS = 5  # a first step that compiles or warms up is forgotten soon
@@ -84,7 +83,7 @@ class RunView:
         """The stage that runs; between stages, the last one."""
         begun = [stage for stage in self.stages.values() if stage.state != "pending"]
         running = [stage for stage in begun if stage.state == "running"]
-        return (running or begun or [None])[-1]
+        return next(reversed(running or begun), None)
 
     def now_s(self) -> float:
         return self._now_s()

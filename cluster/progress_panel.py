@@ -63,7 +63,7 @@ class PanelDisplay:
 
     def _stage_table(self) -> Table:
         ascii_only = self._console.options.ascii_only
-        marks = {
+        marks: dict[str, RenderableType] = {
             "pending": Text("." if ascii_only else "\N{MIDDLE DOT}", style="dim"),
             "running": self._spinner,
             "done": Text("+" if ascii_only else "\N{CHECK MARK}", style="green"),

@@ -4,16 +4,15 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from typing_extensions import Self
 
 from cluster.atomic_file import write_atomically
-from cluster.errors import CannotResumeError, ConfigError, DataError
+from cluster.errors import CannotResumeError, ConfigError, DataError, RunInterruptedError
 from cluster.run_lock import LOCK_NAME, RunLock
 
 logger = logging.getLogger(__name__)
@@ -134,9 +133,9 @@ def _is_unused(path: Path) -> bool:
 def _outcome(error: BaseException | None) -> dict[str, Any]:
     if error is None:
         return {"state": "completed"}
-    state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    state = "interrupted" if isinstance(error, KeyboardInterrupt | RunInterruptedError) else "failed"
     return {"state": state, "error": f"{type(error).__name__}: {error}"}
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

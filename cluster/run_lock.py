@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.errors import ConfigError, RunDirectoryInUseError
@@ -55,15 +55,13 @@ class RunLock:
         except OSError as error:
             if error.errno not in NO_FLOCK_ERRORS:
                 raise
-            raise ConfigError(
-                f"{directory}: its file system has no file locks; set runs_dir to a folder on another one"
-            ) from error
+            raise ConfigError(f"{directory}: its file system has no locks; set runs_dir to a folder on another one") from error
         previous = self._read_owner()
         if previous is not None and previous.host != host:
             raise RunDirectoryInUseError(
                 f"{_in_use(directory, previous)}; if nothing runs there any more, delete {directory / LOCK_NAME}"
             )
-        owner = LockOwner(pid=os.getpid(), host=host, started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        owner = LockOwner(pid=os.getpid(), host=host, started_at=datetime.now(UTC).isoformat(timespec="seconds"))
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(asdict(owner)).encode(), 0)
         os.fsync(self._descriptor)

@@ -31,7 +31,7 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 """Defaults for every process of a cluster; a value that the user has set stays."""
 
 
-END_TIMEOUT_S = 10.0  # an engine needs a few seconds to end by itself
+END_TIMEOUT_S = 4.0  # after `ray.shutdown`; workers notice within about a second that their node has gone
 END_POLL_S = 0.1
 
 

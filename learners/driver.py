@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from cluster.errors import ConfigError
 from cluster.ledger import TrajectoryLedger
 from cluster.metrics import MetricsLog, StageClock
 from cluster.seeding import derive_seed
@@ -51,22 +52,24 @@ class Records:
 
 
 class PromptSchedule:
-    """Which prompts a step uses: each epoch is one permutation of all prompts, drawn from (seed, epoch)."""
+    """Which prompts a step uses: each epoch is a permutation of all prompts, drawn from (seed, epoch).
+
+    A step stays within one epoch, so that no prompt is in it twice; those that do not fill a last step sit the epoch out.
+    """
 
     def __init__(self, prompts: Sequence[Prompt], *, prompts_per_step: int, seed: int) -> None:
+        if len(prompts) < prompts_per_step:
+            raise ConfigError(f"learner.prompts_per_step={prompts_per_step}, but the task has only {len(prompts)} prompts; lower it")
         self._prompts = prompts
         self._prompts_per_step = prompts_per_step
         self._seed = seed
 
     def prompts_of(self, step: int) -> list[Prompt]:
         """The prompts of step 0, 1, ...; depends on nothing but the step."""
-        first = step * self._prompts_per_step
-        return [self._prompts[self._index(position)] for position in range(first, first + self._prompts_per_step)]
-
-    def _index(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self._prompts))
+        epoch, step_in_epoch = divmod(step, len(self._prompts) // self._prompts_per_step)
         order = np.random.default_rng(derive_seed(self._seed, "prompts", epoch)).permutation(len(self._prompts))
-        return int(order[offset])
+        first = step_in_epoch * self._prompts_per_step
+        return [self._prompts[index] for index in order[first : first + self._prompts_per_step].tolist()]
 
 
 class Driver:

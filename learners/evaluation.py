@@ -7,6 +7,7 @@ Hutto and Gilbert 2014) that it never saw. Standard deviations are those of the 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cluster.errors import DataError
 
@@ -80,7 +81,7 @@ def distinct_bigrams(texts: Sequence[str]) -> float:
     bigrams = []
     for text in texts:
         words = text.lower().split()
-        bigrams += list(zip(words, words[1:], strict=False))
+        bigrams += list(pairwise(words))
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 

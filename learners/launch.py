@@ -1,18 +1,38 @@
 """The composition root of a run: the one place where tasks, generators, scorers and learners meet."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from actors.model_source import resolve_model
 from actors.movie_reviews_source import human_agreement, load_movie_reviews, preference_pairs, split_movie_reviews
-from cluster.config import StrictConfig
+from actors.remote import start_generators, start_scoring
+from actors.rendering import render_prompts
+from actors.rewards import REWARD_FUNCTIONS
+from actors.rollout import RolloutPool
+from actors.scorer import Scoring
+from actors.tasks import build_task_sets
+from cluster.atomic_file import write_atomically
+from cluster.errors import ConfigError
+from cluster.ledger import TrajectoryLedger
+from cluster.seeding import derive_seed
+from cluster.types import Prompt, SamplingParameters
 from learners.config import PPORunConfig, QuickstartConfig, RewardModelLearnerConfig, RewardModelRunConfig, TrainingRunConfig
+from learners.driver import Driver, PromptSchedule, Records
+from learners.evaluation import evaluate_samples
+from learners.evaluator import Evaluator
 from learners.plan import role_requests
+from learners.ppo import StartingPoint
 from learners.report import write_report
 from learners.session import Session, open_session
+from learners.train_handle import LearnerFolders, LearnerHandle
 
+SHARED_MEMORY = Path("/dev/shm")
+NUM_CONTRACT_PROMPTS = 8
 REWARD_MODEL_STAGE = "reward model"
 POLICY_STAGES = ("start", "evaluate before", "ppo", "evaluate after", "report")
 
@@ -43,23 +63,133 @@ def run_training(config: TrainingRunConfig) -> Path:
 def align_policy(session: Session, config: PPORunConfig) -> None:
     """PPO on `config.task` against `config.scorers`, evaluated before and after on held-out prompts."""
     start_policy = resolve_model(config.model)
-    train_prompts, held_out_prompts = _prompts(session, config, start_policy)
+    train_prompts, held_out_prompts = _render_prompts(session, config, start_policy)
     with ExitStack() as stack:
         with session.stage("start"):
-            parts = _start(stack, session, config, start_policy)
-            _check_logprob_contract(parts, held_out_prompts[: config.evaluation.num_prompts], config)
+            parts = _start_parts(stack, session, config, start_policy)
+            check_logprob_contract(parts, held_out_prompts[:NUM_CONTRACT_PROMPTS], config)
         evaluator = Evaluator(
-            prompts=held_out_prompts[: config.evaluation.num_prompts],
+            prompts=held_out_prompts,
             rollouts=parts.rollouts,
             scoring=parts.scoring,
             learner=parts.learner,
             second_judge=REWARD_FUNCTIONS["vader"],
-            sampling=_sampling(config, config.evaluation.samples_per_prompt, derive_seed(config.seed, "evaluation")),
+            sampling=_sampling(config, config.evaluation.samples_per_prompt, "evaluation"),
         )
         _evaluate(session, evaluator, "before")
         with session.stage("ppo"):
-            _train(session, config, parts, train_prompts)
+            _run_steps(session, config, parts, train_prompts)
         _evaluate(session, evaluator, "after")
         with session.stage("report"):
-            parts.learner.export(session.path / "policies")
-            write_report(session.path)
+            version = parts.learner.publish().policy_version
+            parts.learner.export(session.path / "policies" / f"v{version:06d}")
+            session.directory.write_summary({"policy_version": version})
+    write_report(session.path)
+
+
+def check_logprob_contract(parts: "Parts", prompts: Sequence[Prompt], config: PPORunConfig) -> None:
+    """Raise `ConfigError` where engine and learner disagree about the probability of the engine's own samples."""
+    trajectories = [
+        trajectory
+        for group in parts.rollouts.collect(prompts, _sampling(config, 1, "contract"))
+        for trajectory in group.trajectories
+    ]
+    learner_logprobs = parts.learner.completion_logprobs(trajectories)
+    differences = [
+        abs(ours - theirs)
+        for trajectory, logprobs in zip(trajectories, learner_logprobs, strict=True)
+        for ours, theirs in zip(logprobs, trajectory.completion.rollout_logprobs, strict=True)
+    ]
+    mean = sum(differences) / len(differences)
+    if not mean <= config.learner.max_logprob_mismatch:
+        raise ConfigError(
+            f"engine and learner disagree about log-probabilities by {mean:.3f} nats a token on average, more than "
+            f"learner.max_logprob_mismatch={config.learner.max_logprob_mismatch:g}; compare generator.dtype="
+            f"{config.generator.dtype} with learner.workers.compute_dtype={config.learner.workers.compute_dtype}, "
+            f"sampling.temperature={config.sampling.temperature:g}, sampling.top_p={config.sampling.top_p:g}, and the model"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The running roles of one policy run."""
+
+    rollouts: RolloutPool
+    scoring: Scoring
+    learner: LearnerHandle
+
+
+def _start_parts(stack: ExitStack, session: Session, config: PPORunConfig, start_policy: str) -> Parts:
+    """Start all roles; `stack` ends them. Generators and scorers load while the learner's ranks do."""
+    rollouts = stack.enter_context(start_generators(start_policy, config.generator))
+    scoring = stack.enter_context(start_scoring(config.scorers))
+    weights_dir = Path(tempfile.mkdtemp(prefix="rayward-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
+    stack.callback(shutil.rmtree, weights_dir, ignore_errors=True)
+    learner = stack.enter_context(
+        LearnerHandle(
+            StartingPoint(model_path=start_policy, temperature=config.sampling.temperature, seed=config.seed),
+            config.learner,
+            LearnerFolders(
+                storage=session.path / "logs" / "ray_train", weights=weights_dir, weights_dtype=config.generator.dtype
+            ),
+        )
+    )
+    rollouts.wait_until_ready()
+    return Parts(rollouts=rollouts, scoring=scoring, learner=learner)
+
+
+def _render_prompts(session: Session, config: PPORunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+    """Prompts to train on, and those to evaluate on. Raises `ConfigError` where there are too few."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(start_policy)
+    train_tasks, held_out_tasks = build_task_sets(config.task)
+    train = render_prompts(train_tasks, tokenizer, task_config=config.task)
+    held_out = render_prompts(held_out_tasks, tokenizer, task_config=config.task)
+    if train.num_dropped + held_out.num_dropped:
+        session.view.note(f"left out {train.num_dropped + held_out.num_dropped} prompts that were too long")
+    problems = [
+        f"{key}={wanted} is more than the {len(found)} {kind} prompts of task.kind={config.task.kind}; lower it"
+        for key, wanted, kind, found in (
+            ("learner.prompts_per_step", config.learner.prompts_per_step, "training", train.prompts),
+            ("evaluation.num_prompts", config.evaluation.num_prompts, "held-out", held_out.prompts),
+        )
+        if wanted > len(found)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return train.prompts, held_out.prompts[: config.evaluation.num_prompts]
+
+
+def _run_steps(session: Session, config: PPORunConfig, parts: Parts, prompts: Sequence[Prompt]) -> None:
+    """The training itself."""
+    driver = Driver(
+        schedule=PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed),
+        rollouts=parts.rollouts,
+        scoring=parts.scoring,
+        learner=parts.learner,
+        records=Records(ledger=TrajectoryLedger(session.path / "trajectories"), metrics=session.metrics),
+        sampling=_sampling(config, config.sampling.samples_per_prompt, "rollout"),
+    )
+    num_steps = config.learner.num_steps
+    driver.run(num_steps, on_step=lambda step, metrics: session.view.step(step + 1, num_steps, metrics))
+
+
+def _evaluate(session: Session, evaluator: Evaluator, moment: str) -> None:
+    """Evaluate, keep the samples, and put the averages into the summary under `moment`."""
+    with session.stage(f"evaluate {moment}"):
+        samples = evaluator.run()
+        write_atomically(
+            session.path / "evaluation" / f"{moment}.json", json.dumps([asdict(sample) for sample in samples], indent=1)
+        )
+        session.directory.write_summary({moment: asdict(evaluate_samples(samples))})
+
+
+def _sampling(config: PPORunConfig, samples_per_prompt: int, purpose: str) -> SamplingParameters:
+    return SamplingParameters(
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
+        max_completion_tokens=config.sampling.max_completion_tokens,
+        samples_per_prompt=samples_per_prompt,
+        seed=derive_seed(config.seed, purpose),
+    )

@@ -123,7 +123,6 @@ def _summary_rows(before: EvaluationResult | None, after: EvaluationResult | Non
         ("KL to the start, nats per completion", plain, lambda result: result.kl_nats_per_completion),
         ("Completion length, tokens", "{:.1f}", lambda result: result.completion_tokens_mean),
         ("Distinct bigrams", share, lambda result: result.distinct_2),
-        ("Completions", "{:.0f}", lambda result: result.num_completions),
     ]
     if before is None and after is None:
         return []

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,9 +18,8 @@ PANEL_INCHES = (4.6, 3.3)
 NUM_COLUMNS = 3
 NUM_BINS = 18
 HEADROOM = 1.35  # of a bar or a mean line, for the legend above it
-STAGE_SERIES = {  # metric in seconds -> label
-    "time/generate_s": "generate",
-    "time/score_s": "score",
+STAGE_SERIES = {  # metric in seconds -> label; scoring overlaps generation, so a rollout is one stage
+    "time/rollout_s": "rollout",
     "time/prepare_s": "prepare",
     "time/update_s": "update",
     "time/publish_s": "publish",
@@ -49,7 +48,7 @@ LIGHT = Theme(
     before="#8a97a5",
     after="#0b6fb8",
     accent="#d0680b",
-    stages=("#0b6fb8", "#56b4e9", "#b9c3cd", "#d0680b", "#009e73"),
+    stages=("#0b6fb8", "#b9c3cd", "#d0680b", "#009e73"),
 )
 DARK = Theme(
     background="#171b20",
@@ -59,7 +58,7 @@ DARK = Theme(
     before="#8a97a5",
     after="#58b4f0",
     accent="#f0a04b",
-    stages=("#3b8fd0", "#7cc8f2", "#5d6873", "#e08a35", "#2bbd92"),
+    stages=("#3b8fd0", "#5d6873", "#e08a35", "#2bbd92"),
 )
 Panel = Callable[["Axes", ReportData, Theme], bool]
 
@@ -69,16 +68,16 @@ def draw_figure(data: ReportData, theme: Theme) -> bytes:
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     panels: list[Panel] = [_draw_score, _draw_kl, _draw_lengths, _draw_scores_before_after, _draw_second_judge, _draw_times]
     if data.series("reward_model/train_accuracy")[0]:
         panels = [_draw_reward_model, *panels[:2], _draw_score_over_kl, _draw_update_health, *panels[2:]]
     num_rows = len(panels) // NUM_COLUMNS
     with rc_context(_style(theme)):
-        figure = Figure(
-            figsize=(PANEL_INCHES[0] * NUM_COLUMNS, PANEL_INCHES[1] * num_rows), dpi=DOTS_PER_INCH, layout="constrained"
-        )
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
+        size = (PANEL_INCHES[0] * NUM_COLUMNS, PANEL_INCHES[1] * num_rows)
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
+        figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout=layout)
         for axes, panel in zip(figure.subplots(num_rows, NUM_COLUMNS).flat, panels, strict=True):
             if not panel(axes, data, theme):
                 axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color=theme.faint)
@@ -88,7 +87,7 @@ def draw_figure(data: ReportData, theme: Theme) -> bytes:
     return buffer.getvalue()
 
 
-def _style(theme: Theme) -> dict[str, object]:
+def _style(theme: Theme) -> dict[Any, Any]:
     return {
         "font.size": 9.5,
         "font.family": "DejaVu Sans",
@@ -126,8 +125,7 @@ def _draw_score(axes: "Axes", data: ReportData, theme: Theme) -> bool:
         axes.fill_between(steps, low, high, color=theme.after, alpha=0.16, lw=0, label="\N{PLUS-MINUS SIGN} 1 std of completions")
     _curve(axes, steps, means, theme.after, "mean")
     axes.set(xlabel="step", ylabel="score")
-    axes.legend(loc="upper left")
-    axes.margins(y=0.18)
+    _legend_above(axes)
     return True
 
 
@@ -172,12 +170,12 @@ def _draw_lengths(axes: "Axes", data: ReportData, theme: Theme) -> bool:
             band.steps,
             band.low_tokens,
             band.high_tokens,
-            color=theme.stages[4],
+            color=theme.stages[3],
             alpha=0.16,
             lw=0,
             label="10th to 90th percentile",
         )
-    _curve(axes, steps, means, theme.stages[4], "mean")
+    _curve(axes, steps, means, theme.stages[3], "mean")
     top = max([*means, *band.high_tokens])
     axes.set(xlabel="step", ylabel="tokens", ylim=(0, top * HEADROOM))
     axes.legend(loc="upper left")
@@ -203,7 +201,7 @@ def _draw_second_judge(axes: "Axes", data: ReportData, theme: Theme) -> bool:
 
 def _draw_times(axes: "Axes", data: ReportData, theme: Theme) -> bool:
     axes.set_title("Wall time of a step")
-    steps = sorted({line["step"] for line in data.metrics if line.get("time/generate_s") is not None})
+    steps = sorted({line["step"] for line in data.metrics if line.get("time/rollout_s") is not None})
     if not steps:
         return False
     bottoms = np.zeros(len(steps))
@@ -250,7 +248,7 @@ def _draw_update_health(axes: "Axes", data: ReportData, theme: Theme) -> bool:
     curves = (
         ("value/explained_variance", "critic: explained variance", theme.after),
         ("policy/clip_frac", "clipped share of tokens", theme.accent),
-        ("policy/approx_kl", "KL of one update, nats per token", theme.stages[4]),
+        ("policy/approx_kl", "KL of one update, nats per token", theme.stages[3]),
     )
     drawn = False
     for name, label, colour in curves:
@@ -259,16 +257,24 @@ def _draw_update_health(axes: "Axes", data: ReportData, theme: Theme) -> bool:
             _curve(axes, steps, np.clip(values, -1, None).tolist(), colour, label)
             drawn = True
     if drawn:
-        low, high = axes.get_ylim()
-        axes.set(xlabel="step", ylim=(low, high + 0.45 * (high - low)))
-        axes.legend(loc="upper left")
+        axes.set_xlabel("step")
+        _legend_above(axes)
     return drawn
 
 
 def _curve(axes: "Axes", steps: list[int], values: list[float], colour: str, label: str) -> None:
-    """A line; with a single step a dot, which a line would not show."""
+    """A line over whole steps, with dots while there are few: a single step is no line."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.plot(steps, values, color=colour, label=label, marker="o", ms=3.2 if len(steps) <= 60 else 0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend_above(axes: "Axes") -> None:
+    """Make room over what is drawn, and put the legend there."""
+    legend = axes.legend(loc="upper left")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.13 * (high - low) * len(legend.get_texts()))
 
 
 def _running_mean(values: list[float]) -> list[float]:

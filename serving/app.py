@@ -6,7 +6,8 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import ray
@@ -126,12 +127,26 @@ def serve_until_interrupted(config: ServeConfig) -> None:
         served.stop()
 
 
+@contextmanager
+def callers_logging_kept() -> Iterator[None]:
+    """Around the import of Ray Serve LLM, which puts a JSON handler in the place of the root logger's handlers."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    logging.disable(logging.INFO)  # the import says which optional parts it has not found
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
 def _deploy(config: ServeConfig, served: ServedPolicy, port: int) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from serving.deployment import QUIET, build_app
-
+    with callers_logging_kept():
+        from serving.deployment import QUIET, build_app
     for name in ("ray", "ray.serve"):  # their handlers write to this terminal; the log files keep everything
         logging.getLogger(name).setLevel(logging.ERROR)
     serve.start(

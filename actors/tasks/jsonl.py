@@ -89,13 +89,9 @@ def _parse_line(line: bytes, *, default_id: str) -> Task:
         raise _LineProblem(f"unknown field {unknown[0]!r}; known fields are {', '.join(FIELDS)}")
     if ("prompt" in record) == ("messages" in record):
         raise _LineProblem("give exactly one of 'prompt' and 'messages'")
-    if "prompt" in record:
-        messages = (Message(role="user", content=_text(record, "prompt")),)
-    else:
-        messages = _messages(record["messages"])
     return Task(
         task_id=_text(record, "id") if "id" in record else default_id,
-        messages=messages,
+        messages=_messages(record["messages"]) if "messages" in record else (_prompt_message(record),),
         reference=_text(record, "reference") if "reference" in record else "",
     )
 
@@ -114,6 +110,10 @@ def _json_object(line: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise _LineProblem(f"is a {type(record).__name__}, expected an object")
     return record
+
+
+def _prompt_message(record: dict[str, Any]) -> Message:
+    return Message(role="user", content=_text(record, "prompt"))
 
 
 def _messages(value: Any) -> tuple[Message, ...]:

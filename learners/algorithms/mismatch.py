@@ -1,7 +1,6 @@
 """Correction for rollouts that were sampled by an engine whose numbers differ from the learner's.
 
-Shapes: B trajectories, T completion tokens. Source: truncated importance sampling, Ionides 2008; used for
-language-model rollouts in arXiv:2510.11370 and the codes named there.
+Shapes: B trajectories, T completion tokens. Source: Ionides 2008, "Truncated Importance Sampling", J. Comput. Graph. Stat. 17(2).
 """
 
 import torch

@@ -101,10 +101,14 @@ def test_another_content_is_refused(cache: Path) -> None:
 
 def test_failing_pip_is_quoted_with_the_way_round(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     def fail(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, "", "WARNING: retry\nERROR: No matching distribution found for thing==1.0\n")
+        return subprocess.CompletedProcess(
+            command, 1, "", "WARNING: retry\nERROR: No matching distribution found for thing==1.0\n"
+        )
 
     monkeypatch.setattr(fetching.subprocess, "run", fail)
     with pytest.raises(FetchError) as caught, downloaded(package(CONTENT)):
         pass
-    assert str(caught.value).startswith("pip could not download thing==1.0: ERROR: No matching distribution found for thing==1.0; ")
+    assert str(caught.value).startswith(
+        "pip could not download thing==1.0: ERROR: No matching distribution found for thing==1.0; "
+    )
     assert f"put thing-1.0-py3-none-any.whl (sha256 {package(CONTENT).sha256}) into {cache / 'downloads'}" in str(caught.value)

@@ -26,7 +26,12 @@ def test_prompt_and_messages_and_default_ids(tmp_path: Path) -> None:
         {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "3 + 3?"}], "id": "three"},
     ]
     first, second = load_tasks(write(tmp_path, "\n".join(json.dumps(line) for line in lines).encode()))
-    assert (first.task_id, first.messages[0].role, first.messages[0].content, first.reference) == ("sums/1", "user", "2 + 2?", "4")
+    assert (first.task_id, first.messages[0].role, first.messages[0].content, first.reference) == (
+        "sums/1",
+        "user",
+        "2 + 2?",
+        "4",
+    )
     assert (second.task_id, [m.role for m in second.messages], second.reference) == ("three", ["system", "user"], "")
 
 
@@ -57,7 +62,10 @@ def test_gzip_is_read(tmp_path: Path) -> None:
         (b'{"messages": []}', "'messages' must be a list with at least one message"),
         (b'{"messages": [{"role": "user"}]}', "each message must have exactly 'role' and 'content'"),
         (b'{"messages": [{"role": "bot", "content": "a"}]}', "role 'bot' is not one of system, user, assistant"),
-        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "the last message is the assistant's; nothing is left to answer"),
+        (
+            b'{"messages": [{"role": "assistant", "content": "a"}]}',
+            "the last message is the assistant's; nothing is left to answer",
+        ),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, reason: str) -> None:

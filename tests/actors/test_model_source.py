@@ -35,7 +35,7 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     model_folder(tmp_path, config={}, weights="pytorch_model.bin")
-    with pytest.raises(DataError, match=r"has no \*.safetensors; save it with save_pretrained"):
+    with pytest.raises(DataError, match=r"has no \*.safetensors; save it again with save_pretrained"):
         resolve_model(str(tmp_path))
 
 

@@ -36,7 +36,8 @@ def test_split_does_not_depend_on_the_company_or_order() -> None:
 
 
 def test_a_text_that_occurs_twice_lies_on_one_side() -> None:
-    twins = [snippet(f"{copy}{index}", 1, text=f"A  Text {index}" if copy == "a" else f"a text {index}") for index in range(300) for copy in "ab"]
+    twins = [snippet(f"a{index}", 1, text=f"A  Text {index}") for index in range(300)]
+    twins += [snippet(f"b{index}", 1, text=f"a text {index}") for index in range(300)]
     split = split_movie_reviews(twins)
     assert {s.snippet_id[1:] for s in split.train}.isdisjoint({s.snippet_id[1:] for s in split.held_out})
 
@@ -75,11 +76,11 @@ def test_raters_who_agree_or_cannot_tell() -> None:
 
 
 def test_tasks_are_the_first_words_of_long_enough_snippets() -> None:
-    texts = [f"one two  three number {index} six seven" for index in range(100)] + ["one two three four five"]
+    texts = [f"{index} two  three four five six" for index in range(100)] + ["one two three four five"]
     snippets = [snippet(str(index), 1, text=text) for index, text in enumerate(texts)]
     train, held_out = tasks_from_snippets(snippets, MovieReviewTaskConfig(num_prompt_words=3))
-    assert train[0].messages[0].content == "one two three"
-    assert "movie_reviews/100" not in {task.task_id for task in train}  # 5 words are fewer than 2 * 3
+    content = {task.task_id: task.messages[0].content for task in [*train, *held_out]}
+    assert content == {f"movie_reviews/{index}": f"{index} two three" for index in range(100)}  # 5 words are fewer than 2 * 3
 
 
 def test_no_prompt_is_trained_on_and_held_out() -> None:

@@ -11,7 +11,9 @@ from actors.tiny_model import END_TOKEN, VOCABULARY_SIZE, byte_tokenizer, write_
 
 TOKENIZER = byte_tokenizer()
 # The names of special tokens are not text; surrogates cannot be encoded in UTF-8.
-ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"])).filter(lambda text: "<|" not in text and "<pad>" not in text)
+ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"])).filter(
+    lambda text: "<|" not in text and "<pad>" not in text
+)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,12 @@ def test_too_few_cpus_are_explained() -> None:
         check_placement([request("generator", 4, num_cpus=1.0), request("learner", 1, num_cpus=0.5)], TWO_CPUS)
     (problem,) = caught.value.problems
     assert problem.startswith("placement needs 4.5 CPUs (4 generator + 0.5 learner), this machine has 2")
-    assert "generator.num_replicas (now 4)" in problem
+    assert problem.endswith("; lower generator.num_replicas (now 4) or generator.num_cpus (now 1)")
+
+
+def test_a_single_process_is_not_told_to_become_fewer() -> None:
+    with pytest.raises(ConfigError, match=r"this machine has 2; lower generator.num_cpus \(now 64\)$"):
+        check_placement([request("generator", 1, num_cpus=64.0)], TWO_CPUS)
 
 
 def test_cpus_and_gpus_are_reported_together() -> None:

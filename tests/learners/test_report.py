@@ -86,8 +86,7 @@ def _write_metrics(path: Path, rng: random.Random) -> None:
                 "value/explained_variance": -0.3 + 0.8 * progress + rng.gauss(0, 0.04),
                 "optim/grad_norm": 1.4,
                 "rollout/tokens_per_s": 380 + rng.gauss(0, 12),
-                "time/generate_s": 9.5 + rng.random(),
-                "time/score_s": 3.1 + rng.random() * 0.3,
+                "time/rollout_s": 12.5 + rng.random(),
                 "time/prepare_s": 4.4,
                 "time/update_s": 12.5 + rng.random(),
                 "time/publish_s": 0.9,
@@ -111,27 +110,41 @@ def _scored_group(task_id: str, num_tokens: int) -> ScoredGroup:
     return ScoredGroup(group=TrajectoryGroup(trajectories=(trajectory,)), rewards=(Reward(total=0.5, breakdown={"rm": 0.5}),))
 
 
-def test_report_writes_a_picture_and_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
-    page = write_report(write_run(tmp_path / "run"))
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a finished run whose policy wrote markup."""
+    return write_report(write_run(tmp_path_factory.mktemp("runs") / "run", hostile="<script>alert(1)</script>"))
+
+
+def test_report_is_a_picture_and_a_page_that_needs_nothing_else(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert (tmp_path / "run" / "report.png").read_bytes().startswith(PNG_SIGNATURE)
-    assert "http://" not in text and "https://" not in text and "<script" not in text
+    assert (page.parent / "report.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert "http://" not in text and "https://" not in text and "<link" not in text
     assert text.count("data:image/png;base64,") == 2  # light and dark
     assert "85.3%" in text and "90.4%" in text and "288 trajectories" in text
 
 
-def test_what_the_model_wrote_is_escaped(tmp_path: Path) -> None:
-    text = write_report(write_run(tmp_path / "run", hostile="<script>alert(1)</script>")).read_text(encoding="utf-8")
-    assert "<script>" not in text
+def test_what_the_model_wrote_is_escaped(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text
 
 
-def test_side_by_side_keeps_the_order_of_evaluation_and_the_configured_count(tmp_path: Path) -> None:
-    text = write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
+def test_side_by_side_keeps_the_order_of_evaluation_and_the_configured_count(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     shown = text[text.index("The same prompt") : text.index("Best and worst")]
     assert shown.count('class="prompt"') == 3
     positions = [shown.index(f">{OPENINGS[number]} {number} ...") for number in range(3)]
     assert positions == sorted(positions)
+
+
+def test_changes_and_verdicts_are_those_of_the_samples(page: Path) -> None:
+    data = load_report_data(page.parent)
+    assert data.before is not None and data.after is not None
+    gain = data.after.score_mean - data.before.score_mean
+    text = page.read_text(encoding="utf-8")
+    assert f'<td class="number">{gain:+.2f}</td>' in text
+    assert text.count("pass</td>") + text.count("fail</td>") == 6
 
 
 def test_a_run_that_failed_at_once_still_has_a_report(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One endpoint with the tiny model, asked through the OpenAI client."""
 
 import json
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from actors.model_source import resolve_model
 from cluster.runtime import start_ray
-from serving.app import ServedPolicy, serve_policy
+from serving.app import ServedPolicy, callers_logging_kept, serve_policy
 from serving.config import ServeConfig
 
 MAX_MODEL_TOKENS = 128
@@ -35,6 +36,17 @@ def served() -> Iterator[ServedPolicy]:
 @pytest.fixture(scope="module")
 def client(served: ServedPolicy) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{served.base_url}/v1", api_key="none", max_retries=0)
+
+
+def test_an_import_cannot_take_over_the_log() -> None:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    with callers_logging_kept():
+        root.handlers = [logging.NullHandler()]
+        root.setLevel(logging.DEBUG)
+        assert not root.isEnabledFor(logging.INFO)
+    assert (root.handlers, root.level) == (handlers, level)
+    assert root.isEnabledFor(logging.CRITICAL)
 
 
 def test_models_are_listed_by_name(client: openai.OpenAI) -> None:

@@ -1,0 +1,71 @@
+"""From a text to a score: the steps that training a reward model and scoring with one must do alike.
+
+Shapes: B texts, T tokens, D hidden units. A reward model is a causal Hugging Face trunk with a linear head named `score` on
+the hidden state of a text's last token, which is the end-of-sequence token.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cluster.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCORE_OFFSET = "score_offset"  # in config.json: subtracted from the head's output, so that training texts have mean 0
+PADDING_ID = 0  # any id does: no text's score depends on what stands behind its last token
+
+
+def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, max_tokens: int) -> list[tuple[int, ...]]:
+    """Token ids of each text, cut at the end to `max_tokens - 1`, then the end-of-sequence token.
+
+    It is appended whether or not a completion was cut short: the head always reads the same token, in training and later.
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError("the reward model's tokenizer has no end-of-sequence token; set its eos_token")
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    return [(*ids[: max_tokens - 1], tokenizer.eos_token_id) for ids in encoded]
+
+
+def load_reward_model(folder: str, *, dtype: str, new_head: bool = False) -> "PreTrainedModel":
+    """A sequence-classification model with one label. `new_head`: the folder holds a trunk only, and the head starts at zero."""
+    from torch import nn
+    from transformers import AutoModelForSequenceClassification
+
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, ignore_mismatched_sizes=new_head
+    )
+    head = dict(model.named_children()).get("score")
+    if not isinstance(head, nn.Linear):
+        raise DataError(f"{folder}: {type(model).__name__} has no linear head named `score`; use a causal trunk such as Llama or Qwen")
+    if new_head:
+        nn.init.zeros_(head.weight)
+    elif info["missing_keys"]:
+        raise DataError(
+            f"{folder} has no weights for {', '.join(sorted(info['missing_keys']))}: it is no reward model; "
+            "train one with learner.algorithm=reward_model"
+        )
+    return model.eval()  # dropout would make equal texts score differently
+
+
+def last_token_scores(model: "PreTrainedModel", token_ids: Sequence[Sequence[int]]) -> "Tensor":
+    """scores_B, float32, with gradient where enabled; the head itself runs in float32 whatever the trunk's type.
+
+    Last tokens are found by length. The model's own forward looks for the last token that is not the padding token, and so
+    skips the end-of-sequence token where the two are the same.
+    """
+    import torch
+
+    device = model.device
+    lengths_B = torch.tensor([len(ids) for ids in token_ids])
+    ids_BT = torch.full((len(token_ids), int(lengths_B.max())), PADDING_ID)
+    for row, ids in enumerate(token_ids):
+        ids_BT[row, : len(ids)] = torch.tensor(ids)
+    mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B.unsqueeze(1)).long()
+    hidden_BTD = model.base_model(
+        input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
+    ).last_hidden_state
+    last_BD = hidden_BTD[torch.arange(len(token_ids), device=device), (lengths_B - 1).to(device)]
+    with torch.autocast(device.type, enabled=False):
+        return (last_BD.float() @ model.score.weight.float().t()).squeeze(1)

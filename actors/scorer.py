@@ -1,0 +1,46 @@
+"""Scorers, as they live in Ray actors: trajectories in, one score each out."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from actors.config import RewardFunctionScorerConfig, RewardModelScorerConfig
+from actors.rendering import PromptFormat, conversation_text
+from actors.reward_model import RewardModel
+from actors.rewards import REWARD_FUNCTIONS
+from cluster.types import Trajectory
+
+
+class Scorer(Protocol):
+    """Judges trajectories, in a Ray actor."""
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        """One score a trajectory, in order."""
+
+
+class RewardModelScorer:
+    """Implements `Scorer` with a reward model, which reads prompt and completion as one text."""
+
+    def __init__(self, config: RewardModelScorerConfig, prompt_format: PromptFormat) -> None:
+        self._model = RewardModel(config)
+        self._prompt_format = prompt_format
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        """One score a trajectory, in order."""
+        return self._model.score_texts([self._text(trajectory) for trajectory in trajectories])
+
+    def _text(self, trajectory: Trajectory) -> str:
+        """A chat is put into the reward model's own template, where it has one; the policy's may be another."""
+        if self._prompt_format == "chat" and self._model.tokenizer.chat_template is not None:
+            return conversation_text(trajectory.prompt.task, trajectory.completion.text, self._model.tokenizer)
+        return trajectory.prompt.text + trajectory.completion.text
+
+
+class RewardFunctionScorer:
+    """Implements `Scorer` with a plain function."""
+
+    def __init__(self, config: RewardFunctionScorerConfig) -> None:
+        self._function = REWARD_FUNCTIONS[config.function]
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        """One score a trajectory, in order."""
+        return [self._function(trajectory) for trajectory in trajectories]

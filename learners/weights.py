@@ -1,0 +1,47 @@
+"""Weights as one safetensors file in shared memory, for generators to take over."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cluster.types import PublishedWeights
+
+
+class WeightPublisher:
+    """Writes one file per version and removes the one before; used by one process."""
+
+    def __init__(self) -> None:
+        self._newest: Path | None = None
+
+    def publish(self, tensors: Mapping[str, Tensor], directory: Path, *, policy_version: int) -> PublishedWeights:
+        """The file appears whole or not at all. Two versions lie in `directory` while one replaces the other."""
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"policy-v{policy_version:06d}.safetensors"
+        partial = directory / f".{path.name}.{os.getpid()}.partial"
+        try:
+            save_file(dict(tensors), partial)
+            with partial.open("rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        if self._newest is not None and self._newest != path:
+            self._newest.unlink(missing_ok=True)
+        self._newest = path
+        return PublishedWeights(policy_version=policy_version, path=str(path), checksum=checksum)
+
+
+def generator_weights(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every parameter once, under its Hugging Face name, as a generator wants it."""
+    tied = set(policy.all_tied_weights_keys)
+    return {
+        name: tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+        for name, tensor in policy.state_dict().items()
+        if name not in tied
+    }

@@ -1,0 +1,154 @@
+"""The command line as a user meets it: exit codes, what goes to which stream, and how fast mistakes are told."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+HEAVY = ("ray", "torch", "vllm", "transformers", "numpy")
+VERBS = ("quickstart", "train", "plan", "serve", "runs", "show", "doctor", "models", "data")
+MAX_SECONDS = 20  # a mistake is told in two seconds; the rest is for loaded test machines
+
+
+def rayward(*arguments: str, cwd: Path, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "RAYWARD_CACHE": str(cache or cwd / "cache"),
+        "COLUMNS": "200",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "rayward", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+
+
+def heavy_imports_of(arguments: list[str]) -> set[str]:
+    """Which large packages a command line pulls in."""
+    command = (
+        f"import sys, rayward\ntry:\n    rayward.app({arguments!r}, standalone_mode=False)\nfinally:\n"
+        f"    print('HEAVY', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=120, check=True)
+    return set(done.stdout.strip().splitlines()[-1].split()[1:])
+
+
+def test_help_lists_every_verb(tmp_path: Path) -> None:
+    done = rayward("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, tmp_path: Path) -> None:
+    assert rayward(verb, "--help", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["plan", str(CONFIGS / "train" / "ppo_tiny.yaml"), "--json"], ["runs", "--help"]]
+)
+def test_nothing_large_is_imported_before_it_is_needed(arguments: list[str]) -> None:
+    assert heavy_imports_of(arguments) == set()
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["plan", "a.yaml", "--no-such-option"], ["show"], ["models", "fetch"]])
+def test_bad_usage_exits_2(arguments: list[str], tmp_path: Path) -> None:
+    done = rayward(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_every_problem_of_a_bad_file_is_told_in_seconds(verb: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("name: x\nmodel: tiny\nseeed: 1\nlearner: {algorithm: reward_model, batch_size: one, optimizer: {lr: 1}}\n")
+    started = time.monotonic()
+    done = rayward(verb, str(path), "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    for problem in ("seeed: unknown key; did you mean 'seed'?", "learner.batch_size: ", "learner.optimizer.lr: unknown key"):
+        assert f"error: {path}: {problem}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < MAX_SECONDS
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_override_that_names_nothing(tmp_path: Path) -> None:
+    done = rayward("plan", str(CONFIGS / "train" / "ppo_tiny.yaml"), "learner.num_stepz=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "learner.num_stepz: unknown key; did you mean 'num_steps'?" in done.stderr
+
+
+def test_brackets_in_a_message_are_not_markup(tmp_path: Path) -> None:
+    done = rayward("plan", "[red]no.yaml", cwd=tmp_path)
+    assert "[red]no.yaml: no such configuration file" in done.stderr
+
+
+def test_plan_prints_one_json_object(tmp_path: Path) -> None:
+    done = rayward("plan", str(CONFIGS / "train" / "ppo_tiny.yaml"), "learner.num_steps=7", "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    planned = json.loads(done.stdout)
+    assert planned["batch"]["num_steps"] == 7
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_prints_tables(tmp_path: Path) -> None:
+    done = rayward("plan", str(CONFIGS / "train" / "reward_model_movie_reviews.yaml"), cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(title in done.stdout for title in ("Placement", "Batch", "Memory"))
+
+
+def test_too_few_cpus_stop_a_run_before_it_starts(tmp_path: Path) -> None:
+    done = rayward("train", str(CONFIGS / "train" / "ppo_tiny.yaml"), "generator.num_replicas=4000", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "placement needs 2000.6 CPUs (0.5 learner + 2000 generator + 0.1 scorer length)" in done.stderr
+    assert "lower generator.num_replicas (now 4000)" in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_of_a_folder_without_any(tmp_path: Path) -> None:
+    assert json.loads(rayward("runs", "--json", cwd=tmp_path).stdout) == {"runs": []}
+    assert "rayward quickstart" in rayward("runs", cwd=tmp_path).stdout
+
+
+def test_show_finds_a_run_by_its_bare_name(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "night"
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps({"state": "failed", "error": "DataError: no texts"}))
+    shown = rayward("show", "night", "--json", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert json.loads(shown.stdout) == {"state": "failed", "error": "DataError: no texts", "path": "runs/night"}
+    assert "no texts" in rayward("show", "night", cwd=tmp_path).stdout
+
+
+def test_show_of_no_run(tmp_path: Path) -> None:
+    done = rayward("show", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere or runs/nowhere is not a run directory" in done.stderr
+    assert done.stdout == ""
+
+
+def test_doctor_prints_one_json_object_and_fails_only_for_what_is_missing(tmp_path: Path) -> None:
+    done = rayward("doctor", "--json", cwd=tmp_path)
+    findings = json.loads(done.stdout)["findings"]
+    assert done.returncode == int(any(finding["state"] == "missing" for finding in findings))
+
+
+def test_doctor_exits_1_when_something_is_missing(tmp_path: Path) -> None:
+    done = rayward("doctor", "--json", cwd=tmp_path, cache=Path("/proc/rayward"))
+    assert done.returncode == 1
+    assert {"cache"} == {finding["name"] for finding in json.loads(done.stdout)["findings"] if finding["state"] == "missing"}
