@@ -37,21 +37,26 @@ def quickstart(
     """Train a reward model on people's judgements, align a model against it, evaluate before and after."""
     from cluster.config import load_config
     from learners.config import QuickstartConfig
-    from learners.launch import run_quickstart
 
     config = load_config(QuickstartConfig, CONFIGS / ("quickstart_small.yaml" if small else "quickstart.yaml"), overrides or [])
-    run = run_quickstart(config)
-    _report_run(run, as_json=as_json)
+    _check_fits(config.policy_run())
+
+    from learners.launch import run_quickstart  # seconds: a mistake in the configuration is told before it
+
+    _report_run(run_quickstart(config), as_json=as_json)
 
 
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run one learner: learner.algorithm is ppo or reward_model."""
     from learners.config import load_run_config
-    from learners.launch import run_training
 
-    run = run_training(load_run_config(config, overrides or []))
-    _report_run(run, as_json=as_json)
+    loaded = load_run_config(config, overrides or [])
+    _check_fits(loaded)
+
+    from learners.launch import run_training  # seconds: a mistake in the configuration is told before it
+
+    _report_run(run_training(loaded), as_json=as_json)
 
 
 @app.command()
@@ -76,11 +81,14 @@ def serve(
 ) -> None:
     """Put a policy behind an OpenAI-compatible endpoint on this machine."""
     from cluster.config import load_config
-    from serving.app import serve_until_interrupted
     from serving.config import ServeConfig
 
     given = [f"model={policy}", *([] if port is None else [f"port={port}"]), *(overrides or [])]
-    serve_until_interrupted(load_config(ServeConfig, config, given))
+    loaded = load_config(ServeConfig, config, given)
+
+    from serving.app import serve_until_interrupted  # seconds: a mistake in the configuration is told before it
+
+    serve_until_interrupted(loaded)
 
 
 @app.command()
@@ -146,6 +154,14 @@ def main() -> None:
     except RaywardError as error:
         _explain(error)
         sys.exit(error.exit_code)
+
+
+def _check_fits(config: Any) -> None:
+    """Refuse a run that this machine cannot hold, before anything large is imported for it."""
+    from cluster.placement import check_placement, this_machine
+    from learners.plan import role_requests
+
+    check_placement(role_requests(config), this_machine())
 
 
 def _report_run(run: Any, *, as_json: bool) -> None:

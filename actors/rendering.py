@@ -68,7 +68,8 @@ def render_prompt(
 
 def conversation_text(task: Task, completion_text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """A task with its answer in the chat template of `tokenizer`, which need not be the policy's."""
-    return tokenizer.apply_chat_template([*_chat_messages(task), {"role": "assistant", "content": completion_text}], tokenize=False)
+    messages = [*_chat_messages(task), {"role": "assistant", "content": completion_text}]
+    return tokenizer.apply_chat_template(messages, tokenize=False)
 
 
 def _plain_token_ids(task: Task, tokenizer: "PreTrainedTokenizerBase") -> list[int]:

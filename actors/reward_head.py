@@ -38,7 +38,8 @@ def load_reward_model(folder: str, *, dtype: str, new_head: bool = False) -> "Pr
     )
     head = dict(model.named_children()).get("score")
     if not isinstance(head, nn.Linear):
-        raise DataError(f"{folder}: {type(model).__name__} has no linear head named `score`; use a causal trunk such as Llama or Qwen")
+        kind = type(model).__name__
+        raise DataError(f"{folder}: {kind} has no linear head named `score`; use a causal trunk such as Llama or Qwen")
     if new_head:
         nn.init.zeros_(head.weight)
     elif info["missing_keys"]:

@@ -123,12 +123,11 @@ def _cluster_processes(session: RaySession) -> list[psutil.Process]:
 def _wait_for_end(processes: list[psutil.Process]) -> None:
     """Whoever has not ended by itself in time is killed."""
     deadline = time.monotonic() + END_TIMEOUT_S
-    while alive := [process for process in processes if _is_alive(process)]:
+    while (alive := [process for process in processes if _is_alive(process)]) and time.monotonic() < deadline + END_TIMEOUT_S:
         if time.monotonic() > deadline:
             for process in alive:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            return
         time.sleep(END_POLL_S)
 
 

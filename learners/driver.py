@@ -59,7 +59,9 @@ class PromptSchedule:
 
     def __init__(self, prompts: Sequence[Prompt], *, prompts_per_step: int, seed: int) -> None:
         if len(prompts) < prompts_per_step:
-            raise ConfigError(f"learner.prompts_per_step={prompts_per_step}, but the task has only {len(prompts)} prompts; lower it")
+            raise ConfigError(
+                f"learner.prompts_per_step={prompts_per_step}, but the task has only {len(prompts)} prompts; lower it"
+            )
         self._prompts = prompts
         self._prompts_per_step = prompts_per_step
         self._seed = seed

@@ -8,20 +8,21 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from actors.config import GeneratorConfig
 from actors.model_source import resolve_model
-from actors.movie_reviews_source import human_agreement, load_movie_reviews, preference_pairs, split_movie_reviews
-from actors.remote import start_generators, start_scoring
+from actors.remote import GeneratorActor
 from actors.rendering import render_prompts
 from actors.rewards import REWARD_FUNCTIONS
 from actors.rollout import RolloutPool
-from actors.scorer import Scoring
+from actors.scoring import Scoring, build_scoring
 from actors.tasks import build_task_sets
 from cluster.atomic_file import write_atomically
 from cluster.errors import ConfigError
 from cluster.ledger import TrajectoryLedger
+from cluster.pool import ActorPool
 from cluster.seeding import derive_seed
 from cluster.types import Prompt, SamplingParameters
-from learners.config import PPORunConfig, QuickstartConfig, RewardModelLearnerConfig, RewardModelRunConfig, TrainingRunConfig
+from learners.config import PPORunConfig, QuickstartConfig, RewardModelRunConfig, TrainingRunConfig
 from learners.driver import Driver, PromptSchedule, Records
 from learners.evaluation import evaluate_samples
 from learners.evaluator import Evaluator
@@ -121,8 +122,9 @@ class Parts:
 
 def _start_parts(stack: ExitStack, session: Session, config: PPORunConfig, start_policy: str) -> Parts:
     """Start all roles; `stack` ends them. Generators and scorers load while the learner's ranks do."""
-    rollouts = stack.enter_context(start_generators(start_policy, config.generator))
-    scoring = stack.enter_context(start_scoring(config.scorers))
+    rollouts = _start_generators(start_policy, config.generator)
+    stack.callback(rollouts.shutdown)
+    scoring = build_scoring(config.scorers, prompt_format=config.task.prompt_format)
     weights_dir = Path(tempfile.mkdtemp(prefix="rayward-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
     stack.callback(shutil.rmtree, weights_dir, ignore_errors=True)
     learner = stack.enter_context(
@@ -135,7 +137,14 @@ def _start_parts(stack: ExitStack, session: Session, config: PPORunConfig, start
         )
     )
     rollouts.wait_until_ready()
+    scoring.wait_until_ready()
     return Parts(rollouts=rollouts, scoring=scoring, learner=learner)
+
+
+def _start_generators(model_path: str, config: GeneratorConfig) -> RolloutPool:
+    actor = GeneratorActor.options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)
+    actors = {f"generator {index}": actor.remote(model_path, config) for index in range(config.num_replicas)}
+    return RolloutPool(ActorPool(actors), max_num_sequences=config.max_num_sequences)
 
 
 def _render_prompts(session: Session, config: PPORunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:

@@ -1,4 +1,7 @@
-"""Commands from the driver to every rank of a learner, and one reply back. No polling: both sides wait on a condition."""
+"""What the driver and the ranks of a learner say to each other: a start, commands to every rank, one reply back.
+
+No polling: both sides wait on a condition. Imports no torch, for the driver needs none.
+"""
 
 import asyncio
 from dataclasses import dataclass
@@ -9,6 +12,15 @@ import ray
 from actors.config import DType
 
 Reply = Any  # what rank 0 answers to a command; each method of the learner handle knows its own type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartingPoint:
+    """What a rank needs besides its configuration. Produced by the composition root, consumed by `PPOLearner`."""
+
+    model_path: str  # Hugging Face folder of the start policy, which is the reference too
+    temperature: float  # of the sampled distribution
+    seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

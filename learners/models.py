@@ -21,7 +21,8 @@ from learners.batch import MicroBatch
 HEAD_PROBE_TOLERANCE = 1e-3  # relative; float32 rounding stays far below, a scaled or capped head far above
 
 # What a policy folder holds besides weights and config.json, by how the names begin.
-TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece", "chat_template", "generation_config")
+TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
+SENTENCEPIECE_SUFFIX = ".model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +119,7 @@ def export_policy(policy: PreTrainedModel, start_folder: Path, directory: Path, 
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for file in start_folder.iterdir():
-        if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == ".model"):
+        if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == SENTENCEPIECE_SUFFIX):
             shutil.copy(file, partial / file.name)
     config_dtype = policy.config.dtype
     policy.config.dtype = dtype
@@ -149,7 +150,7 @@ def _head_logprobs(
 
 @torch.no_grad()
 def _check_plain_head(policy: PreTrainedModel, folder: str) -> None:
-    """Some architectures scale, cap or shift their logits after the output matrix; their log-probabilities would be wrong here."""
+    """Refuse architectures that scale, cap or shift logits after the output matrix: their log-probabilities would be wrong."""
     probe_BS = torch.arange(4).unsqueeze(0)
     hidden_BSD = policy.base_model(input_ids=probe_BS, use_cache=False).last_hidden_state
     expected = policy(input_ids=probe_BS, use_cache=False).logits

@@ -76,8 +76,8 @@ def plan_table(plan: dict[str, Any]) -> "RenderableType":
     title = Text.assemble((plan["name"], "bold"), f"  {plan['algorithm']} on {plan['model']}")
     placement = plan["placement"]
     verdict = [Text(f"does not fit: {problem}", style="bold red") for problem in placement["problems"]]
-    tables = [_placement_table(placement), *verdict, "", _batch_table(plan["batch"]), "", _memory_table(plan["memory"])]
-    return Group(title, "", *tables)
+    batch, memory = _batch_table(plan["batch"]), _memory_table(plan["memory"])
+    return Group(title, "", _placement_table(placement), *verdict, "", batch, "", memory)
 
 
 def _placement(requests: list[RoleRequest]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from learners.batch import (
 )
 from learners.collectives import sum_gradients, sum_over_ranks
 from learners.config import PPOConfig
+from learners.mailbox import StartingPoint
 from learners.models import ForwardSettings, PolicyWithCritic, Reference, export_policy, load_critic_trunk, load_policy
 from learners.optimizer import GuardedAdamW
 from learners.weights import WeightPublisher, generator_weights
@@ -43,15 +44,6 @@ TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": 
 LOSS_METRICS = ("optim/loss", "policy/loss", "value/loss", "policy/clip_frac", "policy/approx_kl", "value/clip_frac")
 ENTROPY_METRICS = ("policy/entropy",)  # known where the entropy is part of the loss
 MIN_VARIANCE = 1e-8  # a batch whose returns are all equal has no variance to explain
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartingPoint:
-    """What a rank needs besides its configuration. Produced by the learner handle, consumed by `PPOLearner`."""
-
-    model_path: str  # Hugging Face folder of the start policy, which is the reference too
-    temperature: float  # of the sampled distribution
-    seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +268,7 @@ def _rows(values_BT: Tensor, part: MicroBatch) -> Tensor:
 
 
 def _batch_metrics(prepared: PreparedBatch, scores_B: Tensor, *, mismatch_cap: float) -> dict[str, float]:
-    """What is known before the first optimizer step. Log-probabilities are masked to zero, so plain sums are over valid tokens."""
+    """What is known before the first optimizer step."""
     tokens, num_tokens = prepared.tokens, prepared.tokens.num_tokens
     mask_BT, returns_BT = tokens.mask_BT, prepared.returns_BT
     unexplained = masked_variance(returns_BT - prepared.old_values_BT, mask_BT, count=num_tokens)
@@ -292,4 +284,6 @@ def _batch_metrics(prepared: PreparedBatch, scores_B: Tensor, *, mismatch_cap: f
         "score/mean": scores_B.mean(),
         "score/std": scores_B.std(correction=0),
     }
-    return {name: value.item() for name, value in metrics.items()} | {"rollout/completion_tokens_mean": num_tokens / len(scores_B)}
+    return {name: value.item() for name, value in metrics.items()} | {
+        "rollout/completion_tokens_mean": num_tokens / len(scores_B)
+    }

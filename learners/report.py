@@ -82,10 +82,10 @@ def _render(data: ReportData, *, light_png: bytes, dark_png: bytes) -> str:
         summary=data.summary,
         light_png=base64.b64encode(light_png).decode(),
         dark_png=base64.b64encode(dark_png).decode(),
-        headline=_headline(before, after),
+        headline=_headline(before, after, data.summary),
         rows=_summary_rows(before, after),
         verdicts=_verdicts(before, after),
-        reward_model=_reward_model_sentence(data.summary),
+        reward_model="" if before is None or after is None else _reward_model_sentence(data.summary),
         num_trajectories=data.num_trajectories,
         pairs=pairs[: data.num_shown],
         num_pairs=len(pairs),
@@ -98,9 +98,9 @@ def _render(data: ReportData, *, light_png: bytes, dark_png: bytes) -> str:
     )
 
 
-def _headline(before: EvaluationResult | None, after: EvaluationResult | None) -> str:
+def _headline(before: EvaluationResult | None, after: EvaluationResult | None, summary: dict[str, Any]) -> str:
     if before is None or after is None:
-        return "This run has no evaluation before and after yet."
+        return _reward_model_sentence(summary) or "This run has no evaluation before and after yet."
     change = compare(before, after)
     return (
         f"On {after.num_prompts} held-out prompts the score went from {before.score_mean:+.2f} to {after.score_mean:+.2f} "

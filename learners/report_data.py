@@ -45,6 +45,10 @@ class ReportData:
         return [line["step"] for line in lines], [float(line[name]) for line in lines]
 
     @property
+    def has_samples(self) -> bool:
+        return bool(self.before_samples or self.after_samples)
+
+    @property
     def before(self) -> EvaluationResult | None:
         return evaluate_samples(self.before_samples) if self.before_samples else None
 

@@ -1,5 +1,6 @@
 """The figure of a run: what was learned, at what cost in KL, and where the time went."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 DOTS_PER_INCH = 150
 PANEL_INCHES = (4.6, 3.3)
-NUM_COLUMNS = 3
+MAX_COLUMNS = 3
 NUM_BINS = 18
 HEADROOM = 1.35  # of a bar or a mean line, for the legend above it
 STAGE_SERIES = {  # metric in seconds -> label; scoring overlaps generation, so a rollout is one stage
@@ -60,28 +61,26 @@ DARK = Theme(
     accent="#f0a04b",
     stages=("#3b8fd0", "#5d6873", "#e08a35", "#2bbd92"),
 )
-Panel = Callable[["Axes", ReportData, Theme], bool]
 
 
 def draw_figure(data: ReportData, theme: Theme) -> bytes:
-    """The figure as PNG: 2 x 3 panels, and 3 x 3 where a reward model was trained. Panels without data say so."""
+    """The figure as PNG: those panels that the run has data for, three in a row."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    panels: list[Panel] = [_draw_score, _draw_kl, _draw_lengths, _draw_scores_before_after, _draw_second_judge, _draw_times]
-    if data.series("reward_model/train_accuracy")[0]:
-        panels = [_draw_reward_model, *panels[:2], _draw_score_over_kl, _draw_update_health, *panels[2:]]
-    num_rows = len(panels) // NUM_COLUMNS
+    panels = [draw for needed, draw in PANELS if (bool(data.series(needed)[0]) if needed else data.has_samples)] or [
+        _draw_nothing
+    ]
+    num_columns = min(len(panels), MAX_COLUMNS)
+    num_rows = math.ceil(len(panels) / num_columns)
+    size = (PANEL_INCHES[0] * num_columns, PANEL_INCHES[1] * num_rows)
     with rc_context(_style(theme)):
-        size = (PANEL_INCHES[0] * NUM_COLUMNS, PANEL_INCHES[1] * num_rows)
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
         figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout=layout)
-        for axes, panel in zip(figure.subplots(num_rows, NUM_COLUMNS).flat, panels, strict=True):
-            if not panel(axes, data, theme):
-                axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color=theme.faint)
-                axes.set(xticks=[], yticks=[])
+        for number, draw in enumerate(panels, start=1):
+            draw(figure.add_subplot(num_rows, num_columns, number), data, theme)
         buffer = BytesIO()
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": "rayward"})
     return buffer.getvalue()
@@ -114,11 +113,14 @@ def _style(theme: Theme) -> dict[Any, Any]:
     }
 
 
-def _draw_score(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+def _draw_nothing(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    axes.text(0.5, 0.5, "no data yet", transform=axes.transAxes, ha="center", va="center", color=theme.faint)
+    axes.set_axis_off()
+
+
+def _draw_score(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Reward while training")
     steps, means = data.series("score/mean")
-    if not steps:
-        return False
     std_steps, stds = data.series("score/std")
     if std_steps == steps:
         low, high = np.subtract(means, stds), np.add(means, stds)
@@ -126,27 +128,21 @@ def _draw_score(axes: "Axes", data: ReportData, theme: Theme) -> bool:
     _curve(axes, steps, means, theme.after, "mean")
     axes.set(xlabel="step", ylabel="score")
     _legend_above(axes)
-    return True
 
 
-def _draw_kl(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+def _draw_kl(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Distance from the start")
     steps, values = data.series("policy/ref_kl_nats_per_completion")
-    if not steps:
-        return False
     _curve(axes, steps, values, theme.accent, "KL(policy, reference)")
     axes.axhline(0, color=theme.faint, lw=0.8)
     axes.set(xlabel="step", ylabel="nats per completion")
-    return True
 
 
-def _draw_score_over_kl(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+def _draw_score_over_kl(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Reward for the KL spent")
     scores = dict(zip(*data.series("score/mean"), strict=True))
     kls = dict(zip(*data.series("policy/ref_kl_nats_per_completion"), strict=True))
     steps = [step for step in scores if step in kls]
-    if not steps:
-        return False
     axes.plot([kls[step] for step in steps], [scores[step] for step in steps], color=theme.grid, lw=1.2, zorder=1)
     colours = [(theme.after, 0.25 + 0.75 * (index + 1) / len(steps)) for index in range(len(steps))]  # later is darker
     axes.scatter([kls[step] for step in steps], [scores[step] for step in steps], c=colours, s=26, zorder=2)
@@ -155,15 +151,13 @@ def _draw_score_over_kl(axes: "Axes", data: ReportData, theme: Theme) -> bool:
             f"step {step}", (kls[step], scores[step]), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8.5
         )
     axes.margins(x=0.12, y=0.18)
+    axes.locator_params(axis="x", nbins=6)
     axes.set(xlabel="nats per completion", ylabel="score")
-    return True
 
 
-def _draw_lengths(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+def _draw_lengths(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Completion length")
     steps, means = data.series("rollout/completion_tokens_mean")
-    if not steps:
-        return False
     band = data.lengths
     if band.steps:
         axes.fill_between(
@@ -179,31 +173,27 @@ def _draw_lengths(axes: "Axes", data: ReportData, theme: Theme) -> bool:
     top = max([*means, *band.high_tokens])
     axes.set(xlabel="step", ylabel="tokens", ylim=(0, top * HEADROOM))
     axes.legend(loc="upper left")
-    return True
 
 
-def _draw_scores_before_after(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+def _draw_scores_before_after(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Held-out score, before and after")
-    drawn = _histograms(axes, data, theme, lambda sample: sample.score, "{mean:+.2f}")
+    _histograms(axes, data, theme, lambda sample: sample.score, "{mean:+.2f}")
     axes.set(xlabel="score of one completion", ylabel="share of completions")
-    return drawn
 
 
-def _draw_second_judge(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+def _draw_second_judge(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Second judge: VADER sentiment")
-    drawn = _histograms(axes, data, theme, lambda sample: sample.vader_compound, "{positive:.0%} positive")
-    if drawn:
-        axes.axvline(POSITIVE_COMPOUND, ymax=1 / HEADROOM, color=theme.faint, lw=0.9, ls=":")
-        axes.set_xticks((-1, -0.5, 0, 0.5, 1))
+    _histograms(axes, data, theme, lambda sample: sample.vader_compound, "{positive:.0%} positive")
+    axes.axvline(POSITIVE_COMPOUND, ymax=1 / HEADROOM, color=theme.faint, lw=0.9, ls=":")
+    axes.set_xticks((-1, -0.5, 0, 0.5, 1))
     axes.set(xlabel=f"compound of one completion (positive: above {POSITIVE_COMPOUND:g})", ylabel="share of completions")
-    return drawn
 
 
-def _draw_times(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+def _draw_times(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title("Wall time of a step")
     steps = sorted({line["step"] for line in data.metrics if line.get("time/rollout_s") is not None})
-    if not steps:
-        return False
     bottoms = np.zeros(len(steps))
     for (name, label), colour in zip(STAGE_SERIES.items(), theme.stages, strict=True):
         seconds_by_step = dict(zip(*data.series(name), strict=True))
@@ -212,18 +202,16 @@ def _draw_times(axes: "Axes", data: ReportData, theme: Theme) -> bool:
             axes.bar(steps, seconds, bottom=bottoms, width=0.82, color=colour, lw=0, label=f"{label} {seconds.mean():.1f} s")
         bottoms += seconds
     axes.set(xlabel="step", ylabel="seconds", ylim=(0, bottoms.max() * 1.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", ncols=2, columnspacing=1.2, handlelength=1.0)
-    return True
 
 
-def _draw_reward_model(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+def _draw_reward_model(axes: "Axes", data: ReportData, theme: Theme) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axes.set_title("Reward model: pairs in the right order")
     steps, values = data.series("reward_model/train_accuracy")
-    if not steps:
-        return False
     axes.plot(steps, values, color=theme.after, lw=0.9, alpha=0.4)
     smooth = _running_mean(values)
     axes.plot(steps, smooth, color=theme.after, label="training batches")
@@ -240,26 +228,21 @@ def _draw_reward_model(axes: "Axes", data: ReportData, theme: Theme) -> bool:
     axes.set(xlabel="reward-model step", ylabel="share of pairs", ylim=(min(0.25, *values), 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.legend(loc="lower right", ncols=2, columnspacing=1.2)
-    return True
 
 
-def _draw_update_health(axes: "Axes", data: ReportData, theme: Theme) -> bool:
+def _draw_update_health(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Health of the updates")
     curves = (
         ("value/explained_variance", "critic: explained variance", theme.after),
         ("policy/clip_frac", "clipped share of tokens", theme.accent),
         ("policy/approx_kl", "KL of one update, nats per token", theme.stages[3]),
     )
-    drawn = False
     for name, label, colour in curves:
         steps, values = data.series(name)
         if steps:
             _curve(axes, steps, np.clip(values, -1, None).tolist(), colour, label)
-            drawn = True
-    if drawn:
-        axes.set_xlabel("step")
-        _legend_above(axes)
-    return drawn
+    axes.set_xlabel("step")
+    _legend_above(axes)
 
 
 def _curve(axes: "Axes", steps: list[int], values: list[float], colour: str, label: str) -> None:
@@ -267,7 +250,7 @@ def _curve(axes: "Axes", steps: list[int], values: list[float], colour: str, lab
     from matplotlib.ticker import MaxNLocator
 
     axes.plot(steps, values, color=colour, label=label, marker="o", ms=3.2 if len(steps) <= 60 else 0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _legend_above(axes: "Axes") -> None:
@@ -285,14 +268,12 @@ def _running_mean(values: list[float]) -> list[float]:
 
 def _histograms(
     axes: "Axes", data: ReportData, theme: Theme, value_of: Callable[[EvaluatedCompletion], float], label: str
-) -> bool:
+) -> None:
     """Both policies over the same bins, as shares of their completions; `label` may use {mean} and {positive}."""
     from matplotlib.ticker import PercentFormatter
 
     sets = [("before", data.before_samples, data.before, theme.before), ("after", data.after_samples, data.after, theme.after)]
     values = [value_of(sample) for _, samples, _, _ in sets for sample in samples]
-    if not values:
-        return False
     bins = np.histogram_bin_edges(values, bins=NUM_BINS)
     top = 0.0
     for name, samples, result, colour in sets:
@@ -310,4 +291,17 @@ def _histograms(
     axes.set_ylim(0, top * HEADROOM)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.legend(loc="upper left")
-    return True
+
+
+Panel = Callable[["Axes", ReportData, Theme], None]
+PANELS: tuple[tuple[str, Panel], ...] = (  # (metric that it needs, panel); no metric: evaluated samples
+    ("reward_model/train_accuracy", _draw_reward_model),
+    ("score/mean", _draw_score),
+    ("policy/ref_kl_nats_per_completion", _draw_kl),
+    ("policy/ref_kl_nats_per_completion", _draw_score_over_kl),
+    ("policy/clip_frac", _draw_update_health),
+    ("rollout/completion_tokens_mean", _draw_lengths),
+    ("", _draw_scores_before_after),
+    ("", _draw_second_judge),
+    ("time/rollout_s", _draw_times),
+)

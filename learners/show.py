@@ -113,7 +113,9 @@ def _summary_or_error(folder: Path) -> dict[str, Any]:
 def _result(summary: dict[str, Any]) -> dict[str, float]:
     """What a run is judged by, as far as it came."""
     scores = {
-        f"score_{moment}": summary[moment]["score_mean"] for moment in ("before", "after") if "score_mean" in summary.get(moment, {})
+        f"score_{moment}": summary[moment]["score_mean"]
+        for moment in ("before", "after")
+        if "score_mean" in summary.get(moment, {})
     }
     found = summary.get("reward_model", {})
     return {**{name: found[name] for name in ("accuracy", "human_agreement") if name in found}, **scores}

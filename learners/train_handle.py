@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import ray
 from ray.exceptions import RayError
-from typing_extensions import Self
 
 from actors.config import DType
 from cluster.errors import RaywardError
@@ -26,10 +26,10 @@ from learners.mailbox import (
     ReadyCommand,
     ReferenceKLCommand,
     Reply,
+    StartingPoint,
     StopCommand,
     UpdateCommand,
 )
-from learners.ppo import StartingPoint
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +66,7 @@ class LearnerHandle:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is None:
             self.stop()
         else:
@@ -123,7 +121,7 @@ class LearnerHandle:
         try:
             self._trainer().fit()
         # Whatever ended the group must reach the caller that waits for a reply, and a thread has no other way out.
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             logger.exception("Ray Train ended with an error")
             cause = _cause(error)
         try:

@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -17,10 +17,13 @@ from learners.mailbox import (
     ReadyCommand,
     ReferenceKLCommand,
     Reply,
+    StartingPoint,
     StopCommand,
     UpdateCommand,
 )
-from learners.ppo import PPOLearner, StartingPoint
+
+if TYPE_CHECKING:
+    from learners.ppo import PPOLearner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,8 @@ class LoopSetup:
 
 def train_loop_per_worker(loop_config: dict[str, LoopSetup]) -> None:
     """Ray Train's entry point; ends at a StopCommand. An exception ends the whole group, and the handle reports it."""
+    from learners.ppo import PPOLearner
+
     setup = loop_config["setup"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -47,7 +52,7 @@ def train_loop_per_worker(loop_config: dict[str, LoopSetup]) -> None:
             return
 
 
-def _obey(learner: PPOLearner, command: Command, rank: int) -> Reply:
+def _obey(learner: "PPOLearner", command: Command, rank: int) -> Reply:
     """All ranks compute together; files are rank 0's alone."""
     match command:
         case UpdateCommand(batch=batch):

@@ -80,7 +80,7 @@ class ServedPolicy:
         )
 
     def _where_logs_are(self) -> str:
-        return f"{self._ray_session.session_logs}/serve" if self._ray_session else "Ray's logs, folder serve"
+        return f"{self._ray_session.session_logs}/worker-*.err" if self._ray_session else "worker-*.err in Ray's logs"
 
 
 def serve_policy(config: ServeConfig, *, start: Callable[[], RaySession] = start_ray) -> ServedPolicy:

@@ -49,8 +49,8 @@ def clipped_value_loss(
 ) -> LossOutput:
     """max((V - R)^2, (V_limited - R)^2) / 2 with V within `clip_eps` of the old values. Source: arXiv:1909.08593, its code."""
     limited_BT = torch.maximum(torch.minimum(values_BT, old_values_BT + clip_eps), old_values_BT - clip_eps)
-    error_BT = (values_BT - returns_BT).square()
-    limited_error_BT = (limited_BT - returns_BT).square()
+    error_BT = torch.where(mask_BT, values_BT - returns_BT, 0.0).square()
+    limited_error_BT = torch.where(mask_BT, limited_BT - returns_BT, 0.0).square()
     with torch.no_grad():
         metrics = {"value/clip_frac": masked_mean((limited_error_BT > error_BT).float(), mask_BT, count=num_tokens)}
     loss = masked_mean(torch.maximum(error_BT, limited_error_BT), mask_BT, count=num_tokens) / 2

@@ -19,7 +19,7 @@ def truncated_importance_weights(old_logprobs_BT: Tensor, rollout_logprobs_BT: T
 def mismatch_metrics(
     old_logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, mask_BT: Tensor, *, cap: float, num_tokens: int
 ) -> dict[str, Tensor]:
-    """How far the learner is from the engine: k3 of KL(engine || learner) and mean |difference| in nats, share of weights at the cap."""
+    """How far the learner is from the engine: KL(engine || learner) by k3, mean |difference| in nats, share above the cap."""
     difference_BT = old_logprobs_BT - rollout_logprobs_BT
     return {
         "policy/mismatch_kl": masked_mean(k3(rollout_logprobs_BT, old_logprobs_BT), mask_BT, count=num_tokens),

@@ -57,7 +57,10 @@ MUTANTS = [
     (setting("nmae", "x"), "nmae: unknown key; did you mean 'name'?"),
     (setting("zzz", 1), "zzz: unknown key; known keys: evaluation, generator"),
     (setting("learner.clip_epsilon", 0.2), "learner.clip_epsilon: unknown key; did you mean 'clip_eps'?"),
-    (setting("learner.optimizer.learning_rat", 0.1), "learner.optimizer.learning_rat: unknown key; did you mean 'learning_rate'?"),
+    (
+        setting("learner.optimizer.learning_rat", 0.1),
+        "learner.optimizer.learning_rat: unknown key; did you mean 'learning_rate'?",
+    ),
     (setting("task.num_prompt_wrods", 3), "task.num_prompt_wrods: unknown key; did you mean 'num_prompt_words'?"),
     (setting("task.path", "x.jsonl"), "task.path: unknown key"),
     (setting("task.kind", "movies"), "task: "),
@@ -95,7 +98,9 @@ def test_the_file_that_the_mutants_start_from_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mutate", "expected"), MUTANTS, ids=[expected[:40] for _, expected in MUTANTS])
-def test_every_mutant_is_refused_with_file_and_path(mutate: Callable[[dict[str, Any]], None], expected: str, tmp_path: Path) -> None:
+def test_every_mutant_is_refused_with_file_and_path(
+    mutate: Callable[[dict[str, Any]], None], expected: str, tmp_path: Path
+) -> None:
     values = valid_run()
     mutate(values)
     path = write_run(tmp_path, values)
@@ -107,7 +112,12 @@ def test_every_mutant_is_refused_with_file_and_path(mutate: Callable[[dict[str, 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
     values = valid_run()
-    for mutate in (setting("seed", "x"), setting("learner.gamma", 2), setting("sampling.top_q", 1), setting("scorers.0.weight", "x")):
+    for mutate in (
+        setting("seed", "x"),
+        setting("learner.gamma", 2),
+        setting("sampling.top_q", 1),
+        setting("scorers.0.weight", "x"),
+    ):
         mutate(values)
     with pytest.raises(ConfigError) as caught:
         load_run_config(write_run(tmp_path, values))

@@ -46,7 +46,9 @@ class RecordingRollouts:
         self._calls.append(f"collect at version {self.version}")
         self.samplings.append(sampling)
         for each in reversed(prompts) if self._last_first else prompts:
-            yield TrajectoryGroup(trajectories=tuple(self._trajectory(each, index) for index in range(sampling.samples_per_prompt)))
+            yield TrajectoryGroup(
+                trajectories=tuple(self._trajectory(each, index) for index in range(sampling.samples_per_prompt))
+            )
 
     def publish(self, weights: PublishedWeights) -> None:
         self.version = weights.policy_version

@@ -159,7 +159,13 @@ def test_transformers_counts_the_same() -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for changes in ({}, {"tie_word_embeddings": False}, {"attention_bias": True}, {"model_type": "qwen2"}, {"model_type": "qwen3", "head_dim": 2}):
+    for changes in (
+        {},
+        {"tie_word_embeddings": False},
+        {"attention_bias": True},
+        {"model_type": "qwen2"},
+        {"model_type": "qwen3", "head_dim": 2},
+    ):
         config = {**SMALL_LLAMA, **changes}
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
@@ -199,7 +205,11 @@ def test_an_own_critic_is_a_second_trunk(empty_cache: Path) -> None:
 
 def reward_model_config(**learner: Any) -> RewardModelRunConfig:
     return RewardModelRunConfig.model_validate(
-        {"name": "trial", "model": "small", "learner": {"algorithm": "reward_model", "batch_size": 6, "max_tokens": 10, **learner}}
+        {
+            "name": "trial",
+            "model": "small",
+            "learner": {"algorithm": "reward_model", "batch_size": 6, "max_tokens": 10, **learner},
+        }
     )
 
 
@@ -233,12 +243,14 @@ def test_other_architectures_are_not_guessed() -> None:
     assert model_shape({"model_type": "gpt2"}) is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama"}', '{"model_type": "llama", "hidden_size": "x", "vocab_size": 1}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"model_type": "llama"}', '{"model_type": "llama", "hidden_size": "x", "vocab_size": 1}']
+)
 def test_a_broken_model_folder_is_named(content: str, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "config.json").write_text(content)
-    with pytest.raises(DataError, match="config.json"):
+    with pytest.raises(DataError, match=r"config\.json"):
         local_model_shape(str(folder))
 
 

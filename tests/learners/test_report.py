@@ -119,9 +119,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_report_is_a_picture_and_a_page_that_needs_nothing_else(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert (page.parent / "report.png").read_bytes().startswith(PNG_SIGNATURE)
-    assert "http://" not in text and "https://" not in text and "<link" not in text
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "<link" not in text
     assert text.count("data:image/png;base64,") == 2  # light and dark
-    assert "85.3%" in text and "90.4%" in text and "288 trajectories" in text
+    assert "85.3%" in text
+    assert "90.4%" in text
+    assert "288 trajectories" in text
 
 
 def test_what_the_model_wrote_is_escaped(page: Path) -> None:
@@ -140,7 +144,8 @@ def test_side_by_side_keeps_the_order_of_evaluation_and_the_configured_count(pag
 
 def test_changes_and_verdicts_are_those_of_the_samples(page: Path) -> None:
     data = load_report_data(page.parent)
-    assert data.before is not None and data.after is not None
+    assert data.before is not None
+    assert data.after is not None
     gain = data.after.score_mean - data.before.score_mean
     text = page.read_text(encoding="utf-8")
     assert f'<td class="number">{gain:+.2f}</td>' in text

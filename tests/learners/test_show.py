@@ -111,7 +111,11 @@ def test_what_a_model_wrote_cannot_drive_the_terminal(tmp_path: Path) -> None:
 def test_a_reward_model_run_shows_its_accuracy(tmp_path: Path) -> None:
     path = tmp_path / "judge"
     path.mkdir()
-    summary = {"state": "completed", "wall_s": {"reward model": 90.0}, "reward_model": {"accuracy": 0.853, "human_agreement": 0.9}}
+    summary = {
+        "state": "completed",
+        "wall_s": {"reward model": 90.0},
+        "reward_model": {"accuracy": 0.853, "human_agreement": 0.9},
+    }
     (path / "summary.json").write_text(json.dumps(summary))
     text = rendered(run_view(path))
     assert "85.3%" in text
@@ -148,7 +152,7 @@ def test_a_bare_name_is_found_under_runs(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_no_run_is_an_error_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not a run directory.*rayward runs"):
+    with pytest.raises(DataError, match=r"is not a run directory.*rayward runs"):
         summary_of(tmp_path)
     with pytest.raises(DataError, match="nowhere or runs/nowhere is not a run directory"):
         run_view(Path("nowhere"))
@@ -157,7 +161,7 @@ def test_no_run_is_an_error_with_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "x"}', '{"state": "great"}'])
 def test_a_broken_summary_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(content)
-    with pytest.raises(DataError, match="summary.json"):
+    with pytest.raises(DataError, match=r"summary\.json"):
         summary_of(tmp_path)
 
 
@@ -168,7 +172,11 @@ def test_runs_are_listed_by_start_and_broken_ones_do_not_hide_the_others(tmp_pat
     (tmp_path / "broken" / "summary.json").write_text("{")
     (tmp_path / "other").mkdir()
     runs = list_runs(tmp_path)
-    assert [(run["name"], run["state"]) for run in runs] == [("broken", "unreadable"), ("first", "completed"), ("second", "completed")]
+    assert [(run["name"], run["state"]) for run in runs] == [
+        ("broken", "unreadable"),
+        ("first", "completed"),
+        ("second", "completed"),
+    ]
     assert runs[1]["seconds"] == 120.5
     assert runs[1]["result"] == {"score_before": 0.5, "score_after": 1.75}
     json.dumps(runs, allow_nan=False)

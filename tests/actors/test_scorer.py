@@ -1,0 +1,213 @@
+"""Scorers, and the stream of rewards from pools of them: real Ray actors with fake judges."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.config import RewardFunctionScorerConfig, RewardModelScorerConfig
+from actors.model_source import resolve_model
+from actors.reward_head import load_reward_model
+from actors.scorer import RewardFunctionScorer, RewardModelScorer
+from actors.scoring import Scoring, WeightedScorer, build_scoring
+from actors.tiny_model import byte_tokenizer
+from cluster.errors import ConfigError, DataError, RaywardError
+from cluster.pool import ActorPool
+from cluster.types import Completion, Message, Prompt, Task, Trajectory, TrajectoryGroup
+
+
+class LengthJudge:
+    """Scores a completion by its length, and remembers how many trajectories each call had."""
+
+    def __init__(self) -> None:
+        self._call_sizes: list[int] = []
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        self._call_sizes.append(len(trajectories))
+        return [float(len(trajectory.completion.text)) for trajectory in trajectories]
+
+    def call_sizes(self) -> list[int]:
+        return self._call_sizes
+
+
+class GatedJudge(LengthJudge):
+    """Answers nothing until its test opens the gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gate = threading.Event()
+
+    def open(self) -> None:
+        self._gate.set()
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        self._gate.wait()
+        return super().score(trajectories)
+
+
+class BrokenJudge:
+    """Fails in the way that the completion names."""
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        match trajectories[0].completion.text:
+            case "nan":
+                return [float("nan")] * len(trajectories)
+            case "short":
+                return []
+            case "refuse":
+                raise DataError("no reference")
+        raise ZeroDivisionError("oops")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def _group(name: str, *texts: str) -> TrajectoryGroup:
+    task = Task(task_id=name, messages=(Message(role="user", content="Say it. "),))
+    prompt = Prompt(task=task, text="Say it. ", token_ids=(1,))
+    return TrajectoryGroup(
+        trajectories=tuple(
+            Trajectory(
+                prompt=prompt,
+                sample_index=index,
+                completion=Completion(token_ids=(2,), rollout_logprobs=(-1.0,), text=text, finish_reason="stop", policy_version=0),
+            )
+            for index, text in enumerate(texts)
+        )
+    )
+
+
+def _actor(judge: type, *, max_concurrency: int = 1) -> Any:
+    return ray.remote(judge).options(num_cpus=0, max_concurrency=max_concurrency).remote()
+
+
+def _scoring(**judges: tuple[float, Sequence[Any]]) -> Scoring:
+    return Scoring(
+        {
+            name: WeightedScorer(weight=weight, pool=ActorPool({f"{name} {index}": actor for index, actor in enumerate(actors)}))
+            for name, (weight, actors) in judges.items()
+        }
+    )
+
+
+def test_a_reward_is_the_weighted_sum_and_keeps_its_parts() -> None:
+    scoring = _scoring(long=(2.0, [_actor(LengthJudge)]), brief=(-0.5, [_actor(LengthJudge)]))
+    (scored,) = scoring.score_stream([_group("a", "four", "sixsix")])
+    assert [reward.total for reward in scored.rewards] == [6.0, 9.0]  # 2 x 4 - 0.5 x 4; 2 x 6 - 0.5 x 6
+    assert [dict(reward.breakdown) for reward in scored.rewards] == [{"long": 4.0, "brief": 4.0}, {"long": 6.0, "brief": 6.0}]
+
+
+def test_groups_that_arrive_while_a_scorer_is_busy_go_to_it_together() -> None:
+    judge = _actor(GatedJudge, max_concurrency=2)
+
+    def arriving() -> Iterator[TrajectoryGroup]:
+        yield from (_group("a", "1", "22"), _group("b", "333"), _group("c", "4444"))
+        ray.get(judge.open.remote())
+
+    scored = list(_scoring(length=(1.0, [judge])).score_stream(arriving()))
+    assert {group.group.prompt.task.task_id: group.rewards[0].total for group in scored} == {"a": 1.0, "b": 3.0, "c": 4.0}
+    assert ray.get(judge.call_sizes.remote()) == [2, 2]
+
+
+def test_groups_are_scored_while_others_are_still_to_come() -> None:
+    scoring = _scoring(length=(1.0, [_actor(LengthJudge)]))
+    consumed: list[str] = []
+
+    def arriving() -> Iterator[TrajectoryGroup]:
+        for name in ("a", "b"):
+            consumed.append(name)
+            yield _group(name, "x")
+        # Each look at the scorers comes with a new group; one of these finds the first ones scored.
+        for number in range(100_000):
+            if number > 1 and seen:
+                return
+            yield _group(str(number), "x")
+
+    seen: list[str] = []
+    for scored in scoring.score_stream(arriving()):
+        seen.append(scored.group.prompt.task.task_id)
+    assert seen[0] == "a"
+    assert len(seen) < 100_000
+
+
+def test_what_waits_is_shared_among_idle_replicas() -> None:
+    judges = [_actor(GatedJudge, max_concurrency=2) for _ in range(2)]
+
+    def arriving() -> Iterator[TrajectoryGroup]:
+        yield from (_group(str(number), "x") for number in range(2))
+        for judge in judges:
+            ray.get(judge.open.remote())
+
+    scored = list(_scoring(length=(1.0, judges)).score_stream(arriving()))
+    assert len(scored) == 2
+    assert [ray.get(judge.call_sizes.remote()) for judge in judges] == [[1], [1]]
+
+
+def test_no_groups_give_no_scores() -> None:
+    assert list(_scoring(length=(1.0, [_actor(LengthJudge)])).score_stream([])) == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "message"),
+    [
+        ("nan", DataError, "task 'a', sample 0.*broken"),
+        ("short", DataError, "'broken' returned 0 scores for 1"),
+        ("refuse", DataError, "no reference"),
+        ("crash", RaywardError, "scorer 'broken' failed.*oops"),
+    ],
+)
+def test_a_failure_names_the_scorer_or_the_task(failure: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        list(_scoring(broken=(1.0, [_actor(BrokenJudge)])).score_stream([_group("a", failure)]))
+
+
+def test_a_run_without_scorers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one scorer"):
+        Scoring({})
+
+
+def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
+    configs = (
+        RewardModelScorerConfig(model=str(_reward_model_folder(tmp_path)), dtype="float32", num_threads=1, num_cpus=0.5),
+        RewardFunctionScorerConfig(function="length", weight=-1.0),
+    )
+    scoring = build_scoring(configs, prompt_format="plain")
+    scoring.wait_until_ready()
+    (scored,) = scoring.score_stream([_group("a", "x")])
+    assert dict(scored.rewards[0].breakdown) == {"reward_model": 0.0, "length": 1.0}  # a new head; one token
+    assert scored.rewards[0].total == -1.0
+
+
+def test_a_function_scores_each_trajectory() -> None:
+    scorer = RewardFunctionScorer(RewardFunctionScorerConfig(function="repetition"))
+    assert scorer.score(_group("a", "ha ha ha", "a b").trajectories) == [0.5, 0.0]  # "ha ha" twice: one of two is a repeat
+
+
+@pytest.mark.parametrize(
+    ("prompt_format", "expected"),
+    [
+        ("plain", "Say it. Done."),
+        ("chat", "<|im_start|>user\nSay it. <|im_end|>\n<|im_start|>assistant\nDone.<|im_end|>\n"),
+    ],
+)
+def test_a_reward_model_reads_prompt_and_completion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt_format: Any, expected: str
+) -> None:
+    read: list[str] = []
+    config = RewardModelScorerConfig(model=str(_reward_model_folder(tmp_path)), dtype="float32", num_threads=1)
+    monkeypatch.setattr("actors.reward_model.RewardModel.score_texts", lambda self, texts: read.extend(texts) or [0.0] * len(texts))
+    RewardModelScorer(config, prompt_format).score(_group("a", "Done.").trajectories)
+    assert read == [expected]
+
+
+def _reward_model_folder(path: Path) -> Path:
+    load_reward_model(resolve_model("tiny"), dtype="float32", new_head=True).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path

@@ -1,0 +1,70 @@
+"""Small batches on the tiny model."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from actors.model_source import resolve_model
+from cluster.types import Completion, Message, Prompt, Reward, ScoredBatch, ScoredGroup, Task, Trajectory, TrajectoryGroup
+from learners.config import PPOConfig
+
+BatchBuilder = Callable[..., ScoredBatch]
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> str:
+    return resolve_model("tiny")
+
+
+@pytest.fixture
+def ppo_config() -> Callable[..., PPOConfig]:
+    """A float32 configuration with one thread; keyword arguments replace fields, also those of `workers`."""
+
+    def build(**fields: object) -> PPOConfig:
+        workers = {"num_threads": 1, "compute_dtype": "float32", "num_cpus": 0.5}
+        workers |= {
+            name: fields.pop(name)
+            for name in list(fields)
+            if name in ("num_workers", "micro_batch_tokens", "logprob_chunk_tokens")
+        }
+        optimizer = {"learning_rate": 1e-3} | {
+            name: fields.pop(name) for name in list(fields) if name in ("warmup_steps", "decay")
+        }
+        values = {"num_steps": 2, "prompts_per_step": 8, "minibatch_size": 4, "workers": workers, "optimizer": optimizer} | fields
+        return PPOConfig.model_validate(values)
+
+    return build
+
+
+@pytest.fixture
+def scored_batch() -> BatchBuilder:
+    """A batch of one-sample groups with random tokens, lengths and scores; every third completion is cut."""
+
+    def build(num_groups: int = 8, *, step: int = 0, scores: list[float] | None = None) -> ScoredBatch:
+        generator = np.random.default_rng(step)
+        groups = []
+        for index in range(num_groups):
+            score = float(generator.normal()) if scores is None else scores[index]
+            group = TrajectoryGroup(trajectories=(_trajectory(generator, index),))
+            groups.append(ScoredGroup(group=group, rewards=(Reward(total=score, breakdown={}),)))
+        return ScoredBatch(step=step, groups=tuple(groups))
+
+    return build
+
+
+def _trajectory(generator: np.random.Generator, index: int) -> Trajectory:
+    prompt_length, completion_length = int(generator.integers(1, 5)), int(generator.integers(1, 9))
+    prompt_ids, completion_ids = (tuple(generator.integers(0, 250, size).tolist()) for size in (prompt_length, completion_length))
+    task = Task(task_id=f"task-{index}", messages=(Message(role="user", content="text"),))
+    return Trajectory(
+        prompt=Prompt(task=task, text="text", token_ids=prompt_ids),
+        sample_index=0,
+        completion=Completion(
+            token_ids=completion_ids,
+            rollout_logprobs=(-5.5,) * completion_length,
+            text="text",
+            finish_reason="length" if index % 3 == 0 else "stop",
+            policy_version=0,
+        ),
+    )

@@ -1,0 +1,179 @@
+"""The learner on the tiny model, in float32, in this process."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.errors import DataError
+from cluster.types import ScoredBatch, Trajectory
+from learners.config import PPOConfig
+from learners.mailbox import StartingPoint
+from learners.ppo import PPOLearner
+
+ConfigBuilder = Callable[..., PPOConfig]
+BatchBuilder = Callable[..., ScoredBatch]
+
+
+def _learner(model: str, config: PPOConfig, *, temperature: float = 1.0) -> PPOLearner:
+    return PPOLearner(StartingPoint(model_path=model, temperature=temperature, seed=0), config)
+
+
+def _weights(learner: PPOLearner, directory: Path) -> dict[str, Tensor]:
+    return load_file(learner.publish(directory, "float32").path)
+
+
+def _trajectories(batch: ScoredBatch) -> list[Trajectory]:
+    return [trajectory for scored in batch.groups for trajectory in scored.group.trajectories]
+
+
+@pytest.mark.parametrize("fields", [{}, {"critic": "own_model"}, {"entropy_coef": 0.01}, {"num_epochs": 2}])
+def test_the_update_does_not_depend_on_the_micro_batches(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    results = []
+    for micro_batch_tokens, chunk in ((4096, 512), (13, 3)):
+        learner = _learner(tiny_model, ppo_config(**fields, micro_batch_tokens=micro_batch_tokens, logprob_chunk_tokens=chunk))
+        metrics = [learner.update(scored_batch(step=step)).metrics for step in range(2)]
+        results.append((_weights(learner, tmp_path / str(chunk)), metrics))
+    for name, tensor in results[0][0].items():
+        assert_close(results[1][0][name], tensor, atol=1e-5, rtol=0)
+    for first, second in zip(results[0][1], results[1][1], strict=True):
+        timeless = {name: value for name, value in first.items() if not name.startswith("time/")}
+        assert {name: second[name] for name in timeless} == pytest.approx(timeless, rel=1e-3, abs=1e-5)
+
+
+def test_the_version_counts_optimizer_steps(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:
+    learner = _learner(tiny_model, ppo_config(num_epochs=3))
+    assert learner.policy_version == 0
+    assert learner.update(scored_batch()).policy_version == 6  # 3 epochs x 2 minibatches
+
+
+def test_logprobs_are_those_of_the_whole_model_at_the_temperature(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    trajectories = _trajectories(scored_batch())
+    logprobs = _learner(tiny_model, ppo_config(micro_batch_tokens=20), temperature=0.7).completion_logprobs(trajectories)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    for trajectory, own in zip(trajectories, logprobs, strict=True):
+        prompt, completion = trajectory.prompt.token_ids, trajectory.completion.token_ids
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits / 0.7, -1).gather(1, torch.tensor(completion)[:, None]).squeeze(1)
+        assert_close(torch.tensor(own), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_the_start_is_its_own_reference(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, compute_dtype: str
+) -> None:
+    config = ppo_config()
+    workers = config.workers.model_copy(update={"compute_dtype": compute_dtype})
+    learner = _learner(tiny_model, config.model_copy(update={"workers": workers}))
+    assert learner.reference_kl(_trajectories(scored_batch())) == (0.0,) * 8
+    first, second = (learner.update(scored_batch(step=step)).metrics for step in range(2))
+    assert first["policy/ref_kl_nats_per_completion"] == 0
+    assert second["policy/ref_kl_nats_per_completion"] != 0
+
+
+def test_rewarded_tokens_become_likelier(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:
+    learner = _learner(tiny_model, ppo_config(minibatch_size=8, num_epochs=4))
+    batch = scored_batch(scores=[4.0] * 4 + [-4.0] * 4)
+    before, after = [], []
+    for record in (before, after):
+        record += [sum(logprobs) / len(logprobs) for logprobs in learner.completion_logprobs(_trajectories(batch))]
+        learner.update(batch)
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    assert min(gains[:4]) > 0 > max(gains[4:])
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_a_score_beyond_float32_changes_no_weight(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path, whiten: bool
+) -> None:
+    learner = _learner(tiny_model, ppo_config(whiten_advantages=whiten, minibatch_size=8))
+    before = _weights(learner, tmp_path / "before")
+    result = learner.update(scored_batch(scores=[1e39] + [0.0] * 7))
+    assert result.metrics["optim/skipped_steps"] == 1
+    assert result.policy_version == 0
+    after = _weights(learner, tmp_path / "after")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert learner.update(scored_batch()).metrics["optim/skipped_steps"] == 0
+
+
+def test_equal_scores_without_a_critic_error_move_nothing_much(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    metrics = _learner(tiny_model, ppo_config(gamma=1.0, gae_lambda=1.0)).update(scored_batch(scores=[0.0] * 8)).metrics
+    # The value head starts at zero and every return is zero: no advantage, no value error, no gradient.
+    assert metrics["optim/grad_norm"] == pytest.approx(0, abs=1e-6)
+    assert metrics["value/loss"] == 0
+
+
+@pytest.mark.parametrize(("truncation", "score_mean_of_cut"), [("terminal", 2.0), ("penalty", -1.0)])
+def test_a_cut_completion_gets_its_configured_score(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, truncation: str, score_mean_of_cut: float
+) -> None:
+    config = ppo_config(
+        truncation=truncation, truncation_score=-1.0, value_clip_eps=100.0, whiten_advantages=False, minibatch_size=8
+    )
+    batch = scored_batch(scores=[2.0] * 8)
+    metrics = _learner(tiny_model, config.model_copy(update={"gae_lambda": 1.0, "kl_coef": 0.0})).update(batch).metrics
+    cut = [trajectory.completion.finish_reason == "length" for trajectory in _trajectories(batch)]
+    lengths = [len(trajectory.completion.token_ids) for trajectory in _trajectories(batch)]
+    # Values are 0, so with lambda = gamma = 1 each token's return is its completion's score; value loss: mean square / 2.
+    squares = sum(length * (score_mean_of_cut if was_cut else 2.0) ** 2 for length, was_cut in zip(lengths, cut, strict=True))
+    assert metrics["value/loss"] == pytest.approx(squares / sum(lengths) / 2)
+
+
+def test_published_weights_replace_the_version_before(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    learner = _learner(tiny_model, ppo_config())
+    first = learner.publish(tmp_path, "bfloat16")
+    learner.update(scored_batch())
+    second = learner.publish(tmp_path, "bfloat16")
+    assert (first.policy_version, second.policy_version) == (0, 2)
+    assert first.checksum != second.checksum
+    assert [str(path) for path in tmp_path.iterdir()] == [second.path]
+    tensors = load_file(second.path)
+    assert "lm_head.weight" not in tensors  # tied to model.embed_tokens.weight
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_an_exported_policy_loads_as_it_is(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    learner = _learner(tiny_model, ppo_config())
+    learner.update(scored_batch())
+    learner.export(tmp_path / "policy", "float32")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert model.dtype == torch.float32
+    assert_close(
+        model.model.embed_tokens.weight.detach(), _weights(learner, tmp_path)["model.embed_tokens.weight"], rtol=0, atol=0
+    )
+    start_tokenizer, tokenizer = (AutoTokenizer.from_pretrained(folder) for folder in (tiny_model, tmp_path / "policy"))
+    assert tokenizer("a film").input_ids == start_tokenizer("a film").input_ids
+    assert tokenizer.chat_template == start_tokenizer.chat_template
+    with pytest.raises(DataError, match="exists already"):
+        learner.export(tmp_path / "policy", "float32")
+
+
+def test_a_model_that_scales_its_logits_is_refused(tiny_model: str, ppo_config: ConfigBuilder, tmp_path: Path) -> None:
+    from transformers import CohereConfig, CohereForCausalLM
+
+    model = CohereForCausalLM(
+        CohereConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, logit_scale=0.5
+        )
+    )
+    model.save_pretrained(tmp_path / "scaled")
+    with pytest.raises(DataError, match="plain linear head"):
+        _learner(str(tmp_path / "scaled"), ppo_config())
+    shutil.rmtree(tmp_path / "scaled")

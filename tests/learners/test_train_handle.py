@@ -1,0 +1,76 @@
+"""The learner's ranks behind the handle: a real Ray Train group on the tiny model."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from cluster.errors import RaywardError
+from cluster.types import ScoredBatch
+from learners.config import PPOConfig
+from learners.mailbox import StartingPoint
+from learners.train_handle import LearnerFolders, LearnerHandle
+
+ConfigBuilder = Callable[..., PPOConfig]
+BatchBuilder = Callable[..., ScoredBatch]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def _handle(model: str, config: PPOConfig, folder: Path) -> LearnerHandle:
+    folders = LearnerFolders(storage=folder / "storage", weights=folder / "weights", weights_dtype="float32")
+    return LearnerHandle(StartingPoint(model_path=model, temperature=1.0, seed=0), config, folders)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_ranks_learn_what_one_rank_learns(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    results = []
+    for num_workers in (1, 2):
+        # Seven trajectories: the last minibatch has three, and ranks get unequal shares.
+        with _handle(tiny_model, ppo_config(num_workers=num_workers), tmp_path / str(num_workers)) as learner:
+            updates = [learner.submit(scored_batch(7, step=step)) for step in range(2)]
+            trajectories = [scored.group.trajectories[0] for scored in scored_batch(7).groups]
+            logprobs = learner.completion_logprobs(trajectories)
+            kl = learner.reference_kl(trajectories)
+            learner.export(tmp_path / str(num_workers) / "policy")
+            published = learner.publish()
+            results.append((updates, logprobs, kl, load_file(published.path)))
+            assert published.policy_version == 4
+    (one_updates, one_logprobs, one_kl, one), (two_updates, two_logprobs, two_kl, two) = results
+    for name, tensor in one.items():
+        assert_close(two[name], tensor, atol=1e-6, rtol=0)
+    for first, second in zip(one_updates, two_updates, strict=True):
+        timeless = {name: value for name, value in first.metrics.items() if not name.startswith("time/")}
+        assert {name: second.metrics[name] for name in timeless} == pytest.approx(timeless, rel=1e-3, abs=1e-5)
+    for first_row, second_row in zip(one_logprobs, two_logprobs, strict=True):
+        assert second_row == pytest.approx(first_row, abs=1e-4)
+    assert two_kl == pytest.approx(one_kl, abs=1e-4)
+    assert (tmp_path / "2" / "policy" / "config.json").is_file()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_failing_rank_is_reported_to_the_caller(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    learner = _handle(tiny_model, ppo_config(), tmp_path)
+    learner.start()
+    with pytest.raises(RaywardError, match=r"rank 0.*every rollout of the step failed"):
+        learner.submit(ScoredBatch(step=0, groups=()))
+    with pytest.raises(RaywardError, match="the learner stopped"):
+        learner.submit(scored_batch())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_model_that_does_not_load_is_reported_at_the_start(ppo_config: ConfigBuilder, tmp_path: Path) -> None:
+    with pytest.raises(RaywardError, match="nowhere"):
+        _handle(str(tmp_path / "nowhere"), ppo_config(), tmp_path).start()
