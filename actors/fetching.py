@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -13,11 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.cache import CACHE_VARIABLE, cache_root
 from cluster.errors import FetchError
 
 logger = logging.getLogger("rayward")
 
-CACHE_VARIABLE = "RAYWARD_CACHE"
 MANIFEST_NAME = "MANIFEST.json"
 PIP_TIMEOUT_S = 30  # per connection attempt
 PIP_NUM_RETRIES = 2
@@ -36,11 +35,6 @@ class PackageFile:
     @property
     def requirement(self) -> str:
         return f"{self.package}=={self.version}"
-
-
-def cache_root() -> Path:
-    """Where fetched things live: the environment variable RAYWARD_CACHE, or ~/.cache/rayward."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "rayward").expanduser()
 
 
 def cached_folder(name: str, *, source: str, build: Callable[[Path], None]) -> Path:

@@ -3,15 +3,19 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from transformers import AutoTokenizer
+
 from actors.config import GeneratorConfig
 from actors.model_source import resolve_model
+from actors.movie_reviews_source import RatedSnippet, human_agreement, load_movie_reviews, preference_pairs, split_movie_reviews
 from actors.remote import GeneratorActor
 from actors.rendering import render_prompts
+from actors.reward_head import encode_texts
 from actors.rewards import REWARD_FUNCTIONS
 from actors.rollout import RolloutPool
 from actors.scoring import Scoring, build_scoring
@@ -22,13 +26,14 @@ from cluster.ledger import TrajectoryLedger
 from cluster.pool import ActorPool
 from cluster.seeding import derive_seed
 from cluster.types import Prompt, SamplingParameters
-from learners.config import PPORunConfig, QuickstartConfig, RewardModelRunConfig, TrainingRunConfig
+from learners.config import PPORunConfig, QuickstartConfig, RewardModelLearnerConfig, RewardModelRunConfig, TrainingRunConfig
 from learners.driver import Driver, PromptSchedule, Records
 from learners.evaluation import evaluate_samples
 from learners.evaluator import Evaluator
+from learners.mailbox import StartingPoint
 from learners.plan import role_requests
-from learners.ppo import StartingPoint
 from learners.report import write_report
+from learners.reward_model import ComparedTexts, RatedTexts, RewardModelJob, train_reward_model
 from learners.session import Session, open_session
 from learners.train_handle import LearnerFolders, LearnerHandle
 
@@ -59,6 +64,51 @@ def run_training(config: TrainingRunConfig) -> Path:
     with open_session(config, stages=POLICY_STAGES, requests=role_requests(config)) as session:
         align_policy(session, config)
     return session.path
+
+
+def learn_reward_model(session: Session, model: str, config: RewardModelLearnerConfig, *, seed: int) -> Path:
+    """A reward model from the movie-review judgements; returns its folder inside the run directory."""
+    start_model = resolve_model(model)
+    folder = session.path / "reward_model"
+    with session.stage(REWARD_MODEL_STAGE):
+        snippets = split_movie_reviews(load_movie_reviews())
+        pairs = preference_pairs(
+            snippets.held_out,
+            min_gap=config.min_rating_gap,
+            num_pairs=config.num_eval_pairs,
+            seed=derive_seed(seed, "held-out pairs"),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(start_model)
+
+        def encode(snippets: Sequence[RatedSnippet]) -> tuple[tuple[int, ...], ...]:
+            return tuple(encode_texts(tokenizer, [snippet.text for snippet in snippets], max_tokens=config.max_tokens))
+
+        job = RewardModelJob(
+            model_path=start_model,
+            train=RatedTexts(
+                token_ids=encode(snippets.train),
+                ratings=tuple(snippet.mean_rating for snippet in snippets.train),
+            ),
+            held_out=ComparedTexts(token_ids=encode(snippets.held_out), pairs=tuple(pairs)),
+            config=config,
+            seed=seed,
+            output_dir=folder,
+        )
+
+        def on_step(step: int, num_steps: int, metrics: Mapping[str, float]) -> None:
+            session.metrics.log(step, metrics, stage="reward_model")
+            session.view.step(step, num_steps, metrics)
+
+        result = train_reward_model(job, storage_path=session.path / "logs" / "ray_train", on_step=on_step)
+        agreement = human_agreement(
+            snippets.held_out,
+            min_gap=config.min_rating_gap,
+            num_pairs=config.num_eval_pairs,
+            seed=derive_seed(seed, "human agreement"),
+        )
+        session.directory.write_summary({"reward_model": {**asdict(result), "human_agreement": agreement}})
+        session.view.note(f"reward model: {result.accuracy:.3f} of held-out pairs right; one human rater: {agreement:.3f}")
+    return folder
 
 
 def align_policy(session: Session, config: PPORunConfig) -> None:
@@ -149,8 +199,6 @@ def _start_generators(model_path: str, config: GeneratorConfig) -> RolloutPool:
 
 def _render_prompts(session: Session, config: PPORunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
     """Prompts to train on, and those to evaluate on. Raises `ConfigError` where there are too few."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(start_policy)
     train_tasks, held_out_tasks = build_task_sets(config.task)
     train = render_prompts(train_tasks, tokenizer, task_config=config.task)

@@ -11,6 +11,7 @@ import ray
 from actors.config import RewardFunctionScorerConfig, RewardModelScorerConfig
 from actors.model_source import resolve_model
 from actors.reward_head import load_reward_model
+from actors.reward_model import RewardModel
 from actors.scorer import RewardFunctionScorer, RewardModelScorer
 from actors.scoring import Scoring, WeightedScorer, build_scoring
 from actors.tiny_model import byte_tokenizer
@@ -77,7 +78,9 @@ def _group(name: str, *texts: str) -> TrajectoryGroup:
             Trajectory(
                 prompt=prompt,
                 sample_index=index,
-                completion=Completion(token_ids=(2,), rollout_logprobs=(-1.0,), text=text, finish_reason="stop", policy_version=0),
+                completion=Completion(
+                    token_ids=(2,), rollout_logprobs=(-1.0,), text=text, finish_reason="stop", policy_version=0
+                ),
             )
             for index, text in enumerate(texts)
         )
@@ -117,24 +120,19 @@ def test_groups_that_arrive_while_a_scorer_is_busy_go_to_it_together() -> None:
 
 
 def test_groups_are_scored_while_others_are_still_to_come() -> None:
-    scoring = _scoring(length=(1.0, [_actor(LengthJudge)]))
-    consumed: list[str] = []
+    judge = _actor(LengthJudge)
+    exhausted: list[bool] = []
 
     def arriving() -> Iterator[TrajectoryGroup]:
-        for name in ("a", "b"):
-            consumed.append(name)
-            yield _group(name, "x")
-        # Each look at the scorers comes with a new group; one of these finds the first ones scored.
-        for number in range(100_000):
-            if number > 1 and seen:
-                return
-            yield _group(str(number), "x")
+        yield _group("a", "x")
+        ray.get(judge.call_sizes.remote())  # answered after the call that scores "a"
+        yield _group("b", "x")
+        exhausted.append(True)
 
-    seen: list[str] = []
-    for scored in scoring.score_stream(arriving()):
-        seen.append(scored.group.prompt.task.task_id)
-    assert seen[0] == "a"
-    assert len(seen) < 100_000
+    stream = _scoring(length=(1.0, [judge])).score_stream(arriving())
+    assert next(stream).group.prompt.task.task_id == "a"
+    assert not exhausted
+    assert [scored.group.prompt.task.task_id for scored in stream] == ["b"]
 
 
 def test_what_waits_is_shared_among_idle_replicas() -> None:
@@ -201,8 +199,13 @@ def test_a_reward_model_reads_prompt_and_completion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt_format: Any, expected: str
 ) -> None:
     read: list[str] = []
+
+    def score_texts(self: RewardModel, texts: Sequence[str]) -> list[float]:
+        read.extend(texts)
+        return [0.0] * len(texts)
+
+    monkeypatch.setattr(RewardModel, "score_texts", score_texts)
     config = RewardModelScorerConfig(model=str(_reward_model_folder(tmp_path)), dtype="float32", num_threads=1)
-    monkeypatch.setattr("actors.reward_model.RewardModel.score_texts", lambda self, texts: read.extend(texts) or [0.0] * len(texts))
     RewardModelScorer(config, prompt_format).score(_group("a", "Done.").trajectories)
     assert read == [expected]
 

@@ -83,14 +83,14 @@ def test_stream_adds_up_to_the_whole_completion(client: openai.OpenAI) -> None:
 
 def test_seeded_requests_repeat_and_leave_the_engine_alive(served: ServedPolicy, client: openai.OpenAI) -> None:
     def ask(index: int) -> str:
-        prompt = "x" * (10 + 12 * index)  # together more than one prefill step would hold, were prompts prefilled in chunks
+        prompt = chr(ord("a") + index) * (MAX_MODEL_TOKENS - 8)  # no two share a prefix
         completion = client.completions.create(model="tiny", prompt=prompt, max_tokens=8, temperature=1, seed=index)
         return completion.choices[0].text
 
     alone = ask(9)
-    with ThreadPoolExecutor(max_workers=10) as pool:
-        together = list(pool.map(ask, range(10)))
-    assert len(together) == 10
+    with ThreadPoolExecutor(max_workers=24) as pool:  # 24 x 120 prompt tokens are more than one prefill step takes
+        together = list(pool.map(ask, range(24)))
+    assert len(together) == 24
     assert ask(9) == alone
     assert served.is_healthy()
 
