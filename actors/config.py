@@ -1,9 +1,8 @@
 """Settings of what makes and judges text."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from cluster.config import StrictConfig
 
@@ -106,7 +105,8 @@ class RewardFunctionScorerConfig(StrictConfig):
 
     kind: Literal["function"] = "function"
     function: Literal["length", "repetition", "vader", "answer_match"]
-    """length: completion tokens. repetition: share of repeated bigrams. vader: lexicon sentiment. answer_match: equals the reference."""
+    """length: completion tokens. repetition: share of repeated bigrams. vader: lexicon sentiment.
+    answer_match: equals the reference."""
     weight: float = 1.0
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(0.1, ge=0)

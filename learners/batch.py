@@ -138,7 +138,7 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], *, max_tokens: in
 
 
 def _padded(rows: Sequence[Sequence[float]], *, fill: float, dtype: type) -> np.ndarray:
-    array = np.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
+    array: np.ndarray = np.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
     for index, row in enumerate(rows):
         array[index, : len(row)] = row
     return array

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from typing_extensions import Self
 
 from actors.config import DType, GeneratorConfig, RewardModelScorerConfig, SamplingConfig, ScorerConfig, TaskConfig
 from cluster.config import StrictConfig, parse_config, read_yaml
@@ -76,8 +75,8 @@ class PPOConfig(StrictConfig):
     """Reward per nat of log(policy/reference), per token (k1)."""
     whiten_advantages: bool = True
     truncation: Literal["bootstrap", "terminal", "penalty"] = "bootstrap"
-    """A completion cut at the length limit. bootstrap: the critic's value of its last state follows. terminal: nothing follows.
-    penalty: nothing follows and its score is `truncation_score`."""
+    """A completion cut at the length limit. bootstrap: the critic's value of its last state follows. terminal: nothing
+    follows. penalty: nothing follows and its score is `truncation_score`."""
     truncation_score: float = 0.0
     mismatch_correction: Literal["none", "token"] = "token"
     """token: the loss is weighted by min(exp(old - rollout log-prob), mismatch_cap), detached."""
@@ -94,7 +93,7 @@ class PPOConfig(StrictConfig):
 
 
 class RewardModelLearnerConfig(StrictConfig):
-    """Bradley-Terry on human preferences. A batch of texts is scored once and every pair in it compared (arXiv:2203.02155, 3.5)."""
+    """Bradley-Terry on human preferences. A batch is scored once and every pair in it compared (arXiv:2203.02155, 3.5)."""
 
     algorithm: Literal["reward_model"] = "reward_model"
     batch_size: int = Field(64, ge=2)
@@ -110,6 +109,8 @@ class RewardModelLearnerConfig(StrictConfig):
     num_eval_pairs: int = Field(2000, ge=1)
     """Held-out pairs for the accuracy."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    head_learning_rate: float = Field(5e-4, gt=0, lt=1)
+    """Learning rate of the scalar head, which starts at zero; the optimizer's is the trunk's."""
     workers: WorkerConfig = WorkerConfig()
 
 
@@ -180,7 +181,8 @@ class PPORunConfig(RunConfig):
             )
         if longest > self.learner.workers.micro_batch_tokens:
             problems.append(
-                f"learner.workers.micro_batch_tokens={self.learner.workers.micro_batch_tokens} is less than one sequence of {longest}"
+                f"learner.workers.micro_batch_tokens={self.learner.workers.micro_batch_tokens} is less than one sequence, "
+                f"{longest}; raise it"
             )
         if self.sampling.temperature == 0:
             problems.append("sampling.temperature=0 gives every sample the same text; PPO needs a temperature above 0")

@@ -44,8 +44,11 @@ class RewardModelLearner:
             torch.set_num_threads(job.config.workers.num_threads)
         self._model = load_reward_model(job.model_path, dtype="float32", new_head=True).to(self._device)
         _freeze_lowest_layers(self._model, job.config.num_frozen_layers)
-        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        self._optimizer = GuardedAdamW([(trained, job.config.optimizer.learning_rate)], job.config.optimizer)
+        trunk = [parameter for parameter in self._model.base_model.parameters() if parameter.requires_grad]
+        head = list(self._model.score.parameters())
+        self._optimizer = GuardedAdamW(
+            [(trunk, job.config.optimizer.learning_rate), (head, job.config.head_learning_rate)], job.config.optimizer
+        )
 
     def batches(self) -> Iterator[list[int]]:
         """Texts of each optimizer step: every pass over the texts is one permutation, drawn from (seed, epoch)."""

@@ -118,7 +118,9 @@ def test_a_tenth_is_held_out_and_equal_prompts_stay_together(tmp_path: Path) -> 
 def test_a_small_file_has_a_task_on_either_side(tmp_path: Path, num_tasks: int) -> None:
     lines = b"".join(b'{"prompt": "question %d"}\n' % index for index in range(num_tasks))
     train, held_out = build_task_sets(JsonlTaskConfig(path=str(write(tmp_path, lines))))
-    assert len(train) >= 1 and len(held_out) >= 1 and len(train) + len(held_out) == num_tasks
+    assert len(train) >= 1
+    assert len(held_out) >= 1
+    assert len(train) + len(held_out) == num_tasks
 
 
 def test_one_prompt_cannot_be_split(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_no_prompt_is_trained_on_and_held_out() -> None:
     train, held_out = tasks_from_snippets(snippets, MovieReviewTaskConfig(num_prompt_words=2, prompt_format="chat"))
     assert {task.messages for task in train}.isdisjoint({task.messages for task in held_out})
     assert "Continue this movie review: same start" in {task.messages[0].content for task in train}
-    assert train.name == "movie_reviews/train" and held_out.name == "movie_reviews/held_out"
+    assert train.name == "movie_reviews/train"
+    assert held_out.name == "movie_reviews/held_out"
 
 
 def test_unknown_data_set_lists_the_known_one() -> None:
@@ -100,7 +101,9 @@ def test_unknown_data_set_lists_the_known_one() -> None:
 def test_the_real_judgements() -> None:
     snippets = load_movie_reviews()
     assert len(snippets) == 10_605
-    assert snippets[2].text == "Effective but too tepid biopic" and snippets[2].mean_rating == -0.6
-    assert snippets[92].text.endswith("opened up by the photography.") and "clich\u00e9s" in snippets[92].text
+    assert snippets[2].text == "Effective but too tepid biopic"
+    assert snippets[2].mean_rating == -0.6
+    assert snippets[92].text.endswith("opened up by the photography.")
+    assert "clich\u00e9s" in snippets[92].text
     assert min(len(s.ratings) for s in snippets) == 15
     assert human_agreement(snippets, min_gap=0.5, num_pairs=5000, seed=0) == pytest.approx(0.90, abs=0.02)

@@ -17,7 +17,9 @@ LONG = Task(task_id="t/long", messages=(Message(role="user", content="x" * 50),)
 
 def test_plain_is_the_text_itself() -> None:
     prompt = render_prompt(HELLO, TOKENIZER, prompt_format="plain", max_prompt_tokens=5)
-    assert prompt.text == "hello" and len(prompt.token_ids) == 5 and prompt.task is HELLO
+    assert prompt.text == "hello"
+    assert len(prompt.token_ids) == 5
+    assert prompt.task is HELLO
 
 
 def test_plain_puts_messages_on_lines() -> None:

@@ -28,9 +28,7 @@ def ppo_config() -> Callable[..., PPOConfig]:
             for name in list(fields)
             if name in ("num_workers", "micro_batch_tokens", "logprob_chunk_tokens")
         }
-        optimizer = {"learning_rate": 1e-4} | {
-            name: fields.pop(name) for name in list(fields) if name == "learning_rate"
-        }
+        optimizer = {"learning_rate": 1e-4} | {name: fields.pop(name) for name in list(fields) if name == "learning_rate"}
         values = {"num_steps": 2, "prompts_per_step": 8, "minibatch_size": 4, "workers": workers, "optimizer": optimizer} | fields
         return PPOConfig.model_validate(values)
 
