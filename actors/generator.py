@@ -13,7 +13,7 @@ class HeldWeights:
     """The weights that an engine samples from. Produced by a generator, consumed by `RolloutPool.publish`."""
 
     policy_version: int  # the engine's own label
-    checksum: str  # sha256 hex of the file that was taken over; INITIAL_CHECKSUM for version 0
+    checksum: str  # of the `PublishedWeights` that were taken over; INITIAL_CHECKSUM for version 0
 
 
 class Generator(Protocol):

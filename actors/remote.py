@@ -2,11 +2,13 @@
 
 import ray
 
+from actors.device_generator import DeviceFedGenerator
 from actors.scorer import RewardFunctionScorer, RewardModelScorer
 from actors.vllm_generator import VLLMGenerator
 
 MAX_CONCURRENT_CALLS = 512  # coroutines of one generator; its engine queues what does not fit into a batch
 
 GeneratorActor = ray.remote(max_concurrency=MAX_CONCURRENT_CALLS)(VLLMGenerator)
+DeviceFedGeneratorActor = ray.remote(max_concurrency=MAX_CONCURRENT_CALLS)(DeviceFedGenerator)
 RewardModelScorerActor = ray.remote(RewardModelScorer)
 RewardFunctionScorerActor = ray.remote(RewardFunctionScorer)

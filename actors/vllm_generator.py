@@ -150,14 +150,16 @@ class VLLMGenerator:
                 f"{weights.path} has sha256 {checksum}, but version {weights.policy_version} was published with "
                 f"{weights.checksum}; the generator keeps its weights"
             )
-        shapes = _tensor_shapes(Path(weights.path))
+        self._check_shapes(_tensor_shapes(Path(weights.path)), weights.path)
+
+    def _check_shapes(self, shapes: TensorShapes, source: str) -> None:
         if shapes != self._tensor_shapes:
             # vLLM would keep old values, or memory that nobody wrote, for whatever is missing.
             differing = sorted(
                 name for name in shapes.keys() | self._tensor_shapes.keys() if shapes.get(name) != self._tensor_shapes.get(name)
             )
             raise WeightMismatchError(
-                f"{weights.path} does not hold this model's tensors: {len(differing)} are missing, unknown or of another shape, "
+                f"{source} does not hold this model's tensors: {len(differing)} are missing, unknown or of another shape, "
                 f"first {differing[:3]}; the generator keeps its weights"
             )
 

@@ -139,8 +139,8 @@ class PublishedWeights:
     """Weights that wait to be taken over by generators. Produced by the learner, consumed by every generator."""
 
     policy_version: int
-    path: str  # a safetensors file with Hugging Face names, in shared memory
-    checksum: str  # sha256 hex of the file
+    path: str  # a safetensors file with Hugging Face names, in shared memory; empty where weights went over a device
+    checksum: str  # sha256 hex of the file, or of what was sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,6 +160,21 @@ class PPORunConfig(RunConfig):
         return scorers
 
     @model_validator(mode="after")
+    def _weights_reach_the_generators(self) -> Self:
+        backend, learner, generator = self.generator.weight_transfer, self.learner.workers.num_gpus, self.generator.num_gpus
+        if backend == "nccl" and min(learner, generator) < 1:
+            raise ValueError(
+                f"generator.weight_transfer=nccl needs whole GPUs on both sides, but learner.workers.num_gpus={learner:g} and "
+                f"generator.num_gpus={generator:g}; use ipc on a shared GPU, shm without one"
+            )
+        if backend == "ipc" and not (0 < learner < 1 and 0 < generator < 1):
+            raise ValueError(
+                f"generator.weight_transfer=ipc needs a GPU that both sides share, but learner.workers.num_gpus={learner:g} and "
+                f"generator.num_gpus={generator:g}; give each a fraction, or use nccl"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_tile_and_fit(self) -> Self:
         batch = self.learner.prompts_per_step * self.sampling.samples_per_prompt
         problems = []

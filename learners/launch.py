@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer
 
 from actors.config import GeneratorConfig
 from actors.model_source import resolve_model
 from actors.movie_reviews_source import RatedSnippet, human_agreement, load_movie_reviews, preference_pairs, split_movie_reviews
-from actors.remote import GeneratorActor
+from actors.remote import DeviceFedGeneratorActor, GeneratorActor
 from actors.rendering import render_prompts
 from actors.reward_head import encode_texts
 from actors.rewards import REWARD_FUNCTIONS
@@ -30,7 +31,7 @@ from learners.config import PPORunConfig, QuickstartConfig, RewardModelLearnerCo
 from learners.driver import Driver, PromptSchedule, Records
 from learners.evaluation import evaluate_samples
 from learners.evaluator import Evaluator
-from learners.mailbox import StartingPoint
+from learners.mailbox import GeneratorLink, StartingPoint
 from learners.plan import role_requests
 from learners.report import write_report
 from learners.reward_model import ComparedTexts, RatedTexts, RewardModelJob, train_reward_model
@@ -39,6 +40,7 @@ from learners.train_handle import LearnerFolders, LearnerHandle
 
 SHARED_MEMORY = Path("/dev/shm")
 NUM_CONTRACT_PROMPTS = 8
+GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
 REWARD_MODEL_STAGE = "reward model"
 POLICY_STAGES = ("start", "evaluate before", "ppo", "evaluate after", "report")
 
@@ -172,7 +174,8 @@ class Parts:
 
 def _start_parts(stack: ExitStack, session: Session, config: PPORunConfig, start_policy: str) -> Parts:
     """Start all roles; `stack` ends them. Generators and scorers load while the learner's ranks do."""
-    rollouts = _start_generators(start_policy, config.generator)
+    generators = _start_generators(start_policy, config.generator)
+    rollouts = RolloutPool(generators, max_num_sequences=config.generator.max_num_sequences)
     stack.callback(rollouts.shutdown)
     scoring = build_scoring(config.scorers, prompt_format=config.task.prompt_format)
     weights_dir = Path(tempfile.mkdtemp(prefix="rayward-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
@@ -188,13 +191,22 @@ def _start_parts(stack: ExitStack, session: Session, config: PPORunConfig, start
     )
     rollouts.wait_until_ready()
     scoring.wait_until_ready()
+    if config.generator.weight_transfer != "shm":
+        learner.connect(
+            GeneratorLink(
+                backend=config.generator.weight_transfer,
+                generators=tuple(generators.actors.values()),
+                workers_per_generator=config.generator.tensor_parallel_size,
+                dtype=config.generator.dtype,
+            )
+        )
     return Parts(rollouts=rollouts, scoring=scoring, learner=learner)
 
 
-def _start_generators(model_path: str, config: GeneratorConfig) -> RolloutPool:
-    actor = GeneratorActor.options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)
+def _start_generators(model_path: str, config: GeneratorConfig) -> ActorPool[Any]:
+    actor = GENERATOR_ACTORS[config.weight_transfer].options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)
     actors = {f"generator {index}": actor.remote(model_path, config) for index in range(config.num_replicas)}
-    return RolloutPool(ActorPool(actors), max_num_sequences=config.max_num_sequences)
+    return ActorPool(actors)
 
 
 def _render_prompts(session: Session, config: PPORunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:

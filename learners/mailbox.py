@@ -5,7 +5,7 @@ No polling: both sides wait on a condition. Imports no torch, for the driver nee
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -21,6 +21,16 @@ class StartingPoint:
     model_path: str  # Hugging Face folder of the start policy, which is the reference too
     temperature: float  # of the sampled distribution
     seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorLink:
+    """How weights reach generators over devices. Produced by the composition root, consumed by `WeightSender`."""
+
+    backend: Literal["nccl", "ipc"]
+    generators: tuple[Any, ...]  # handles of Ray actors of a `DeviceFedGenerator`
+    workers_per_generator: int  # devices of one engine
+    dtype: DType  # what generators compute in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +63,18 @@ class PublishCommand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectCommand:
+    """Connect every rank to the generators; the reply is None."""
+
+    link: GeneratorLink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendWeightsCommand:
+    """Send weights to the generators connected; the reply is a `PublishedWeights`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportCommand:
     """Write a policy folder; the reply is None."""
 
@@ -70,7 +92,17 @@ class StopCommand:
     """Leave the loop; the reply is None."""
 
 
-Command = UpdateCommand | LogprobsCommand | ReferenceKLCommand | PublishCommand | ExportCommand | ReadyCommand | StopCommand
+Command = (
+    UpdateCommand
+    | LogprobsCommand
+    | ReferenceKLCommand
+    | PublishCommand
+    | ConnectCommand
+    | SendWeightsCommand
+    | ExportCommand
+    | ReadyCommand
+    | StopCommand
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

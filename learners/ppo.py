@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -35,10 +36,13 @@ from learners.batch import (
 )
 from learners.collectives import sum_gradients, sum_over_ranks
 from learners.config import PPOConfig
-from learners.mailbox import StartingPoint
+from learners.mailbox import GeneratorLink, StartingPoint
 from learners.models import ForwardSettings, PolicyWithCritic, Reference, export_policy, load_critic_trunk, load_policy
 from learners.optimizer import GuardedAdamW
 from learners.weights import WeightPublisher, generator_weights
+
+if TYPE_CHECKING:
+    from learners.device_weights import WeightSender
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSS_METRICS = ("optim/loss", "policy/loss", "value/loss", "policy/clip_frac", "policy/approx_kl", "value/clip_frac")
@@ -78,6 +82,7 @@ class PPOLearner:
         self._reference = Reference(policy, settings).to(self._device)
         self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
         self._publisher = WeightPublisher()
+        self._sender: WeightSender | None = None
 
     @property
     def policy_version(self) -> int:
@@ -111,6 +116,17 @@ class PPOLearner:
         """Write the policy for generators; call it on one rank."""
         tensors = generator_weights(self._network.policy, TORCH_DTYPES[dtype])
         return self._publisher.publish(tensors, directory, policy_version=self.policy_version)
+
+    def connect(self, link: GeneratorLink) -> None:
+        """Join the generators' end of a link over devices; call it on every rank."""
+        from learners.device_weights import WeightSender
+
+        self._sender = WeightSender(self._network.policy, link, dtype=TORCH_DTYPES[link.dtype], rank=self._rank)
+
+    def send_weights(self) -> PublishedWeights:
+        """Send the policy over the link; call it on every rank."""
+        assert self._sender is not None, "the handle connects before it sends"
+        return self._sender.send(policy_version=self.policy_version)
 
     def export(self, directory: Path, dtype: DType) -> None:
         """Write the policy as a Hugging Face folder; call it on one rank."""

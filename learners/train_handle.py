@@ -18,7 +18,9 @@ from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResul
 from learners.config import PPOConfig
 from learners.mailbox import (
     Command,
+    ConnectCommand,
     ExportCommand,
+    GeneratorLink,
     LearnerFailure,
     LogprobsCommand,
     Mailbox,
@@ -26,6 +28,7 @@ from learners.mailbox import (
     ReadyCommand,
     ReferenceKLCommand,
     Reply,
+    SendWeightsCommand,
     StartingPoint,
     StopCommand,
     UpdateCommand,
@@ -59,6 +62,7 @@ class LearnerHandle:
         self._start = start
         self._config = config
         self._folders = folders
+        self._publish_command: Command = PublishCommand(directory=str(folders.weights.absolute()), dtype=folders.weights_dtype)
         self._mailbox = ray.remote(Mailbox).options(num_cpus=0).remote(config.workers.num_workers)
         self._thread = threading.Thread(target=self._fit, name="ray-train-fit", daemon=True)
 
@@ -92,9 +96,14 @@ class LearnerHandle:
         """log(policy / reference) summed over each completion, in nats."""
         return self._call(ReferenceKLCommand(trajectories=ray.put(list(trajectories))))
 
+    def connect(self, link: GeneratorLink) -> None:
+        """From here on, `publish` sends weights over devices instead of writing them. The generators must be ready."""
+        self._call(ConnectCommand(link=link))
+        self._publish_command = SendWeightsCommand()
+
     def publish(self) -> PublishedWeights:
-        """Write the current weights where generators find them."""
-        return self._call(PublishCommand(directory=str(self._folders.weights.absolute()), dtype=self._folders.weights_dtype))
+        """Write the current weights where generators find them, or send them there."""
+        return self._call(self._publish_command)
 
     def export(self, directory: Path) -> None:
         """Write the current policy as a new Hugging Face folder."""

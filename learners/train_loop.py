@@ -11,12 +11,14 @@ import ray.train
 from learners.config import PPOConfig
 from learners.mailbox import (
     Command,
+    ConnectCommand,
     ExportCommand,
     LogprobsCommand,
     PublishCommand,
     ReadyCommand,
     ReferenceKLCommand,
     Reply,
+    SendWeightsCommand,
     StartingPoint,
     StopCommand,
     UpdateCommand,
@@ -63,6 +65,10 @@ def _obey(learner: "PPOLearner", command: Command, rank: int) -> Reply:
             return learner.reference_kl(ray.get(trajectories))
         case PublishCommand(directory=directory, dtype=dtype):
             return learner.publish(Path(directory), dtype) if rank == 0 else None
+        case ConnectCommand(link=link):
+            return learner.connect(link)
+        case SendWeightsCommand():
+            return learner.send_weights()
         case ExportCommand(directory=directory, dtype=dtype):
             return learner.export(Path(directory), dtype) if rank == 0 else None
         case ReadyCommand() | StopCommand():

@@ -39,9 +39,12 @@ class WeightPublisher:
 
 def generator_weights(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every parameter once, under its Hugging Face name, as a generator wants it."""
-    tied = set(policy.all_tied_weights_keys)
     return {
-        name: tensor.detach().to(device="cpu", dtype=dtype).contiguous()
-        for name, tensor in policy.state_dict().items()
-        if name not in tied
+        name: tensor.detach().to(device="cpu", dtype=dtype).contiguous() for name, tensor in untied_tensors(policy).items()
     }
+
+
+def untied_tensors(policy: PreTrainedModel) -> dict[str, Tensor]:
+    """The state of a policy, where a tied tensor appears under one of its names only."""
+    tied = set(policy.all_tied_weights_keys)
+    return {name: tensor for name, tensor in policy.state_dict().items() if name not in tied}

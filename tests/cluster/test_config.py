@@ -87,7 +87,7 @@ MUTANTS = [
     (setting("learner.minibatch_size", 3), "learner.minibatch_size=3 must divide the batch of 8 trajectories"),
     (setting("learner.workers.num_workers", 9), "learner.minibatch_size=8 leaves some of the 9 workers"),
     (setting("generator.max_model_tokens", 31), "generator.max_model_tokens=31 is less than the longest sequence, 32"),
-    (setting("learner.workers.micro_batch_tokens", 31), "learner.workers.micro_batch_tokens=31 is less than one sequence of 32"),
+    (setting("learner.workers.micro_batch_tokens", 31), "learner.workers.micro_batch_tokens=31 is less than one sequence, 32"),
 ]
 
 
