@@ -7,6 +7,7 @@ the hidden state of a text's last token, which is the end-of-sequence token.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from actors.attention import short_sequence_attention
 from cluster.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,10 +64,9 @@ def last_token_scores(model: "PreTrainedModel", token_ids: Sequence[Sequence[int
     ids_BT = torch.full((len(token_ids), int(lengths_B.max())), PADDING_ID)
     for row, ids in enumerate(token_ids):
         ids_BT[row, : len(ids)] = torch.tensor(ids)
-    mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B.unsqueeze(1)).long()
-    hidden_BTD = model.base_model(
-        input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
-    ).last_hidden_state
+    # No attention mask: the trunk is causal, and padding comes after the last token.
+    with short_sequence_attention(device.type):
+        hidden_BTD = model.base_model(input_ids=ids_BT.to(device), use_cache=False).last_hidden_state
     last_BD = hidden_BTD[torch.arange(len(token_ids), device=device), (lengths_B - 1).to(device)]
     with torch.autocast(device.type, enabled=False):
         return (last_BD.float() @ model.score.weight.float().t()).squeeze(1)

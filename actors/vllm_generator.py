@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor import Executor
 
 GIB_BYTES = 1 << 30
 MIN_BATCHED_TOKENS = 2048  # of one CPU prefill step
@@ -209,7 +210,7 @@ def _build_engine(model_path: str, config: GeneratorConfig) -> "AsyncLLM":
         max_model_len=config.max_model_tokens,
         max_num_seqs=config.max_num_sequences,
         tensor_parallel_size=config.tensor_parallel_size,
-        distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else None,  # in an actor vLLM would pick ray
+        distributed_executor_backend=_executor(config),
         enforce_eager=config.enforce_eager,
         logprobs_mode="processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
@@ -217,6 +218,16 @@ def _build_engine(model_path: str, config: GeneratorConfig) -> "AsyncLLM":
         **_device_arguments(config),
     )
     return AsyncLLM.from_engine_args(arguments)
+
+
+def _executor(config: GeneratorConfig) -> "str | type[Executor]":
+    """How an engine reaches its workers; left to itself, vLLM would pick ray inside an actor."""
+    if config.tensor_parallel_size > 1:
+        return "mp"
+    # By name, "uni" becomes "mp" on CPU, and the engine process then spins on a core that the worker's threads need.
+    from vllm.v1.executor import UniProcExecutor
+
+    return UniProcExecutor
 
 
 def _device_arguments(config: GeneratorConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
+from actors.attention import short_sequence_attention
 from cluster.errors import DataError
 from learners.algorithms.logprobs import gather_logprobs
 from learners.batch import MicroBatch
@@ -130,7 +131,8 @@ def export_policy(policy: PreTrainedModel, start_folder: Path, directory: Path, 
 
 def _hidden_states(trunk: PreTrainedModel, token_ids_BS: Tensor, settings: ForwardSettings) -> Tensor:
     # No attention mask: a valid token sees only tokens before it, and padding comes after all of them.
-    with settings.autocast(token_ids_BS.device.type):
+    device_type = token_ids_BS.device.type
+    with settings.autocast(device_type), short_sequence_attention(device_type):
         return trunk(input_ids=token_ids_BS, use_cache=False).last_hidden_state
 
 

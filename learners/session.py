@@ -17,7 +17,7 @@ from cluster.runtime import ray_session
 from cluster.versions import machine, versions
 from learners.config import RunConfig
 
-NOISY_LOGGERS = ("ray", "transformers", "vllm", "huggingface_hub", "matplotlib", "py.warnings")
+FILE_LOGGERS = ("learners", "ray", "transformers", "vllm", "huggingface_hub", "matplotlib", "py.warnings")
 
 
 class Session:
@@ -55,10 +55,10 @@ def open_session(config: RunConfig, *, stages: Sequence[str], requests: Sequence
             directory.write_config({**config.model_dump(mode="json"), "name": directory.name})
             directory.write_summary({"seed": config.seed, "versions": versions(), "machine": machine()})
             with (
-                _terminate_as_interrupt(),
                 build_view(stages, directory.path, Console(stderr=True)) as view,
                 MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
                 ray_session(log_dir=directory.path / "logs"),
+                _terminate_as_interrupt(),  # inside, because Ray sets a handler of its own
             ):
                 yield Session(directory, view, metrics)
     except KeyboardInterrupt as error:
@@ -81,7 +81,7 @@ def _logs_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
-    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    loggers = [logging.getLogger(name) for name in FILE_LOGGERS]
     before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False

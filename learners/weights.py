@@ -39,9 +39,7 @@ class WeightPublisher:
 
 def generator_weights(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every parameter once, under its Hugging Face name, as a generator wants it."""
-    return {
-        name: tensor.detach().to(device="cpu", dtype=dtype).contiguous() for name, tensor in untied_tensors(policy).items()
-    }
+    return {name: tensor.detach().to(device="cpu", dtype=dtype).contiguous() for name, tensor in untied_tensors(policy).items()}
 
 
 def untied_tensors(policy: PreTrainedModel) -> dict[str, Tensor]:

@@ -76,7 +76,8 @@ def test_the_exported_policy_loads_as_it_is(finished_run: tuple[Path, dict]) -> 
 
 
 @pytest.mark.timeout(300)
-def test_ctrl_c_stops_cleanly_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_cleanly_and_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [*COMMAND, "quickstart", "--small", f"runs_dir={tmp_path}"],
         cwd=ROOT,
@@ -91,7 +92,7 @@ def test_ctrl_c_stops_cleanly_and_leaves_no_process(tmp_path: Path) -> None:
         if line.startswith("reward model step"):
             break
     children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED, "".join(seen) + rest
     assert rest.strip().splitlines()[-1].startswith("error: interrupted")
