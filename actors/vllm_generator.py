@@ -7,12 +7,12 @@ import asyncio
 import hashlib
 import itertools
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.config import GeneratorConfig
 from actors.generator import INITIAL_CHECKSUM, HeldWeights
+from cluster.cpu_engine import cpu_engine_environment
 from cluster.errors import ConfigError, DataError, RaywardError, WeightMismatchError
 from cluster.seeding import derive_seed
 from cluster.types import Completion, FinishReason, Prompt, PublishedWeights, SamplingParameters, Trajectory, TrajectoryGroup
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 GIB_BYTES = 1 << 30
 MIN_BATCHED_TOKENS = 2048  # of one CPU prefill step
-OPENMP_SPIN_MS = 5  # how long an idle thread of libiomp5 spins; its default of 200 starves the actors beside it
 PLUGIN_GROUP, SHM_PLUGIN = "vllm.general_plugins", "rayward_shm"
 INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
 TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
@@ -185,12 +184,7 @@ def _process_environment(config: GeneratorConfig) -> dict[str, str]:
     }
     if config.num_gpus:
         return environment
-    # Bound threads of two replicas would share cores while others idle; the operating system places unbound ones.
-    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(config.num_threads)}
-    openmp = Path(sys.prefix) / "lib" / "libiomp5.so"  # of the package intel-openmp; 10 to 20 % faster
-    if openmp.is_file() and "LD_PRELOAD" not in os.environ:
-        environment |= {"LD_PRELOAD": str(openmp), "KMP_BLOCKTIME": str(OPENMP_SPIN_MS)}
-    return environment
+    return environment | cpu_engine_environment(config.num_threads)
 
 
 def _build_engine(model_path: str, config: GeneratorConfig) -> "AsyncLLM":

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.requirements import Requirement
 
 from cluster.cache import CACHE_VARIABLE, cache_root
+from cluster.cpu_engine import OPENMP_LIBRARY, TCMALLOC_LIBRARIES
 from cluster.placement import this_machine
-from cluster.preload import OPENMP_LIBRARY, TCMALLOC_LIBRARIES
 from cluster.versions import BYTES_PER_GIB, machine
 
 if TYPE_CHECKING:

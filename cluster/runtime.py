@@ -17,7 +17,6 @@ import psutil
 import ray
 
 from cluster.placement import this_machine
-from cluster.preload import OPENMP_LIBRARY, TCMALLOC_LIBRARIES
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_process_group_cleanup_enabled": "1",  # an engine's child processes die with the actor that started them
@@ -43,16 +42,6 @@ class RaySession:
     session_logs: Path  # Ray's own log folder on the head node
     run_logs: Path | None  # where they end up: <run>/logs/ray
     is_local: bool  # this process started the cluster
-
-
-def cpu_preload() -> dict[str, str]:
-    """`LD_PRELOAD` for a CPU engine, or nothing where the libraries are missing. Generation gains 10-20 %."""
-    libraries = [path for path in (OPENMP_LIBRARY, *TCMALLOC_LIBRARIES) if path.is_file()]
-    if not libraries:
-        return {}
-    inherited = [part for part in os.environ.get("LD_PRELOAD", "").split(":") if part]
-    added = [str(path) for path in libraries if str(path) not in inherited]
-    return {"LD_PRELOAD": ":".join(added + inherited)}
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from ray.llm._internal.serve.core.configs.openai_api_models import to_model_meta
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.schema import LoggingConfig
 
-from cluster.runtime import WORKER_ENVIRONMENT, cpu_preload
+from cluster.cpu_engine import cpu_engine_environment
+from cluster.runtime import WORKER_ENVIRONMENT
 from serving.config import ServeConfig
 from serving.ingress import build_ingress_class
 from serving.policy_folder import PolicyFolder
@@ -87,9 +88,4 @@ def _engine_environment(config: ServeConfig) -> dict[str, str]:
     }
     if config.num_gpus:
         return environment
-    return {
-        **environment,
-        **cpu_preload(),
-        "OMP_NUM_THREADS": str(config.num_threads),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # replicas would otherwise be pinned to the same cores
-    }
+    return {**environment, **cpu_engine_environment(config.num_threads)}

@@ -8,23 +8,7 @@ import psutil
 import pytest
 
 import cluster.runtime as runtime
-from cluster.runtime import WORKER_ENVIRONMENT, cpu_preload, ray_session, start_ray
-
-
-def test_preload_joins_what_is_there_and_keeps_what_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    openmp, tcmalloc = tmp_path / "libiomp5.so", tmp_path / "libtcmalloc_minimal.so.4"
-    openmp.touch()
-    tcmalloc.touch()
-    monkeypatch.setattr(runtime, "OPENMP_LIBRARY", openmp)
-    monkeypatch.setattr(runtime, "TCMALLOC_LIBRARIES", (tcmalloc, tmp_path / "missing.so"))
-    monkeypatch.setenv("LD_PRELOAD", f"/opt/own.so:{openmp}")
-    assert cpu_preload() == {"LD_PRELOAD": f"{tcmalloc}:/opt/own.so:{openmp}"}
-
-
-def test_preload_is_empty_without_the_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(runtime, "OPENMP_LIBRARY", tmp_path / "libiomp5.so")
-    monkeypatch.setattr(runtime, "TCMALLOC_LIBRARIES", ())
-    assert cpu_preload() == {}
+from cluster.runtime import WORKER_ENVIRONMENT, ray_session, start_ray
 
 
 class _StopHere(Exception):
