@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from actors.reward_head import SCORE_OFFSET, last_token_scores, load_reward_model
@@ -43,7 +43,7 @@ class RewardModelLearner:
         if self._device.type == "cpu":
             torch.set_num_threads(job.config.workers.num_threads)
         self._model = load_reward_model(job.model_path, dtype="float32", new_head=True).to(self._device)
-        _freeze_lowest_layers(self._model, job.config.num_frozen_layers)
+        _freeze_lowest_layers(self._model, job.config.num_frozen_layers, self._compute_dtype)
         trunk = [parameter for parameter in self._model.base_model.parameters() if parameter.requires_grad]
         head = list(self._model.score.parameters())
         self._optimizer = GuardedAdamW(
@@ -145,8 +145,12 @@ def _num_steps(num_texts: int, config: RewardModelLearnerConfig) -> int:
     return num_steps
 
 
-def _freeze_lowest_layers(model: PreTrainedModel, num_layers: int) -> None:
-    """Keep the embeddings and the lowest layers as they are; their backward pass is not computed."""
+def _freeze_lowest_layers(model: PreTrainedModel, num_layers: int, compute_dtype: torch.dtype) -> None:
+    """Keep the embeddings and the lowest layers as they are; their backward pass is not computed.
+
+    Frozen matrices are held in `compute_dtype`: autocast remembers its conversions of trained weights only, and would
+    convert these anew for every pack (15 % of a step on CPU).
+    """
     if num_layers == 0:
         return
     layers = list(model.base_model.layers) if "layers" in dict(model.base_model.named_children()) else []
@@ -155,3 +159,6 @@ def _freeze_lowest_layers(model: PreTrainedModel, num_layers: int) -> None:
     model.base_model.get_input_embeddings().requires_grad_(False)
     for layer in layers[:num_layers]:
         layer.requires_grad_(False)
+        for module in layer.modules():
+            if isinstance(module, nn.Linear):
+                module.to(compute_dtype)
