@@ -94,10 +94,14 @@ class Driver:
         self._records = records
         self._sampling = sampling
 
-    def run(self, num_steps: int, *, on_step: Callable[[int, Mapping[str, float]], None]) -> None:
-        """Run steps 0..num_steps-1; `on_step(step, metrics)` is called after each."""
+    def run(self, num_steps: int, *, on_step: Callable[[int, Mapping[str, float]], None]) -> int:
+        """Run steps 0..num_steps-1; `on_step(step, metrics)` is called after each. Returns the last policy version."""
+        version = 0
         for step in range(num_steps):
-            on_step(step, self.run_step(step))
+            metrics = self.run_step(step)
+            version = int(metrics["policy/version"])
+            on_step(step, metrics)
+        return version
 
     def run_step(self, step: int) -> Mapping[str, float]:
         """One round; returns its metrics. The generators hold the new weights when it returns."""

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from actors.config import GeneratorConfig
+from actors.fetching import announced
 from actors.model_source import resolve_model
 from actors.movie_reviews_source import RatedSnippet, human_agreement, load_movie_reviews, preference_pairs, split_movie_reviews
 from actors.remote import DeviceFedGeneratorActor, GeneratorActor
@@ -42,7 +43,7 @@ SHARED_MEMORY = Path("/dev/shm")
 NUM_CONTRACT_PROMPTS = 8
 GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
 REWARD_MODEL_STAGE = "reward model"
-POLICY_STAGES = ("start", "evaluate before", "ppo", "evaluate after", "report")
+POLICY_STAGES = ("start", "evaluate before", "ppo", "evaluate after", "export")
 
 
 def run_quickstart(config: QuickstartConfig) -> Path:
@@ -52,20 +53,18 @@ def run_quickstart(config: QuickstartConfig) -> Path:
         reward_model = learn_reward_model(session, config.model, config.reward_model, seed=config.seed)
         scorer = config.scorer.model_copy(update={"model": str(reward_model)})
         align_policy(session, policy_run.model_copy(update={"scorers": (scorer,)}))
-    return session.path
+    return _reported(session.path)
 
 
 def run_training(config: TrainingRunConfig) -> Path:
     """One learner. Returns the run directory."""
     if isinstance(config, RewardModelRunConfig):
-        with open_session(config, stages=(REWARD_MODEL_STAGE, "report"), requests=role_requests(config)) as session:
+        with open_session(config, stages=(REWARD_MODEL_STAGE,), requests=role_requests(config)) as session:
             learn_reward_model(session, config.model, config.learner, seed=config.seed)
-            with session.stage("report"):
-                write_report(session.path)
-        return session.path
-    with open_session(config, stages=POLICY_STAGES, requests=role_requests(config)) as session:
-        align_policy(session, config)
-    return session.path
+    else:
+        with open_session(config, stages=POLICY_STAGES, requests=role_requests(config)) as session:
+            align_policy(session, config)
+    return _reported(session.path)
 
 
 def learn_reward_model(session: Session, model: str, config: RewardModelLearnerConfig, *, seed: int) -> Path:
@@ -131,13 +130,11 @@ def align_policy(session: Session, config: PPORunConfig) -> None:
         )
         _evaluate(session, evaluator, "before")
         with session.stage("ppo"):
-            _run_steps(session, config, parts, train_prompts)
+            version = _run_steps(session, config, parts, train_prompts)
         _evaluate(session, evaluator, "after")
-        with session.stage("report"):
-            version = parts.learner.publish().policy_version
+        with session.stage("export"):
             parts.learner.export(session.path / "policies" / f"v{version:06d}")
             session.directory.write_summary({"policy_version": version})
-    write_report(session.path)
 
 
 def check_logprob_contract(parts: "Parts", prompts: Sequence[Prompt], config: PPORunConfig) -> None:
@@ -230,8 +227,8 @@ def _render_prompts(session: Session, config: PPORunConfig, start_policy: str) -
     return train.prompts, held_out.prompts[: config.evaluation.num_prompts]
 
 
-def _run_steps(session: Session, config: PPORunConfig, parts: Parts, prompts: Sequence[Prompt]) -> None:
-    """The training itself."""
+def _run_steps(session: Session, config: PPORunConfig, parts: Parts, prompts: Sequence[Prompt]) -> int:
+    """The training itself; returns the policy version that it ends with."""
     driver = Driver(
         schedule=PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed),
         rollouts=parts.rollouts,
@@ -241,7 +238,14 @@ def _run_steps(session: Session, config: PPORunConfig, parts: Parts, prompts: Se
         sampling=_sampling(config, config.sampling.samples_per_prompt, "rollout"),
     )
     num_steps = config.learner.num_steps
-    driver.run(num_steps, on_step=lambda step, metrics: session.view.step(step + 1, num_steps, metrics))
+    return driver.run(num_steps, on_step=lambda step, metrics: session.view.step(step + 1, num_steps, metrics))
+
+
+def _reported(run: Path) -> Path:
+    """Written when the run is over, so that the report says how it ended."""
+    with announced("writing the report"):
+        write_report(run)
+    return run
 
 
 def _evaluate(session: Session, evaluator: Evaluator, moment: str) -> None:
