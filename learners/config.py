@@ -56,6 +56,9 @@ class PPOConfig(StrictConfig):
     """Passes over a batch of rollouts."""
     minibatch_size: int = Field(ge=1)
     """Trajectories per optimizer step, over all ranks."""
+    num_frozen_layers: int = Field(0, ge=0)
+    """Lowest transformer layers (with the embeddings, and a head tied to them) that keep their weights: saves their backward
+    pass and optimizer state."""
     optimizer: OptimizerConfig = OptimizerConfig()
     critic: Literal["value_head", "own_model"] = "value_head"
     """value_head: a linear head on the policy's trunk. own_model: a second trunk that starts from `critic_model`."""

@@ -37,7 +37,15 @@ from learners.batch import (
 from learners.collectives import sum_gradients, sum_over_ranks
 from learners.config import PPOConfig
 from learners.mailbox import GeneratorLink, StartingPoint
-from learners.models import ForwardSettings, PolicyWithCritic, Reference, export_policy, load_critic_trunk, load_policy
+from learners.models import (
+    ForwardSettings,
+    PolicyWithCritic,
+    Reference,
+    export_policy,
+    freeze_lowest_layers,
+    load_critic_trunk,
+    load_policy,
+)
 from learners.optimizer import GuardedAdamW
 from learners.weights import WeightPublisher, generator_weights
 
@@ -77,6 +85,7 @@ class PPOLearner:
             chunk_tokens=config.workers.logprob_chunk_tokens,
         )
         policy = load_policy(start.model_path)
+        freeze_lowest_layers(policy, config.num_frozen_layers, settings.compute_dtype)
         critic_trunk = load_critic_trunk(config.critic_model or start.model_path) if config.critic == "own_model" else None
         self._network = PolicyWithCritic(policy, critic_trunk, settings).to(self._device)
         self._reference = Reference(policy, settings).to(self._device)
@@ -256,10 +265,10 @@ class PPOLearner:
 
 
 def _parameter_groups(network: PolicyWithCritic, config: PPOConfig) -> list[tuple[list[Tensor], float]]:
-    """Trunks and the value head, each with its peak learning rate."""
+    """What is trained of the trunks, and the value head, each with its peak learning rate."""
     head = list(network.value_head.parameters())
     in_head = {id(parameter) for parameter in head}
-    trunks = [parameter for parameter in network.parameters() if id(parameter) not in in_head]
+    trunks = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in in_head]
     return [(trunks, config.optimizer.learning_rate), (head, config.value_learning_rate)]
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from actors.reward_head import SCORE_OFFSET, last_token_scores, load_reward_model
 from cluster.errors import ConfigError
@@ -20,7 +19,7 @@ from learners.algorithms.preference import comparisons, preference_loss
 from learners.batch import micro_batches, shard
 from learners.collectives import sum_gradients, sum_over_ranks
 from learners.config import RewardModelLearnerConfig
-from learners.models import export_policy
+from learners.models import export_policy, freeze_lowest_layers
 from learners.optimizer import GuardedAdamW
 from learners.ppo import TORCH_DTYPES
 from learners.reward_model import RewardModelJob
@@ -43,7 +42,7 @@ class RewardModelLearner:
         if self._device.type == "cpu":
             torch.set_num_threads(job.config.workers.num_threads)
         self._model = load_reward_model(job.model_path, dtype="float32", new_head=True).to(self._device)
-        _freeze_lowest_layers(self._model, job.config.num_frozen_layers, self._compute_dtype)
+        freeze_lowest_layers(self._model, job.config.num_frozen_layers, self._compute_dtype)
         trunk = [parameter for parameter in self._model.base_model.parameters() if parameter.requires_grad]
         head = list(self._model.score.parameters())
         self._optimizer = GuardedAdamW(
@@ -143,22 +142,3 @@ def _num_steps(num_texts: int, config: RewardModelLearnerConfig) -> int:
             f"{num_texts} texts x num_epochs={config.num_epochs:g} do not fill one batch; lower batch_size={config.batch_size}"
         )
     return num_steps
-
-
-def _freeze_lowest_layers(model: PreTrainedModel, num_layers: int, compute_dtype: torch.dtype) -> None:
-    """Keep the embeddings and the lowest layers as they are; their backward pass is not computed.
-
-    Frozen matrices are held in `compute_dtype`: autocast remembers its conversions of trained weights only, and would
-    convert these anew for every pack (15 % of a step on CPU).
-    """
-    if num_layers == 0:
-        return
-    layers = list(model.base_model.layers) if "layers" in dict(model.base_model.named_children()) else []
-    if num_layers > len(layers):
-        raise ConfigError(f"num_frozen_layers={num_layers}, but {type(model).__name__} has {len(layers)} `layers`; lower it")
-    model.base_model.get_input_embeddings().requires_grad_(False)
-    for layer in layers[:num_layers]:
-        layer.requires_grad_(False)
-        for module in layer.modules():
-            if isinstance(module, nn.Linear):
-                module.to(compute_dtype)

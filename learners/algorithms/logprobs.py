@@ -69,7 +69,7 @@ class _GatherLogprobs(torch.autograd.Function):
         temperature, chunk_tokens, compute_dtype, with_entropy = ctx.settings
         weight = weight_VD.to(compute_dtype)
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_weight_VD = torch.zeros_like(weight_VD)
+        grad_weight_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None  # a frozen head has none
         for part in _chunks(len(targets_N), chunk_tokens):
             log_p_CV = _logits(hidden_ND[part], weight, temperature, log_normalizer_N.dtype).sub_(log_normalizer_N[part, None])
             grad_logprobs_C1 = grad_logprobs_N[part, None] / temperature
@@ -86,7 +86,8 @@ class _GatherLogprobs(torch.autograd.Function):
                 scale_C1 = grad_logprobs_C1
             block = grad_logits_CV.to(compute_dtype)
             grad_hidden_ND[part] = ((block @ weight).to(scale_C1.dtype) * scale_C1).to(hidden_ND.dtype)
-            grad_weight_VD += block.t() @ (hidden_ND[part] * scale_C1).to(compute_dtype)
+            if grad_weight_VD is not None:
+                grad_weight_VD += block.t() @ (hidden_ND[part] * scale_C1).to(compute_dtype)
         return grad_hidden_ND, grad_weight_VD, None, None, None, None, None
 
 

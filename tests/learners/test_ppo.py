@@ -49,6 +49,17 @@ def test_the_update_does_not_depend_on_the_micro_batches(
         assert {name: second[name] for name in timeless} == pytest.approx(timeless, rel=1e-3, abs=1e-5)
 
 
+def test_frozen_layers_keep_their_weights_and_the_rest_learns(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    learner = _learner(tiny_model, ppo_config(num_frozen_layers=1))
+    before = _weights(learner, tmp_path / "before")
+    learner.update(scored_batch())
+    after = _weights(learner, tmp_path / "after")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith("model.layers.1.")} | {"model.norm.weight"}
+
+
 def test_the_version_counts_optimizer_steps(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:
     learner = _learner(tiny_model, ppo_config(num_epochs=3))
     assert learner.policy_version == 0
