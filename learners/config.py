@@ -135,6 +135,8 @@ class RunConfig(StrictConfig):
     seed: int = Field(0, ge=0)
     model: str
     """smollm2-135m-instruct, tiny, a Hugging Face folder, or a hub name."""
+    dashboard: bool = False
+    """Ray's dashboard on loopback while the run lasts; its nine processes take CPU and memory from a small machine."""
 
 
 class RewardModelRunConfig(RunConfig):
@@ -232,6 +234,7 @@ class QuickstartConfig(RunConfig):
             runs_dir=self.runs_dir,
             seed=self.seed,
             model=self.model,
+            dashboard=self.dashboard,
             task=self.task,
             sampling=self.sampling,
             generator=self.generator,

@@ -97,13 +97,15 @@ def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: Step
     reports = Queue(actor_options={"num_cpus": 0})
     setup = _LoopSetup(job=ray.put(job), reports=reports)
     # A thread, because `fit` blocks until the ranks end; a daemon, so that Ctrl-C ends the driver and not only the wait.
-    thread = threading.Thread(target=_fit, args=(setup, job.config, storage_path), name="ray-train-fit", daemon=True)
+    abandoned = threading.Event()
+    thread = threading.Thread(target=_fit, args=(setup, job.config, storage_path, abandoned), name="ray-train-fit", daemon=True)
     thread.start()
     try:
         while isinstance(report := reports.get(), _StepReport):
             on_step(report.step, report.num_steps, report.metrics)
         thread.join()
     finally:
+        abandoned.set()
         reports.shutdown(force=True)
     if isinstance(report, _GroupEnded):
         raise _explained(report.error)
@@ -142,7 +144,7 @@ def _run(learner: "RewardModelLearner", job: RewardModelJob, *, report: Callable
     )
 
 
-def _fit(setup: _LoopSetup, config: RewardModelLearnerConfig, storage_path: Path) -> None:
+def _fit(setup: _LoopSetup, config: RewardModelLearnerConfig, storage_path: Path, abandoned: threading.Event) -> None:
     """Run the group; say when it has ended, in case no result came."""
     error: BaseException | None = None
     try:
@@ -150,7 +152,8 @@ def _fit(setup: _LoopSetup, config: RewardModelLearnerConfig, storage_path: Path
     # Whatever ended the group must reach the caller that waits for a report, and a thread has no other way out.
     except BaseException as caught:  # noqa: BLE001
         error = caught
-    setup.reports.put(_GroupEnded(error=error))
+    if not abandoned.is_set():  # else Ray may be gone by now, and a call into it would end this process without a word
+        setup.reports.put(_GroupEnded(error=error))
 
 
 def _trainer(setup: _LoopSetup, config: RewardModelLearnerConfig, storage_path: Path) -> "ray.train.torch.TorchTrainer":

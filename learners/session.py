@@ -57,9 +57,11 @@ def open_session(config: RunConfig, *, stages: Sequence[str], requests: Sequence
             with (
                 build_view(stages, directory.path, Console(stderr=True)) as view,
                 MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
-                ray_session(log_dir=directory.path / "logs"),
+                ray_session(log_dir=directory.path / "logs", include_dashboard=config.dashboard) as ray_connection,
                 _terminate_as_interrupt(),  # inside, because Ray sets a handler of its own
             ):
+                if ray_connection.dashboard_url:
+                    view.note(f"Ray dashboard {ray_connection.dashboard_url}")
                 yield Session(directory, view, metrics)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error

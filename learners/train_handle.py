@@ -44,6 +44,7 @@ TRAIN_ENVIRONMENT: Mapping[str, str] = {
 """Defaults for Ray Train, read in this process; a value that the user has set stays."""
 
 STOP_TIMEOUT_S = 60.0  # for ranks to leave after StopCommand; the end of Ray ends them in any case
+ABANDON_TIMEOUT_S = 3.0  # the same when a run ends with an error; a rank in the middle of an update is not waited for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,7 @@ class LearnerHandle:
         self._publish_command: Command = PublishCommand(directory=str(folders.weights.absolute()), dtype=folders.weights_dtype)
         self._mailbox = ray.remote(Mailbox).options(num_cpus=0).remote(config.workers.num_workers)
         self._thread = threading.Thread(target=self._fit, name="ray-train-fit", daemon=True)
+        self._abandoned = threading.Event()
 
     def __enter__(self) -> Self:
         self.start()
@@ -74,8 +76,10 @@ class LearnerHandle:
         if error is None:
             self.stop()
         else:
-            # The error that is on its way says more than a failure to stop.
+            # The error that is on its way says more than a failure to stop. Without a mailbox the ranks end by themselves.
+            self._abandoned.set()
             ray.kill(self._mailbox)
+            self._thread.join(timeout=ABANDON_TIMEOUT_S)
 
     def start(self) -> None:
         """Start the ranks; returns when all have loaded their models."""
@@ -133,6 +137,8 @@ class LearnerHandle:
         except BaseException as error:
             logger.exception("Ray Train ended with an error")
             cause = _cause(error)
+        if self._abandoned.is_set():
+            return  # Ray may be gone by now, and a call into it would end this process without a word
         try:
             ray.get(self._mailbox.close.remote(cause))
         except RayError:
