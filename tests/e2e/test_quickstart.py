@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -77,14 +78,15 @@ def test_the_exported_policy_loads_as_it_is(finished_run: tuple[Path, dict]) -> 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("verb", "moment", "number"),
+    ("verb", "moment", "send", "number"),
     [
-        (["quickstart", "--small"], "reward model step", signal.SIGINT),
-        (["train", "configs/train/ppo_tiny.yaml", "learner.num_steps=500"], "ppo step", signal.SIGTERM),
+        # A terminal sends Ctrl-C to the whole group, a supervisor its SIGTERM to the process alone.
+        (["train", "configs/train/ppo_tiny.yaml", "learner.num_steps=500"], "ppo step", os.killpg, signal.SIGINT),
+        (["quickstart", "--small"], "reward model step", os.kill, signal.SIGTERM),
     ],
 )
 def test_a_signal_stops_the_run_cleanly_and_leaves_no_process(
-    tmp_path: Path, verb: list[str], moment: str, number: signal.Signals
+    tmp_path: Path, verb: list[str], moment: str, send: Callable[[int, int], None], number: signal.Signals
 ) -> None:
     process = subprocess.Popen(
         [*COMMAND, *verb, f"runs_dir={tmp_path}", "name=stopped"],
@@ -100,7 +102,7 @@ def test_a_signal_stops_the_run_cleanly_and_leaves_no_process(
         if line.startswith(moment):
             break
     children = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, number)  # a terminal sends Ctrl-C to the whole group
+    send(process.pid, number)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED, "".join(seen) + rest
     assert rest.strip().splitlines()[-1].startswith("error: interrupted")
