@@ -9,7 +9,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 .PHONY: setup quickstart test check format lock clean help
 
 help:
-	@echo "make quickstart  set up, then align a real model from people's judgements (two CPU cores, under 25 minutes)"
+	@echo "make quickstart  set up, then align a real model from people's judgements (sized for two CPU cores)"
 	@echo "make test        set up, then run the tests"
 	@echo "make check       formatting, lint, types, import contract"
 	@echo "make setup | format | lock | clean"
