@@ -94,24 +94,36 @@ class TrajectoryGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepScore:
+    """The score of one step of a completion, at its last token."""
+
+    token_index: int  # into the completion
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
     """The score of one trajectory. Produced by `Scoring`, consumed by the learner; the breakdown goes to the ledger."""
 
     total: float  # sum over scorers of weight * score
     breakdown: Mapping[str, float]  # scorer name -> unweighted score
+    steps: tuple[StepScore, ...] = ()  # weighted; what of `total` belongs to single steps and not to the completion's end
 
     def __post_init__(self) -> None:
-        bad = {name: score for name, score in {"total": self.total, **self.breakdown}.items() if not math.isfinite(score)}
+        steps = {f"step at token {step.token_index}": step.score for step in self.steps}
+        scores = {"total": self.total, **self.breakdown, **steps}
+        bad = {name: score for name, score in scores.items() if not math.isfinite(score)}
         if bad:
             raise DataError(f"reward is not finite: {bad}; check the scorer of that name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A group with one reward a trajectory."""
+    """A group with one reward a trajectory. Produced by `Scoring`, consumed by the driver."""
 
     group: TrajectoryGroup
     rewards: tuple[Reward, ...]  # [G]
+    greedy_score: float = 0.0  # of the prompt's greedy completion, where the method has that as its baseline
 
     def __post_init__(self) -> None:
         if len(self.rewards) != len(self.group.trajectories):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import DataError
-from cluster.types import ScoredBatch, Trajectory
+from cluster.types import Reward, ScoredBatch, Trajectory
 
 PADDING_ID = 0  # never attended to by a valid token, for attention is causal and padding is on the right
 
@@ -38,7 +38,10 @@ class TrainingBatch:
     """A scored batch as tensors. Produced by `collate`, consumed by the learner's preparation."""
 
     tokens: TokenBatch
-    scores_B: Tensor  # float32
+    scores_B: Tensor  # float32, of whole completions
+    step_scores_BT: Tensor  # float32, of steps, at their last tokens; 0 elsewhere
+    greedy_scores_B: Tensor  # float32, of the greedy completion of the same prompt; 0 where there is none
+    group_B: Tensor  # int64, number of the group
     ends_truncated_B: Tensor  # bool, cut at the length limit
 
 
@@ -72,12 +75,22 @@ class MicroBatch:
 def collate(batch: ScoredBatch, device: torch.device) -> TrainingBatch:
     """All trajectories of a step, in order."""
     trajectories = [trajectory for scored in batch.groups for trajectory in scored.group.trajectories]
-    scores = [reward.total for scored in batch.groups for reward in scored.rewards]
-    truncated = [trajectory.completion.finish_reason == "length" for trajectory in trajectories]
+    rewards = [reward for scored in batch.groups for reward in scored.rewards]
+    greedy_scores = [scored.greedy_score for scored in batch.groups]
+    groups = [group for group, scored in enumerate(batch.groups) for _ in scored.rewards]
+    group_B = torch.tensor(groups, dtype=torch.int64, device=device)
+    tokens = collate_tokens(trajectories, device)
     return TrainingBatch(
-        tokens=collate_tokens(trajectories, device),
-        scores_B=torch.tensor(scores, dtype=torch.float32, device=device),
-        ends_truncated_B=torch.tensor(truncated, device=device),
+        tokens=tokens,
+        scores_B=torch.tensor(
+            [reward.total - sum(step.score for step in reward.steps) for reward in rewards], dtype=torch.float32, device=device
+        ),
+        step_scores_BT=_step_scores(rewards, tokens.mask_BT),
+        greedy_scores_B=torch.tensor(greedy_scores, dtype=torch.float32, device=device)[group_B],
+        group_B=group_B,
+        ends_truncated_B=torch.tensor(
+            [trajectory.completion.finish_reason == "length" for trajectory in trajectories], device=device
+        ),
     )
 
 
@@ -135,6 +148,19 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], *, max_tokens: in
         pack.append(row)
     if pack:
         yield pack
+
+
+def _step_scores(rewards: Sequence[Reward], mask_BT: Tensor) -> Tensor:
+    step_scores_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+    for row, reward in enumerate(rewards):
+        for step in reward.steps:
+            if not 0 <= step.token_index < int(mask_BT[row].sum()):
+                raise DataError(
+                    f"a step's score is at token {step.token_index} of a completion of {int(mask_BT[row].sum())}; "
+                    "the scorer must name tokens of the completion"
+                )
+            step_scores_BT[row, step.token_index] += step.score
+    return step_scores_BT
 
 
 def _padded(rows: Sequence[Sequence[float]], *, fill: float, dtype: type) -> np.ndarray:

@@ -2,119 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import DType, GeneratorConfig, RewardModelScorerConfig, SamplingConfig, ScorerConfig, TaskConfig
+from actors.config import GeneratorConfig, RewardModelScorerConfig, SamplingConfig, ScorerConfig, TaskConfig
 from cluster.config import StrictConfig, parse_config, read_yaml
 from cluster.errors import ConfigError
+from learners.learner_config import RewardModelLearnerConfig
+from learners.policy_config import GROUP_ESTIMATORS, PolicyLearnerConfig
+from learners.presets import Algorithm
 
 RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-
-class OptimizerConfig(StrictConfig):
-    """AdamW with linear warm-up, then constant or linear decay."""
-
-    learning_rate: float = Field(1e-5, gt=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    """Optimizer steps over which the learning rate rises from zero."""
-    decay: Literal["constant", "linear"] = "constant"
-    """linear: falls to a tenth of the learning rate at the last step."""
-    max_grad_norm: float = Field(1.0, gt=0)
-
-
-class WorkerConfig(StrictConfig):
-    """The processes of a Ray Train group."""
-
-    num_workers: int = Field(1, ge=1)
-    """Data-parallel ranks. The update does not depend on it."""
-    num_cpus: float = Field(0.5, ge=0)
-    """CPUs that Ray reserves for each rank."""
-    num_gpus: float = Field(0.0, ge=0)
-    num_threads: int = Field(2, ge=1)
-    """Torch threads of a rank on CPU."""
-    compute_dtype: DType = "bfloat16"
-    """Type of the matrix products; master weights, gradients and losses stay in float32."""
-    micro_batch_tokens: int = Field(4096, ge=1)
-    """Padded tokens in one forward pass; bounds memory, never changes the update."""
-    logprob_chunk_tokens: int = Field(512, ge=1)
-    """Completion positions whose logits exist at one time."""
-
-
-class PPOConfig(StrictConfig):
-    """Proximal policy optimisation, arXiv:1707.06347, with the reward shaping of arXiv:1909.08593."""
-
-    algorithm: Literal["ppo"] = "ppo"
-    num_steps: int = Field(ge=1)
-    """Rounds of rollout and update."""
-    prompts_per_step: int = Field(ge=1)
-    num_epochs: int = Field(1, ge=1)
-    """Passes over a batch of rollouts."""
-    minibatch_size: int = Field(ge=1)
-    """Trajectories per optimizer step, over all ranks."""
-    num_frozen_layers: int = Field(0, ge=0)
-    """Lowest transformer layers (with the embeddings, and a head tied to them) that keep their weights: saves their backward
-    pass and optimizer state."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    critic: Literal["value_head", "own_model"] = "value_head"
-    """value_head: a linear head on the policy's trunk. own_model: a second trunk that starts from `critic_model`."""
-    critic_model: str | None = None
-    """Start of critic=own_model; None is the policy's own start."""
-    value_learning_rate: float = Field(1e-4, gt=0, lt=1)
-    """Learning rate of the value head; an own critic trunk uses the optimizer's."""
-    clip_eps: float = Field(0.2, gt=0, lt=1)
-    """Half-width of the trust region on the probability ratio. arXiv:1707.06347, table 1."""
-    value_clip_eps: float = Field(0.2, gt=0)
-    value_coef: float = Field(0.1, ge=0)
-    """Weight of the value loss, which has the factor 1/2 inside. arXiv:1909.08593, code."""
-    entropy_coef: float = Field(0.0, ge=0)
-    gamma: float = Field(1.0, gt=0, le=1)
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    kl_coef: float = Field(0.05, ge=0)
-    """Reward per nat of log(policy/reference), per token (k1)."""
-    whiten_advantages: bool = True
-    truncation: Literal["bootstrap", "terminal", "penalty"] = "bootstrap"
-    """A completion cut at the length limit. bootstrap: the critic's value of its last state follows. terminal: nothing
-    follows. penalty: nothing follows and its score is `truncation_score`."""
-    truncation_score: float = 0.0
-    mismatch_correction: Literal["none", "token"] = "token"
-    """token: the loss is weighted by min(exp(old - rollout log-prob), mismatch_cap), detached."""
-    mismatch_cap: float = Field(2.0, ge=1)
-    max_logprob_mismatch: float = Field(0.1, gt=0)
-    """Start-up check: mean absolute difference, in nats, between engine and learner on fixed tokens."""
-    workers: WorkerConfig = WorkerConfig()
-
-    @model_validator(mode="after")
-    def _own_critic_has_a_start(self) -> Self:
-        if self.critic == "value_head" and self.critic_model is not None:
-            raise ValueError(f"critic_model={self.critic_model!r} has no meaning with critic=value_head; set critic=own_model")
-        return self
-
-
-class RewardModelLearnerConfig(StrictConfig):
-    """Bradley-Terry on human preferences. A batch is scored once and every pair in it compared (arXiv:2203.02155, 3.5)."""
-
-    algorithm: Literal["reward_model"] = "reward_model"
-    batch_size: int = Field(64, ge=2)
-    """Texts per optimizer step, over all ranks."""
-    num_epochs: float = Field(1.0, gt=0)
-    """Passes over the training texts; 0.5 sees half of them."""
-    min_rating_gap: float = Field(0.5, ge=0)
-    """Pairs whose mean ratings are closer than this are not compared; unit of the ratings."""
-    num_frozen_layers: int = Field(0, ge=0)
-    """Lowest transformer layers (with the embeddings) that keep their weights; saves their backward pass."""
-    max_tokens: int = Field(64, ge=2)
-    """Texts are cut to this many tokens."""
-    num_eval_pairs: int = Field(2000, ge=1)
-    """Held-out pairs for the accuracy."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    head_learning_rate: float = Field(5e-4, gt=0, lt=1)
-    """Learning rate of the scalar head, which starts at zero; the optimizer's is the trunk's."""
-    workers: WorkerConfig = WorkerConfig()
 
 
 class EvaluationConfig(StrictConfig):
@@ -146,14 +45,14 @@ class RewardModelRunConfig(RunConfig):
     learner: RewardModelLearnerConfig
 
 
-class PPORunConfig(RunConfig):
-    """`rayward train` with learner.algorithm = ppo."""
+class PolicyRunConfig(RunConfig):
+    """`rayward train` with one of the policy-gradient algorithms."""
 
     task: TaskConfig
     sampling: SamplingConfig = SamplingConfig()
     generator: GeneratorConfig = GeneratorConfig()
     scorers: tuple[ScorerConfig, ...] = Field(min_length=1)
-    learner: PPOConfig
+    learner: PolicyLearnerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @field_validator("scorers")
@@ -205,7 +104,31 @@ class PPORunConfig(RunConfig):
                 f"{longest}; raise it"
             )
         if self.sampling.temperature == 0:
-            problems.append("sampling.temperature=0 gives every sample the same text; PPO needs a temperature above 0")
+            problems.append("sampling.temperature=0 gives every sample the same text; learning needs a temperature above 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _the_method_has_what_it_compares(self) -> Self:
+        learner, samples = self.learner, self.sampling.samples_per_prompt
+        problems = []
+        if learner.advantage.estimator in GROUP_ESTIMATORS and samples == 1:
+            problems.append(
+                f"learner.advantage.estimator={learner.advantage.estimator} compares the completions of one prompt, but "
+                "sampling.samples_per_prompt=1; raise it"
+            )
+        if learner.group_filter.enabled and samples == 1:
+            problems.append(
+                "learner.group_filter looks for prompts whose completions differ in score, but sampling.samples_per_prompt=1; "
+                "raise it, or set learner.group_filter.enabled=false"
+            )
+        batch = learner.prompts_per_step * samples
+        if learner.policy_loss.kind == "policy_gradient" and learner.minibatch_size != batch:
+            problems.append(
+                f"learner.policy_loss.kind=policy_gradient has no ratio to old weights, so learner.minibatch_size="
+                f"{learner.minibatch_size} of a batch of {batch} would be biased; set it to {batch}, or use ppo_clip"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -219,7 +142,7 @@ class QuickstartConfig(RunConfig):
     task: TaskConfig
     sampling: SamplingConfig = SamplingConfig()
     generator: GeneratorConfig = GeneratorConfig()
-    learner: PPOConfig
+    learner: PolicyLearnerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
@@ -227,9 +150,9 @@ class QuickstartConfig(RunConfig):
         self.policy_run()
         return self
 
-    def policy_run(self) -> PPORunConfig:
+    def policy_run(self) -> PolicyRunConfig:
         """The second stage as a run of its own."""
-        return PPORunConfig(
+        return PolicyRunConfig(
             name=self.name,
             runs_dir=self.runs_dir,
             seed=self.seed,
@@ -244,10 +167,10 @@ class QuickstartConfig(RunConfig):
         )
 
 
-TrainingRunConfig = PPORunConfig | RewardModelRunConfig
+TrainingRunConfig = PolicyRunConfig | RewardModelRunConfig
 
-_RUN_CONFIGS: dict[str, type[PPORunConfig] | type[RewardModelRunConfig]] = {
-    "ppo": PPORunConfig,
+_RUN_CONFIGS: dict[str, type[PolicyRunConfig] | type[RewardModelRunConfig]] = {
+    **dict.fromkeys(get_args(Algorithm), PolicyRunConfig),
     "reward_model": RewardModelRunConfig,
 }
 

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,15 @@ from cluster.ledger import TrajectoryLedger
 from cluster.pool import ActorPool
 from cluster.seeding import derive_seed
 from cluster.types import Prompt, SamplingParameters
-from learners.config import PPORunConfig, QuickstartConfig, RewardModelLearnerConfig, RewardModelRunConfig, TrainingRunConfig
-from learners.driver import Driver, PromptSchedule, Records
+from learners.collection import Collector, DynamicSampling, GreedyBaseline, PlainCollector
+from learners.config import PolicyRunConfig, QuickstartConfig, RewardModelRunConfig, TrainingRunConfig
+from learners.driver import Driver, Records
 from learners.evaluation import evaluate_samples
 from learners.evaluator import Evaluator
+from learners.learner_config import RewardModelLearnerConfig
 from learners.mailbox import GeneratorLink, StartingPoint
 from learners.plan import role_requests
+from learners.prompt_schedule import PromptSchedule
 from learners.report import write_report
 from learners.reward_model import ComparedTexts, RatedTexts, RewardModelJob, train_reward_model
 from learners.session import Session, open_session
@@ -112,7 +115,7 @@ def learn_reward_model(session: Session, model: str, config: RewardModelLearnerC
     return folder
 
 
-def align_policy(session: Session, config: PPORunConfig) -> None:
+def align_policy(session: Session, config: PolicyRunConfig) -> None:
     """PPO on `config.task` against `config.scorers`, evaluated before and after on held-out prompts."""
     start_policy = resolve_model(config.model)
     train_prompts, held_out_prompts = _render_prompts(session, config, start_policy)
@@ -137,7 +140,7 @@ def align_policy(session: Session, config: PPORunConfig) -> None:
             session.directory.write_summary({"policy_version": version})
 
 
-def check_logprob_contract(parts: "Parts", prompts: Sequence[Prompt], config: PPORunConfig) -> None:
+def check_logprob_contract(parts: "Parts", prompts: Sequence[Prompt], config: PolicyRunConfig) -> None:
     """Raise `ConfigError` where engine and learner disagree about the probability of the engine's own samples."""
     trajectories = [
         trajectory
@@ -151,10 +154,10 @@ def check_logprob_contract(parts: "Parts", prompts: Sequence[Prompt], config: PP
         for ours, theirs in zip(logprobs, trajectory.completion.rollout_logprobs, strict=True)
     ]
     mean = sum(differences) / len(differences)
-    if not mean <= config.learner.max_logprob_mismatch:
+    if not mean <= config.learner.mismatch.max_logprob_mismatch:
         raise ConfigError(
             f"engine and learner disagree about log-probabilities by {mean:.3f} nats a token on average, more than "
-            f"learner.max_logprob_mismatch={config.learner.max_logprob_mismatch:g}; compare generator.dtype="
+            f"learner.mismatch.max_logprob_mismatch={config.learner.mismatch.max_logprob_mismatch:g}; compare generator.dtype="
             f"{config.generator.dtype} with learner.workers.compute_dtype={config.learner.workers.compute_dtype}, "
             f"sampling.temperature={config.sampling.temperature:g}, sampling.top_p={config.sampling.top_p:g}, and the model"
         )
@@ -169,7 +172,7 @@ class Parts:
     learner: LearnerHandle
 
 
-def _start_parts(stack: ExitStack, session: Session, config: PPORunConfig, start_policy: str) -> Parts:
+def _start_parts(stack: ExitStack, session: Session, config: PolicyRunConfig, start_policy: str) -> Parts:
     """Start all roles; `stack` ends them. Generators and scorers load while the learner's ranks do."""
     generators = _start_generators(start_policy, config.generator)
     rollouts = RolloutPool(generators, max_num_sequences=config.generator.max_num_sequences)
@@ -179,7 +182,12 @@ def _start_parts(stack: ExitStack, session: Session, config: PPORunConfig, start
     stack.callback(shutil.rmtree, weights_dir, ignore_errors=True)
     learner = stack.enter_context(
         LearnerHandle(
-            StartingPoint(model_path=start_policy, temperature=config.sampling.temperature, seed=config.seed),
+            StartingPoint(
+                model_path=start_policy,
+                temperature=config.sampling.temperature,
+                max_completion_tokens=config.sampling.max_completion_tokens,
+                seed=config.seed,
+            ),
             config.learner,
             LearnerFolders(
                 storage=session.path / "logs" / "ray_train", weights=weights_dir, weights_dtype=config.generator.dtype
@@ -206,7 +214,7 @@ def _start_generators(model_path: str, config: GeneratorConfig) -> ActorPool[Any
     return ActorPool(actors)
 
 
-def _render_prompts(session: Session, config: PPORunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+def _render_prompts(session: Session, config: PolicyRunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
     """Prompts to train on, and those to evaluate on. Raises `ConfigError` where there are too few."""
     tokenizer = AutoTokenizer.from_pretrained(start_policy)
     train_tasks, held_out_tasks = build_task_sets(config.task)
@@ -227,18 +235,30 @@ def _render_prompts(session: Session, config: PPORunConfig, start_policy: str) -
     return train.prompts, held_out.prompts[: config.evaluation.num_prompts]
 
 
-def _run_steps(session: Session, config: PPORunConfig, parts: Parts, prompts: Sequence[Prompt]) -> int:
+def _run_steps(session: Session, config: PolicyRunConfig, parts: Parts, prompts: Sequence[Prompt]) -> int:
     """The training itself; returns the policy version that it ends with."""
+    schedule = PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed)
     driver = Driver(
-        schedule=PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed),
-        rollouts=parts.rollouts,
-        scoring=parts.scoring,
+        schedule=schedule,
+        collector=_collector(config, parts, schedule),
+        generators=parts.rollouts,
         learner=parts.learner,
         records=Records(ledger=TrajectoryLedger(session.path / "trajectories"), metrics=session.metrics),
-        sampling=_sampling(config, config.sampling.samples_per_prompt, "rollout"),
     )
     num_steps = config.learner.num_steps
     return driver.run(num_steps, on_step=lambda step, metrics: session.view.step(step + 1, num_steps, metrics))
+
+
+def _collector(config: PolicyRunConfig, parts: Parts, schedule: PromptSchedule) -> Collector:
+    """The way to scored groups that the method asks for."""
+    sampling = _sampling(config, config.sampling.samples_per_prompt, "rollout")
+    collector: Collector = PlainCollector(parts.rollouts, parts.scoring, sampling)
+    if config.learner.advantage.estimator == "remax":
+        greedy = replace(sampling, temperature=0.0, samples_per_prompt=1)
+        collector = GreedyBaseline(collector, PlainCollector(parts.rollouts, parts.scoring, greedy))
+    if config.learner.group_filter.enabled:
+        collector = DynamicSampling(collector, schedule, max_rounds=config.learner.group_filter.max_rounds)
+    return collector
 
 
 def _reported(run: Path) -> Path:
@@ -258,7 +278,7 @@ def _evaluate(session: Session, evaluator: Evaluator, moment: str) -> None:
         session.directory.write_summary({moment: asdict(evaluate_samples(samples))})
 
 
-def _sampling(config: PPORunConfig, samples_per_prompt: int, purpose: str) -> SamplingParameters:
+def _sampling(config: PolicyRunConfig, samples_per_prompt: int, purpose: str) -> SamplingParameters:
     return SamplingParameters(
         temperature=config.sampling.temperature,
         top_p=config.sampling.top_p,

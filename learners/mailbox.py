@@ -16,10 +16,11 @@ Reply = Any  # what rank 0 answers to a command; each method of the learner hand
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartingPoint:
-    """What a rank needs besides its configuration. Produced by the composition root, consumed by `PPOLearner`."""
+    """What a rank needs besides its configuration. Produced by the composition root, consumed by `PolicyLearner`."""
 
     model_path: str  # Hugging Face folder of the start policy, which is the reference too
     temperature: float  # of the sampled distribution
+    max_completion_tokens: int  # the length limit of the run's completions
     seed: int
 
 

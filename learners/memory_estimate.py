@@ -12,7 +12,8 @@ from typing import Any
 from actors.config import DType, GeneratorConfig, RewardFunctionScorerConfig, ScorerConfig
 from cluster.cache import cache_root
 from cluster.errors import DataError
-from learners.config import PPOConfig, RewardModelLearnerConfig
+from learners.learner_config import RewardModelLearnerConfig
+from learners.policy_config import PolicyLearnerConfig
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MASTER_BYTES = 4  # float32 weights
@@ -96,12 +97,13 @@ def model_shape(config: dict[str, Any]) -> ModelShape | None:
     )
 
 
-def ppo_learner_memory(policy: ModelShape | None, critic: ModelShape | None, config: PPOConfig) -> RoleMemory:
+def policy_learner_memory(policy: ModelShape | None, critic: ModelShape | None, config: PolicyLearnerConfig) -> RoleMemory:
     """One rank: policy and critic with their optimizer, the frozen reference, one chunk of float32 logits."""
     parts = None
-    if policy is not None and (critic is not None or config.critic == "value_head"):
+    if policy is not None and (critic is not None or config.critic.kind != "own_model"):
         # A value head is hidden + 1 weights on the policy's trunk; an own critic is a trunk of its own under one.
-        critic_parameters = policy.hidden + 1 if critic is None else critic.trunk + critic.hidden + 1
+        head_parameters = 0 if config.critic.kind == "none" else policy.hidden + 1
+        critic_parameters = head_parameters if critic is None else critic.trunk + critic.hidden + 1
         parts = {
             "policy": policy.total * (MASTER_BYTES + TRAINED_BYTES),
             "critic": critic_parameters * (MASTER_BYTES + TRAINED_BYTES),

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from actors.attention import short_sequence_attention
+from actors.config import DType
 from cluster.errors import ConfigError, DataError
 from learners.algorithms.logprobs import gather_logprobs
 from learners.batch import MicroBatch
 
+TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD_PROBE_TOLERANCE = 1e-3  # relative; float32 rounding stays far below, a scaled or capped head far above
 
 # What a policy folder holds besides weights and config.json, by how the names begin.
@@ -50,22 +52,26 @@ class PolicyOutput:
 
 
 class PolicyWithCritic(nn.Module):
-    """The policy with a scalar value head, on the policy's own trunk or on a second one."""
+    """The policy, and where there is a critic its scalar head, on the policy's own trunk or on a second one."""
 
-    def __init__(self, policy: PreTrainedModel, critic_trunk: PreTrainedModel | None, settings: ForwardSettings) -> None:
+    def __init__(
+        self, policy: PreTrainedModel, critic_trunk: PreTrainedModel | None, settings: ForwardSettings, *, has_critic: bool
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.critic_trunk = critic_trunk
-        self.value_head = nn.Linear((critic_trunk or policy).config.hidden_size, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = _value_head((critic_trunk or policy).config.hidden_size) if has_critic else None
+        self.value_mean, self.value_std = 0.0, 1.0  # score points: what the head's 0 and 1 mean
         self._settings = settings
 
-    def forward(self, batch: MicroBatch, *, with_entropy: bool = False) -> PolicyOutput:
+    def forward(self, batch: MicroBatch, *, with_entropy: bool = False, trains_trunk: bool = True) -> PolicyOutput:
+        """`trains_trunk` False keeps the value head's gradient away from a trunk that the policy shares."""
         hidden_BSD = _hidden_states(self.policy.base_model, batch.token_ids_BS, self._settings)
         logprobs_N, entropy_N = _head_logprobs(self.policy, hidden_BSD, batch, self._settings, with_entropy=with_entropy)
         if self.critic_trunk is not None:
             hidden_BSD = _hidden_states(self.critic_trunk, batch.token_ids_BS, self._settings)
+        elif not trains_trunk:
+            hidden_BSD = hidden_BSD.detach()
         rows_B = torch.arange(len(batch.last_position_B), device=hidden_BSD.device)
         return PolicyOutput(
             logprobs_N=logprobs_N,
@@ -74,8 +80,21 @@ class PolicyWithCritic(nn.Module):
             entropy_N=entropy_N,
         )
 
+    @torch.no_grad()
+    def set_value_unit(self, mean: float, std: float) -> None:
+        """Let the head's 0 and 1 mean `mean` and `mean` + `std` score points; values stay as they are.
+
+        Source: van Hasselt et al. 2016, arXiv:1602.07714, eq. 9-10.
+        """
+        assert self.value_head is not None, "only a critic has a unit"
+        self.value_head.weight *= self.value_std / std
+        self.value_head.bias.copy_((self.value_std * self.value_head.bias + self.value_mean - mean) / std)
+        self.value_mean, self.value_std = mean, std
+
     def _values(self, hidden_ND: Tensor) -> Tensor:
-        return self.value_head(hidden_ND.float()).squeeze(-1)
+        if self.value_head is None:
+            return hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)
+        return self.value_head(hidden_ND.float()).squeeze(-1) * self.value_std + self.value_mean
 
 
 class Reference(nn.Module):
@@ -88,6 +107,12 @@ class Reference(nn.Module):
         for module in self.policy.base_model.modules():
             if isinstance(module, nn.Linear):
                 module.to(settings.compute_dtype)
+
+    @torch.no_grad()
+    def refresh(self, policy: PreTrainedModel) -> None:
+        """Become a copy of the policy as it is now."""
+        for own, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
+            own.copy_(theirs)
 
     @torch.no_grad()
     def forward(self, batch: MicroBatch) -> Tensor:
@@ -146,6 +171,14 @@ def export_policy(policy: PreTrainedModel, start_folder: Path, directory: Path, 
     policy.save_pretrained(partial, state_dict={name: tensor.to(dtype) for name, tensor in policy.state_dict().items()})
     policy.config.dtype = config_dtype
     partial.rename(directory)
+
+
+def _value_head(hidden_size: int) -> nn.Linear:
+    """A head that says zero."""
+    head = nn.Linear(hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def _hidden_states(trunk: PreTrainedModel, token_ids_BS: Tensor, settings: ForwardSettings) -> Tensor:

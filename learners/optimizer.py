@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learners.config import OptimizerConfig
+from learners.learner_config import OptimizerConfig
 
 FINAL_RATE_FRAC = 0.1  # what linear decay ends at
 

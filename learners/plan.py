@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from actors.config import RewardModelScorerConfig
 from cluster.errors import ConfigError
 from cluster.placement import RoleRequest, check_placement, this_machine
-from learners.config import PPORunConfig, RewardModelRunConfig, TrainingRunConfig
+from learners.config import PolicyRunConfig, RewardModelRunConfig, TrainingRunConfig
 from learners.memory_estimate import (
     BYTES_PER_GIB,
     RoleMemory,
     generator_memory,
     kv_cache_sequences,
     local_model_shape,
-    ppo_learner_memory,
+    policy_learner_memory,
     reward_model_learner_memory,
     scorer_memory,
 )
@@ -63,7 +63,7 @@ def plan_run(config: TrainingRunConfig) -> dict[str, Any]:
         "algorithm": config.learner.algorithm,
         "model": config.model,
         "placement": _placement(role_requests(config)),
-        "batch": _ppo_batch(config) if isinstance(config, PPORunConfig) else _reward_model_batch(config),
+        "batch": _ppo_batch(config) if isinstance(config, PolicyRunConfig) else _reward_model_batch(config),
         "memory": [memory.as_dict() for memory in _memory(config)],
     }
 
@@ -99,7 +99,7 @@ def _placement(requests: list[RoleRequest]) -> dict[str, Any]:
     }
 
 
-def _ppo_batch(config: PPORunConfig) -> dict[str, int | None]:
+def _ppo_batch(config: PolicyRunConfig) -> dict[str, int | None]:
     learner, sampling = config.learner, config.sampling
     trajectories = learner.prompts_per_step * sampling.samples_per_prompt
     updates_per_step = learner.num_epochs * (trajectories // learner.minibatch_size)
@@ -141,12 +141,13 @@ def _memory(config: TrainingRunConfig) -> Iterable[RoleMemory]:
     policy = local_model_shape(config.model)
     if isinstance(config, RewardModelRunConfig):
         return [reward_model_learner_memory(policy, config.learner)]
-    critic = local_model_shape(config.learner.critic_model or config.model) if config.learner.critic == "own_model" else None
+    own_critic = config.learner.critic.kind == "own_model"
+    critic = local_model_shape(config.learner.critic.model or config.model) if own_critic else None
     scorers = [
         scorer_memory(local_model_shape(scorer.model) if isinstance(scorer, RewardModelScorerConfig) else None, scorer)
         for scorer in config.scorers
     ]
-    return [ppo_learner_memory(policy, critic, config.learner), generator_memory(policy, config.generator), *scorers]
+    return [policy_learner_memory(policy, critic, config.learner), generator_memory(policy, config.generator), *scorers]
 
 
 def _placement_table(placement: dict[str, Any]) -> "Table":

@@ -18,10 +18,9 @@ from cluster.seeding import derive_seed
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.batch import micro_batches, shard
 from learners.collectives import sum_gradients, sum_over_ranks
-from learners.config import RewardModelLearnerConfig
-from learners.models import export_policy, freeze_lowest_layers
+from learners.learner_config import RewardModelLearnerConfig
+from learners.models import TORCH_DTYPES, export_policy, freeze_lowest_layers
 from learners.optimizer import GuardedAdamW
-from learners.ppo import TORCH_DTYPES
 from learners.reward_model import RewardModelJob
 
 NUM_NORMALISATION_TEXTS = 512  # training texts that mean and standard deviation are taken over; 3 % off at most, mostly

@@ -12,7 +12,7 @@ import ray
 from ray.util.queue import Queue
 
 from cluster.errors import DataError, RaywardError
-from learners.config import RewardModelLearnerConfig
+from learners.learner_config import RewardModelLearnerConfig
 from learners.train_handle import TRAIN_ENVIRONMENT
 
 if TYPE_CHECKING:

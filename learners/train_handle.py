@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from actors.config import DType
 from cluster.errors import RaywardError
 from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResult
-from learners.config import PPOConfig
+from learners.policy_config import PolicyLearnerConfig
 from learners.mailbox import (
     Command,
     ConnectCommand,
@@ -59,7 +59,7 @@ class LearnerFolders:
 class LearnerHandle:
     """Starts the ranks, hands them commands one at a time, and says why they ended if they do. A context manager."""
 
-    def __init__(self, start: StartingPoint, config: PPOConfig, folders: LearnerFolders) -> None:
+    def __init__(self, start: StartingPoint, config: PolicyLearnerConfig, folders: LearnerFolders) -> None:
         self._start = start
         self._config = config
         self._folders = folders

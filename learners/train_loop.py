@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
-from learners.config import PPOConfig
 from learners.mailbox import (
     Command,
     ConnectCommand,
@@ -23,9 +22,10 @@ from learners.mailbox import (
     StopCommand,
     UpdateCommand,
 )
+from learners.policy_config import PolicyLearnerConfig
 
 if TYPE_CHECKING:
-    from learners.ppo import PPOLearner
+    from learners.policy_learner import PolicyLearner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,18 +33,18 @@ class LoopSetup:
     """Produced by the learner handle, consumed by every rank."""
 
     start: StartingPoint
-    config: PPOConfig
+    config: PolicyLearnerConfig
     mailbox: Any  # handle of a Mailbox actor
 
 
 def train_loop_per_worker(loop_config: dict[str, LoopSetup]) -> None:
     """Ray Train's entry point; ends at a StopCommand. An exception ends the whole group, and the handle reports it."""
-    from learners.ppo import PPOLearner
+    from learners.policy_learner import PolicyLearner
 
     setup = loop_config["setup"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    learner = PPOLearner(setup.start, setup.config, rank=rank, world_size=context.get_world_size())
+    learner = PolicyLearner(setup.start, setup.config, rank=rank, world_size=context.get_world_size())
     for sequence in itertools.count():
         command = ray.get(setup.mailbox.receive.remote(sequence))
         reply = _obey(learner, command, rank)
@@ -54,7 +54,7 @@ def train_loop_per_worker(loop_config: dict[str, LoopSetup]) -> None:
             return
 
 
-def _obey(learner: "PPOLearner", command: Command, rank: int) -> Reply:
+def _obey(learner: "PolicyLearner", command: Command, rank: int) -> Reply:
     """All ranks compute together; files are rank 0's alone."""
     match command:
         case UpdateCommand(batch=batch):

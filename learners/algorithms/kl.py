@@ -24,3 +24,8 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """exp(-x) - 1 + x. The one to report: low variance, no negative values."""
     log_ratio = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.expm1(log_ratio) - log_ratio
+
+
+def log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """log(policy / old policy) of each token, limited to what exp bears; 0 where masked."""
+    return torch.where(mask_BT, logprobs_BT - old_logprobs_BT, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

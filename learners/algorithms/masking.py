@@ -26,8 +26,27 @@ def masked_variance(values: Tensor, mask: Tensor, *, count: int) -> Tensor:
     return masked_mean((values - mean).square(), mask, count=count)
 
 
-def whiten(values: Tensor, mask: Tensor, *, count: int) -> Tensor:
-    """Shift and scale to mean 0 and population variance 1 inside the mask; 0 outside. Needs the whole batch, not a shard."""
+def row_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean of each row inside the mask; 0 for a row without an entry."""
+    return torch.where(mask_BT, values_BT, 0.0).sum(1) / mask_BT.sum(1).clamp(min=1)
+
+
+def row_sum(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Sum of each row inside the mask."""
+    return torch.where(mask_BT, values_BT, 0.0).sum(1)
+
+
+def on_tokens(values_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """Each row's value on all its entries inside the mask; 0 outside."""
+    return torch.where(mask_BT, values_B.unsqueeze(1), 0.0)
+
+
+def whiten(values: Tensor, mask: Tensor, *, count: int, keep_mean: bool = False) -> Tensor:
+    """Scale to population variance 1 inside the mask, and shift to mean 0 unless it is to be kept; 0 outside.
+
+    Needs the whole batch, not a shard.
+    """
     mean = masked_mean(values, mask, count=count)
     variance = masked_variance(values, mask, count=count)
-    return torch.where(mask, (values - mean) * torch.rsqrt(variance + MIN_VARIANCE), 0.0)
+    shift = mean if keep_mean else torch.zeros_like(mean)
+    return torch.where(mask, (values - mean) * torch.rsqrt(variance + MIN_VARIANCE) + shift, 0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from learners.algorithms.losses import LossOutput
+from learners.algorithms.loss_output import LossOutput
 
 
 def comparisons(ratings_B: Tensor, *, min_rating_gap: float) -> Tensor:

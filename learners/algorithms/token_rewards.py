@@ -1,6 +1,7 @@
-"""Rewards per token from one score per completion and a KL penalty.
+"""Rewards per token: scores of completions and of their steps, and a KL penalty.
 
-Shapes: B trajectories, T completion tokens, right-padded. Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 2.
+Shapes: B trajectories, T completion tokens, right-padded. Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 2; rewards of single
+steps: Lightman et al. 2023, arXiv:2305.20050.
 """
 
 import torch
@@ -9,10 +10,13 @@ from torch import Tensor
 from learners.algorithms.kl import k1
 
 
-def token_rewards(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, scores_B: Tensor, mask_BT: Tensor, *, kl_coef: float) -> Tensor:
-    """rewards_BT: -kl_coef * k1 at every valid token, plus the score at the last one; zero where masked."""
-    penalties_BT = torch.where(mask_BT, -kl_coef * k1(logprobs_BT, ref_logprobs_BT), 0.0)
-    return penalties_BT + torch.where(last_valid(mask_BT), scores_B.unsqueeze(1), 0.0)
+def token_rewards(
+    logprobs_BT: Tensor, ref_logprobs_BT: Tensor, scores_B: Tensor, step_scores_BT: Tensor, mask_BT: Tensor, *, kl_coef: float
+) -> Tensor:
+    """rewards_BT: -kl_coef * k1 and the step's score at every valid token, plus the completion's at the last; 0 where masked."""
+    penalties_BT = -kl_coef * k1(logprobs_BT, ref_logprobs_BT)
+    ends_BT = torch.where(last_valid(mask_BT), scores_B.unsqueeze(1), 0.0)
+    return torch.where(mask_BT, penalties_BT + step_scores_BT, 0.0) + ends_BT
 
 
 def last_valid(mask_BT: Tensor) -> Tensor:

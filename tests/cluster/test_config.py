@@ -9,7 +9,7 @@ import yaml
 
 from cluster.config import load_config, parse_config, read_yaml
 from cluster.errors import ConfigError
-from learners.config import PPORunConfig, QuickstartConfig, load_run_config
+from learners.config import PolicyRunConfig, QuickstartConfig, load_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +56,7 @@ MUTANTS = [
     (without("scorers"), "scorers: required"),
     (setting("nmae", "x"), "nmae: unknown key; did you mean 'name'?"),
     (setting("zzz", 1), "zzz: unknown key; known keys: dashboard, evaluation, generator"),
-    (setting("learner.clip_epsilon", 0.2), "learner.clip_epsilon: unknown key; did you mean 'clip_eps'?"),
+    (setting("learner.policy_loss.clip_epsilon", 0.2), "learner.policy_loss.clip_epsilon: unknown key; did you mean 'clip_eps'?"),
     (
         setting("learner.optimizer.learning_rat", 0.1),
         "learner.optimizer.learning_rat: unknown key; did you mean 'learning_rate'?",
@@ -74,11 +74,11 @@ MUTANTS = [
     (setting("seed", -1), "seed: "),
     (setting("learner.num_steps", "many"), "learner.num_steps: "),
     (setting("learner.num_steps", 0), "learner.num_steps: "),
-    (setting("learner.clip_eps", 1.5), "learner.clip_eps: "),
-    (setting("learner.gamma", 0), "learner.gamma: "),
+    (setting("learner.policy_loss.clip_eps", 1.5), "learner.policy_loss.clip_eps: "),
+    (setting("learner.advantage.gamma", 0), "learner.advantage.gamma: "),
     (setting("learner.workers", 2), "learner.workers: "),
-    (setting("learner.critic_model", "tiny"), "learner: critic_model='tiny' has no meaning"),
-    (setting("learner.algorithm", "ppoo"), "learner.algorithm: must be one of ppo, reward_model (got 'ppoo')"),
+    (setting("learner.critic.model", "tiny"), "learner: critic.model='tiny' has no meaning"),
+    (setting("learner.algorithm", "ppoo"), "learner.algorithm: must be one of cispo, dapo, decoupled_ppo"),
     (setting("learner", []), "learner.algorithm: "),
     (setting("generator.dtype", "int8"), "generator.dtype: "),
     (setting("generator.weight_transfer", "nccl"), "generator: weight_transfer='nccl' needs GPUs"),
@@ -93,7 +93,7 @@ MUTANTS = [
 
 def test_the_file_that_the_mutants_start_from_is_valid(tmp_path: Path) -> None:
     config = load_run_config(write_run(tmp_path, valid_run()))
-    assert isinstance(config, PPORunConfig)
+    assert isinstance(config, PolicyRunConfig)
     assert config.learner.minibatch_size == 8
 
 
@@ -129,7 +129,7 @@ def test_invalid_entries_are_not_reported_as_an_empty_list() -> None:
     values = valid_run()
     values["scorers"] = [{"kind": "function", "function": "nothing"}]
     with pytest.raises(ConfigError) as caught:
-        parse_config(PPORunConfig, values, source="here")
+        parse_config(PolicyRunConfig, values, source="here")
     assert [problem.split(": ")[1] for problem in caught.value.problems] == ["scorers.0.function"]
 
 
@@ -159,7 +159,7 @@ def test_a_quickstart_that_cannot_work_is_explained_in_our_words() -> None:
         ("learner.num_steps=1e2", ("learner", "num_steps"), 100),
         ("scorers.0.weight=-0.5", ("scorers", 0, "weight"), -0.5),
         ("scorers.0={kind: function, function: vader}", ("scorers", 0, "function"), "vader"),
-        ("learner.whiten_advantages=false", ("learner", "whiten_advantages"), False),
+        ("learner.advantage.whiten=false", ("learner", "advantage", "whiten"), False),
         ("learner.optimizer.betas=[0.8, 0.9]", ("learner", "optimizer", "betas"), (0.8, 0.9)),
         ("evaluation.num_prompts=4", ("evaluation", "num_prompts"), 4),
         ("model=./folder=odd", ("model",), "./folder=odd"),
@@ -221,7 +221,7 @@ def test_files_that_are_no_configuration(content: bytes, problem: str, tmp_path:
 
 def test_keys_that_are_not_text_are_refused() -> None:
     with pytest.raises(ConfigError, match="here: 1: "):
-        parse_config(PPORunConfig, {**valid_run(), 1: 2}, source="here")  # type: ignore[dict-item]
+        parse_config(PolicyRunConfig, {**valid_run(), 1: 2}, source="here")  # type: ignore[dict-item]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from actors.model_source import resolve_model
 from cluster.types import Completion, Message, Prompt, Reward, ScoredBatch, ScoredGroup, Task, Trajectory, TrajectoryGroup
-from learners.config import PPOConfig
+from learners.policy_config import PolicyLearnerConfig
 
 BatchBuilder = Callable[..., ScoredBatch]
 
@@ -18,10 +18,10 @@ def tiny_model() -> str:
 
 
 @pytest.fixture
-def ppo_config() -> Callable[..., PPOConfig]:
+def ppo_config() -> Callable[..., PolicyLearnerConfig]:
     """A float32 configuration with one thread; keyword arguments replace fields, also those of `workers`."""
 
-    def build(**fields: object) -> PPOConfig:
+    def build(**fields: object) -> PolicyLearnerConfig:
         workers = {"num_threads": 1, "compute_dtype": "float32", "num_cpus": 0.5}
         workers |= {
             name: fields.pop(name)
@@ -30,7 +30,7 @@ def ppo_config() -> Callable[..., PPOConfig]:
         }
         optimizer = {"learning_rate": 1e-4} | {name: fields.pop(name) for name in list(fields) if name == "learning_rate"}
         values = {"num_steps": 2, "prompts_per_step": 8, "minibatch_size": 4, "workers": workers, "optimizer": optimizer} | fields
-        return PPOConfig.model_validate(values)
+        return PolicyLearnerConfig.model_validate(values)
 
     return build
 

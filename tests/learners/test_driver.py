@@ -23,7 +23,9 @@ from cluster.types import (
     TrajectoryGroup,
     UpdateResult,
 )
-from learners.driver import Driver, PromptSchedule, Records
+from learners.collection import PlainCollector
+from learners.driver import Driver, Records
+from learners.prompt_schedule import PromptSchedule
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=4, samples_per_prompt=2, seed=5)
 
@@ -106,11 +108,10 @@ class Loop:
         self._log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard")
         self._driver = Driver(
             schedule=PromptSchedule([prompt(index) for index in range(num_prompts)], prompts_per_step=3, seed=1),
-            rollouts=self.rollouts,
-            scoring=RecordingScoring(),
+            collector=PlainCollector(self.rollouts, RecordingScoring(), SAMPLING),
+            generators=self.rollouts,
             learner=self.learner,
             records=Records(ledger=TrajectoryLedger(folder / "trajectories"), metrics=self._log),
-            sampling=SAMPLING,
         )
 
     def run(self, num_steps: int) -> list[tuple[int, Mapping[str, float]]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from learners.config import OptimizerConfig
+from learners.learner_config import OptimizerConfig
 from learners.optimizer import GuardedAdamW, rate_factor
 
 

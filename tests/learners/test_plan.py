@@ -11,7 +11,7 @@ from cluster import placement
 from cluster.errors import DataError
 from cluster.placement import check_placement, this_machine
 from learners import plan as plan_module
-from learners.config import PPORunConfig, RewardModelRunConfig, TrainingRunConfig, load_run_config
+from learners.config import PolicyRunConfig, RewardModelRunConfig, TrainingRunConfig, load_run_config
 from learners.memory_estimate import local_model_shape, model_shape
 from learners.plan import plan_run, plan_table, role_requests
 
@@ -56,7 +56,7 @@ def write_model(folder: Path, config: dict[str, Any]) -> Path:
     return folder
 
 
-def ppo_config(**changes: Any) -> PPORunConfig:
+def ppo_config(**changes: Any) -> PolicyRunConfig:
     values: dict[str, Any] = {
         "name": "trial",
         "model": "small",
@@ -76,7 +76,7 @@ def ppo_config(**changes: Any) -> PPORunConfig:
             "workers": {"num_workers": 2, "num_cpus": 0.5, "micro_batch_tokens": 100, "logprob_chunk_tokens": 16},
         },
     }
-    return PPORunConfig.model_validate({**values, **changes})
+    return PolicyRunConfig.model_validate({**values, **changes})
 
 
 def test_batch_arithmetic() -> None:

@@ -17,7 +17,7 @@ from actors.reward_model import RewardModel
 from actors.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError
 from learners.algorithms.preference import comparisons, preference_loss
-from learners.config import RewardModelLearnerConfig
+from learners.learner_config import RewardModelLearnerConfig
 from learners.preference import RewardModelLearner
 from learners.reward_model import ComparedTexts, RatedTexts, RewardModelJob, train_reward_model
 

@@ -10,11 +10,11 @@ from torch.testing import assert_close
 
 from cluster.errors import RaywardError
 from cluster.types import ScoredBatch
-from learners.config import PPOConfig
+from learners.policy_config import PolicyLearnerConfig
 from learners.mailbox import StartingPoint
 from learners.train_handle import LearnerFolders, LearnerHandle
 
-ConfigBuilder = Callable[..., PPOConfig]
+ConfigBuilder = Callable[..., PolicyLearnerConfig]
 BatchBuilder = Callable[..., ScoredBatch]
 
 
@@ -25,9 +25,9 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def _handle(model: str, config: PPOConfig, folder: Path) -> LearnerHandle:
+def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> LearnerHandle:
     folders = LearnerFolders(storage=folder / "storage", weights=folder / "weights", weights_dtype="float32")
-    return LearnerHandle(StartingPoint(model_path=model, temperature=1.0, seed=0), config, folders)
+    return LearnerHandle(StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, seed=0), config, folders)
 
 
 @pytest.mark.usefixtures("ray_cluster")

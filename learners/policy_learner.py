@@ -1,13 +1,12 @@
-"""Proximal policy optimisation of a language model: one rank of a data-parallel group.
+"""Policy-gradient learning of a language model: one rank of a data-parallel group.
 
 Shapes: B trajectories of the whole batch, T completion tokens, N valid tokens of a micro-batch. Every rank holds the whole
 batch's records and per-token numbers, computes the same counts, advantages and orders, and runs networks on its share of
-the rows only. Sources: arXiv:1707.06347 (PPO), arXiv:1909.08593 (rewards, value loss), arXiv:1506.02438 (advantages).
+the rows only. What is learned is `preparation.prepare` and `objective.Objective`; here is how.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +17,12 @@ from torch import Tensor
 from actors.config import DType
 from cluster.seeding import derive_seed
 from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResult
-from learners.algorithms.advantages import gae
-from learners.algorithms.losses import clipped_policy_loss, clipped_value_loss, entropy_loss
-from learners.algorithms.masking import masked_mean, masked_sum, masked_variance, whiten
-from learners.algorithms.mismatch import mismatch_metrics, truncated_importance_weights
-from learners.algorithms.token_rewards import token_rewards
+from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
+from learners.algorithms.mismatch import mismatch_metrics
 from learners.batch import (
     MicroBatch,
     PreparedBatch,
     TokenBatch,
-    TrainingBatch,
     collate,
     collate_tokens,
     micro_batch,
@@ -35,9 +30,10 @@ from learners.batch import (
     shard,
 )
 from learners.collectives import sum_gradients, sum_over_ranks
-from learners.config import PPOConfig
+from learners.learner_state import LearnerState
 from learners.mailbox import GeneratorLink, StartingPoint
 from learners.models import (
+    TORCH_DTYPES,
     ForwardSettings,
     PolicyWithCritic,
     Reference,
@@ -46,32 +42,22 @@ from learners.models import (
     load_critic_trunk,
     load_policy,
 )
+from learners.objective import Objective, StepCounts
 from learners.optimizer import GuardedAdamW
+from learners.policy_config import PolicyLearnerConfig
+from learners.preparation import FrozenPass, prepare
 from learners.weights import WeightPublisher, generator_weights
 
 if TYPE_CHECKING:
     from learners.device_weights import WeightSender
 
-TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LOSS_METRICS = ("optim/loss", "policy/loss", "value/loss", "policy/clip_frac", "policy/approx_kl", "value/clip_frac")
-ENTROPY_METRICS = ("policy/entropy",)  # known where the entropy is part of the loss
 MIN_VARIANCE = 1e-8  # a batch whose returns are all equal has no variance to explain
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrozenPass:
-    """Numbers of the weights at batch start. Produced by `PPOLearner._frozen_pass`, consumed by the preparation."""
+class PolicyLearner:
+    """Holds policy, critic, reference, optimizer and what is carried from batch to batch."""
 
-    old_logprobs_BT: Tensor
-    ref_logprobs_BT: Tensor
-    values_BT: Tensor
-    final_values_B: Tensor  # of the state after the last token
-
-
-class PPOLearner:
-    """Holds policy, critic, reference and optimizer."""
-
-    def __init__(self, start: StartingPoint, config: PPOConfig, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, start: StartingPoint, config: PolicyLearnerConfig, *, rank: int = 0, world_size: int = 1) -> None:
         self._start = start
         self._config = config
         self._rank = rank
@@ -86,10 +72,13 @@ class PPOLearner:
         )
         policy = load_policy(start.model_path)
         freeze_lowest_layers(policy, config.num_frozen_layers, settings.compute_dtype)
-        critic_trunk = load_critic_trunk(config.critic_model or start.model_path) if config.critic == "own_model" else None
-        self._network = PolicyWithCritic(policy, critic_trunk, settings).to(self._device)
+        critic = config.critic
+        critic_trunk = load_critic_trunk(critic.model or start.model_path) if critic.kind == "own_model" else None
+        self._network = PolicyWithCritic(policy, critic_trunk, settings, has_critic=critic.kind != "none").to(self._device)
         self._reference = Reference(policy, settings).to(self._device)
         self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
+        self._objective = Objective(config)
+        self._state = LearnerState(kl_coef=config.kl.coef)
         self._publisher = WeightPublisher()
         self._sender: WeightSender | None = None
 
@@ -102,9 +91,16 @@ class PPOLearner:
         """All epochs over one batch."""
         started = time.perf_counter()
         training_batch = collate(batch, self._device)
-        prepared, metrics = self._prepare(training_batch)
+        frozen = self._frozen_pass(training_batch.tokens)
+        self._state = self._state.with_scores(training_batch.scores_B)
+        prepared = prepare(
+            training_batch, frozen, self._config, self._state, max_completion_tokens=self._start.max_completion_tokens
+        )
+        self._follow_returns(prepared)
+        metrics = _batch_metrics(prepared, frozen, training_batch.scores_B, self._config)
         prepared_at = time.perf_counter()
-        metrics |= self._run_epochs(prepared, step=batch.step)
+        metrics |= self._run_epochs(prepared, step=batch.step) | {"policy/kl_coef": self._state.kl_coef}
+        self._finish(batch.step, metrics["policy/ref_kl_nats_per_completion"], num_completions=len(training_batch.scores_B))
         metrics |= {"time/prepare_s": prepared_at - started, "time/update_s": time.perf_counter() - prepared_at}
         return UpdateResult(policy_version=self.policy_version, metrics=metrics)
 
@@ -141,34 +137,18 @@ class PPOLearner:
         """Write the policy as a Hugging Face folder; call it on one rank."""
         export_policy(self._network.policy, Path(self._start.model_path), directory, TORCH_DTYPES[dtype])
 
-    def _prepare(self, batch: TrainingBatch) -> tuple[PreparedBatch, dict[str, float]]:
-        """Everything that stays fixed over the epochs."""
-        config, tokens = self._config, batch.tokens
-        mask_BT, num_tokens = tokens.mask_BT, tokens.num_tokens
-        frozen = self._frozen_pass(tokens)
-        scores_B, bootstrap_B = _truncation(batch, frozen.final_values_B, config)
-        rewards_BT = token_rewards(frozen.old_logprobs_BT, frozen.ref_logprobs_BT, scores_B, mask_BT, kl_coef=config.kl_coef)
-        advantages_BT, returns_BT = gae(
-            rewards_BT, frozen.values_BT, bootstrap_B, mask_BT, gamma=config.gamma, gae_lambda=config.gae_lambda
-        )
-        if config.whiten_advantages:
-            advantages_BT = whiten(advantages_BT, mask_BT, count=num_tokens)
-        if config.mismatch_correction == "token":
-            importance_weights_BT = truncated_importance_weights(
-                frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, cap=config.mismatch_cap
-            )
-        else:
-            importance_weights_BT = torch.ones_like(frozen.old_logprobs_BT)
-        prepared = PreparedBatch(
-            tokens=tokens,
-            old_logprobs_BT=frozen.old_logprobs_BT,
-            ref_logprobs_BT=frozen.ref_logprobs_BT,
-            old_values_BT=frozen.values_BT,
-            advantages_BT=advantages_BT,
-            returns_BT=returns_BT,
-            importance_weights_BT=importance_weights_BT,
-        )
-        return prepared, _batch_metrics(prepared, batch.scores_B, mismatch_cap=config.mismatch_cap)
+    def _follow_returns(self, prepared: PreparedBatch) -> None:
+        """Let the critic speak in the unit of the returns seen so far; what it says in score points stays the same."""
+        if self._config.critic.whiten_returns:
+            self._state = self._state.with_returns(prepared.returns_BT[prepared.tokens.mask_BT])
+            self._network.set_value_unit(self._state.return_moments.mean, self._state.return_moments.std)
+
+    def _finish(self, step: int, kl_nats_per_completion: float, *, num_completions: int) -> None:
+        """What changes from one batch to the next."""
+        self._state = self._state.with_kl(kl_nats_per_completion, num_completions=num_completions, config=self._config.kl)
+        refresh_steps = self._config.kl.refresh_reference_steps
+        if refresh_steps and (step + 1) % refresh_steps == 0:
+            self._reference.refresh(self._network.policy)
 
     @torch.no_grad()
     def _frozen_pass(self, tokens: TokenBatch) -> FrozenPass:
@@ -193,14 +173,21 @@ class PPOLearner:
         )
 
     def _run_epochs(self, prepared: PreparedBatch, *, step: int) -> dict[str, float]:
-        """Every minibatch of every epoch; metrics are means over the minibatches."""
-        minibatches = [rows for epoch in range(self._config.num_epochs) for rows in self._minibatches(prepared, step, epoch)]
-        total_steps = self._config.num_steps * len(minibatches)
-        outcomes = [self._step(prepared, rows, total_steps=total_steps) for rows in minibatches]
+        """Every minibatch of every epoch, or as many as `target_kl` allows; metrics are means over them."""
+        config = self._config
+        minibatches = [rows for epoch in range(config.num_epochs) for rows in self._minibatches(prepared, step, epoch)]
+        total_steps = config.num_steps * len(minibatches)
+        target_kl = config.policy_loss.target_kl
+        outcomes: list[dict[str, float]] = []
+        for rows in minibatches:
+            outcomes.append(self._step(prepared, rows, total_steps=total_steps, policy_learns=step >= config.critic.warmup_steps))
+            if target_kl is not None and outcomes[-1]["policy/approx_kl"] > target_kl:
+                break
         metrics = {name: sum(outcome[name] for outcome in outcomes) / len(outcomes) for name in outcomes[0]}
         return metrics | {
             "optim/learning_rate": self._optimizer.learning_rate(),
             "optim/skipped_steps": sum(outcome["optim/skipped_steps"] for outcome in outcomes),
+            "policy/minibatches_left_out": float(len(minibatches) - len(outcomes)),
         }
 
     def _minibatches(self, prepared: PreparedBatch, step: int, epoch: int) -> Iterator[list[int]]:
@@ -210,14 +197,27 @@ class PPOLearner:
         for start in range(0, len(order), self._config.minibatch_size):
             yield order[start : start + self._config.minibatch_size]
 
-    def _step(self, prepared: PreparedBatch, rows: Sequence[int], *, total_steps: int) -> dict[str, float]:
+    def _step(self, prepared: PreparedBatch, rows: Sequence[int], *, total_steps: int, policy_learns: bool) -> dict[str, float]:
         """One optimizer step on the rows of one minibatch."""
-        num_tokens = int(prepared.tokens.mask_BT[rows].sum())
-        names = LOSS_METRICS + (ENTROPY_METRICS if self._config.entropy_coef > 0 else ())
+        counts = StepCounts(
+            num_tokens=int(prepared.tokens.mask_BT[rows].sum()),
+            num_trajectories=len(rows),
+            max_completion_tokens=self._start.max_completion_tokens,
+        )
+        names = self._objective.metric_names
         sums_K = torch.zeros(len(names), device=self._device)  # a rank without rows contributes zeros
         self._optimizer.zero_grad()
         for part in self._micro_batches(prepared.tokens, rows):
-            loss, metrics = self._loss(prepared, part, num_tokens=num_tokens)
+            output = self._network(part, with_entropy=self._objective.needs_entropy, trains_trunk=policy_learns)
+            loss, metrics = self._objective.loss(
+                output,
+                prepared,
+                part,
+                counts,
+                kl_coef=self._state.kl_coef,
+                value_scale=self._network.value_std,
+                policy_learns=policy_learns,
+            )
             loss.backward()
             sums_K += torch.stack([metrics[name] for name in names]).detach()
         sum_over_ranks(sums_K, self._world_size)
@@ -225,35 +225,6 @@ class PPOLearner:
         metrics_of_step = dict(zip(names, sums_K.tolist(), strict=True))
         grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=total_steps)
         return metrics_of_step | {"optim/grad_norm": grad_norm, "optim/skipped_steps": float(not stepped)}
-
-    def _loss(self, prepared: PreparedBatch, part: MicroBatch, *, num_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """This micro-batch's share of the minibatch's loss and metrics."""
-        config, mask_BT = self._config, part.mask_BT
-        output = self._network(part, with_entropy=config.entropy_coef > 0)
-        policy = clipped_policy_loss(
-            _spread(output.logprobs_N, mask_BT),
-            _rows(prepared.old_logprobs_BT, part),
-            _rows(prepared.advantages_BT, part),
-            _rows(prepared.importance_weights_BT, part),
-            mask_BT,
-            clip_eps=config.clip_eps,
-            num_tokens=num_tokens,
-        )
-        value = clipped_value_loss(
-            _spread(output.values_N, mask_BT),
-            _rows(prepared.old_values_BT, part),
-            _rows(prepared.returns_BT, part),
-            mask_BT,
-            clip_eps=config.value_clip_eps,
-            num_tokens=num_tokens,
-        )
-        loss = policy.loss + config.value_coef * value.loss
-        metrics = {**policy.metrics, **value.metrics, "policy/loss": policy.loss, "value/loss": value.loss}
-        if output.entropy_N is not None:
-            entropy = entropy_loss(_spread(output.entropy_N, mask_BT), mask_BT, num_tokens=num_tokens)
-            loss = loss + config.entropy_coef * entropy.loss
-            metrics |= entropy.metrics
-        return loss, metrics | {"optim/loss": loss}
 
     def _micro_batches(self, tokens: TokenBatch, rows: Sequence[int]) -> Iterator[MicroBatch]:
         """This rank's share of the rows, in packs that fit the token budget."""
@@ -264,51 +235,36 @@ class PPOLearner:
             yield micro_batch(tokens, pack)
 
 
-def _parameter_groups(network: PolicyWithCritic, config: PPOConfig) -> list[tuple[list[Tensor], float]]:
+def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) -> list[tuple[list[Tensor], float]]:
     """What is trained of the trunks, and the value head, each with its peak learning rate."""
-    head = list(network.value_head.parameters())
+    head = list(network.value_head.parameters()) if network.value_head is not None else []
     in_head = {id(parameter) for parameter in head}
     trunks = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in in_head]
-    return [(trunks, config.optimizer.learning_rate), (head, config.value_learning_rate)]
+    groups = [(trunks, config.optimizer.learning_rate), (head, config.critic.learning_rate)]
+    return [(parameters, rate) for parameters, rate in groups if parameters]
 
 
-def _truncation(batch: TrainingBatch, final_values_B: Tensor, config: PPOConfig) -> tuple[Tensor, Tensor]:
-    """(scores_B, bootstrap_values_B) under the configured treatment of completions cut at the length limit."""
-    cut_B, nothing_B = batch.ends_truncated_B, torch.zeros_like(final_values_B)
-    if config.truncation == "bootstrap":
-        return batch.scores_B, torch.where(cut_B, final_values_B, nothing_B)
-    if config.truncation == "penalty":
-        return torch.where(cut_B, config.truncation_score, batch.scores_B), nothing_B
-    return batch.scores_B, nothing_B
-
-
-def _spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:
-    """Valid tokens back to their places, zero elsewhere; keeps the gradient."""
-    return torch.zeros(mask_BT.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(mask_BT, values_N)
-
-
-def _rows(values_BT: Tensor, part: MicroBatch) -> Tensor:
-    """The block of a whole-batch tensor that belongs to a micro-batch."""
-    return values_BT[part.rows_B, : part.mask_BT.shape[1]]
-
-
-def _batch_metrics(prepared: PreparedBatch, scores_B: Tensor, *, mismatch_cap: float) -> dict[str, float]:
+def _batch_metrics(
+    prepared: PreparedBatch, frozen: FrozenPass, scores_B: Tensor, config: PolicyLearnerConfig
+) -> dict[str, float]:
     """What is known before the first optimizer step."""
     tokens, num_tokens = prepared.tokens, prepared.tokens.num_tokens
     mask_BT, returns_BT = tokens.mask_BT, prepared.returns_BT
-    unexplained = masked_variance(returns_BT - prepared.old_values_BT, mask_BT, count=num_tokens)
-    variance = masked_variance(returns_BT, mask_BT, count=num_tokens)
-    reference_kl = masked_sum(prepared.old_logprobs_BT - prepared.ref_logprobs_BT, mask_BT) / len(scores_B)
     metrics = mismatch_metrics(
-        prepared.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, cap=mismatch_cap, num_tokens=num_tokens
+        frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, cap=config.mismatch.cap, num_tokens=num_tokens
     ) | {
-        "policy/ref_kl_nats_per_completion": reference_kl,
+        "policy/ref_kl_nats_per_completion": masked_sum(frozen.old_logprobs_BT - frozen.ref_logprobs_BT, mask_BT) / len(scores_B),
         # The mean of -log p over sampled tokens estimates the entropy without a pass over the vocabulary.
-        "policy/sampled_entropy": -masked_mean(prepared.old_logprobs_BT, mask_BT, count=num_tokens),
-        "value/explained_variance": 1 - unexplained / variance.clamp(min=MIN_VARIANCE),
+        "policy/sampled_entropy": -masked_mean(frozen.old_logprobs_BT, mask_BT, count=num_tokens),
+        "policy/rejected_frac": masked_mean((prepared.importance_weights_BT == 0).float(), mask_BT, count=num_tokens),
+        "policy/advantage_zero_frac": masked_mean((prepared.advantages_BT == 0).float(), mask_BT, count=num_tokens),
         "score/mean": scores_B.mean(),
         "score/std": scores_B.std(correction=0),
     }
+    if config.critic.kind != "none":
+        unexplained = masked_variance(returns_BT - prepared.old_values_BT, mask_BT, count=num_tokens)
+        variance = masked_variance(returns_BT, mask_BT, count=num_tokens)
+        metrics["value/explained_variance"] = 1 - unexplained / variance.clamp(min=MIN_VARIANCE)
     return {name: value.item() for name, value in metrics.items()} | {
         "rollout/completion_tokens_mean": num_tokens / len(scores_B)
     }

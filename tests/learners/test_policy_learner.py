@@ -13,19 +13,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import DataError
 from cluster.types import ScoredBatch, Trajectory
-from learners.config import PPOConfig
 from learners.mailbox import StartingPoint
-from learners.ppo import PPOLearner
+from learners.policy_config import PolicyLearnerConfig
+from learners.policy_learner import PolicyLearner
+from learners.presets import PRESETS
 
-ConfigBuilder = Callable[..., PPOConfig]
+ConfigBuilder = Callable[..., PolicyLearnerConfig]
 BatchBuilder = Callable[..., ScoredBatch]
 
 
-def _learner(model: str, config: PPOConfig, *, temperature: float = 1.0) -> PPOLearner:
-    return PPOLearner(StartingPoint(model_path=model, temperature=temperature, seed=0), config)
+def _learner(model: str, config: PolicyLearnerConfig, *, temperature: float = 1.0) -> PolicyLearner:
+    return PolicyLearner(StartingPoint(model_path=model, temperature=temperature, max_completion_tokens=8, seed=0), config)
 
 
-def _weights(learner: PPOLearner, directory: Path) -> dict[str, Tensor]:
+def _weights(learner: PolicyLearner, directory: Path) -> dict[str, Tensor]:
     return load_file(learner.publish(directory, "float32").path)
 
 
@@ -33,7 +34,16 @@ def _trajectories(batch: ScoredBatch) -> list[Trajectory]:
     return [trajectory for scored in batch.groups for trajectory in scored.group.trajectories]
 
 
-@pytest.mark.parametrize("fields", [{}, {"critic": "own_model"}, {"entropy_coef": 0.01}, {"num_epochs": 2}])
+@pytest.mark.parametrize("fields", [
+        {},
+        {"critic": {"kind": "own_model"}},
+        {"critic": {"whiten_returns": True, "warmup_steps": 1}},
+        {"policy_loss": {"entropy_coef": 0.01}},
+        {"num_epochs": 2},
+        *({"algorithm": algorithm, "minibatch_size": 8} for algorithm in PRESETS if algorithm != "ppo"),
+        {"mismatch": {"correction": "sequence", "reject_sequences": True}},
+        {"mismatch": {"old_logprobs": "rollout", "correction": "none"}},
+    ])
 def test_the_update_does_not_depend_on_the_micro_batches(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path, fields: dict[str, object]
 ) -> None:
@@ -108,7 +118,7 @@ def test_rewarded_tokens_become_likelier(tiny_model: str, ppo_config: ConfigBuil
 def test_a_score_beyond_float32_changes_no_weight(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path, whiten: bool
 ) -> None:
-    learner = _learner(tiny_model, ppo_config(whiten_advantages=whiten, minibatch_size=8))
+    learner = _learner(tiny_model, ppo_config(advantage={"whiten": whiten}, minibatch_size=8))
     before = _weights(learner, tmp_path / "before")
     result = learner.update(scored_batch(scores=[1e39] + [0.0] * 7))
     assert result.metrics["optim/skipped_steps"] == 1
@@ -121,7 +131,7 @@ def test_a_score_beyond_float32_changes_no_weight(
 def test_equal_scores_without_a_critic_error_move_nothing_much(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
 ) -> None:
-    metrics = _learner(tiny_model, ppo_config(gamma=1.0, gae_lambda=1.0)).update(scored_batch(scores=[0.0] * 8)).metrics
+    metrics = _learner(tiny_model, ppo_config(advantage={"gae_lambda": 1.0})).update(scored_batch(scores=[0.0] * 8)).metrics
     # The value head starts at zero and every return is zero: no advantage, no value error, no gradient.
     assert metrics["optim/grad_norm"] == pytest.approx(0, abs=1e-6)
     assert metrics["value/loss"] == 0
@@ -132,10 +142,14 @@ def test_a_cut_completion_gets_its_configured_score(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, truncation: str, score_mean_of_cut: float
 ) -> None:
     config = ppo_config(
-        truncation=truncation, truncation_score=-1.0, value_clip_eps=100.0, whiten_advantages=False, minibatch_size=8
+        reward={"truncation": truncation, "truncation_score": -1.0},
+        critic={"clip_eps": None},
+        advantage={"whiten": False, "gae_lambda": 1.0},
+        kl={"coef": 0.0},
+        minibatch_size=8,
     )
     batch = scored_batch(scores=[2.0] * 8)
-    metrics = _learner(tiny_model, config.model_copy(update={"gae_lambda": 1.0, "kl_coef": 0.0})).update(batch).metrics
+    metrics = _learner(tiny_model, config).update(batch).metrics
     cut = [trajectory.completion.finish_reason == "length" for trajectory in _trajectories(batch)]
     lengths = [len(trajectory.completion.token_ids) for trajectory in _trajectories(batch)]
     # Values are 0, so with lambda = gamma = 1 each token's return is its completion's score; value loss: mean square / 2.

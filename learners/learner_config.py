@@ -1,0 +1,64 @@
+"""Settings that learners share, and those of the reward-model learner."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from actors.config import DType
+from cluster.config import StrictConfig
+
+
+class OptimizerConfig(StrictConfig):
+    """AdamW with linear warm-up, then constant or linear decay."""
+
+    learning_rate: float = Field(1e-5, gt=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps over which the learning rate rises from zero."""
+    decay: Literal["constant", "linear"] = "constant"
+    """linear: falls to a tenth of the learning rate at the last step."""
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class WorkerConfig(StrictConfig):
+    """The processes of a Ray Train group."""
+
+    num_workers: int = Field(1, ge=1)
+    """Data-parallel ranks. The update does not depend on it."""
+    num_cpus: float = Field(0.5, ge=0)
+    """CPUs that Ray reserves for each rank."""
+    num_gpus: float = Field(0.0, ge=0)
+    num_threads: int = Field(2, ge=1)
+    """Torch threads of a rank on CPU."""
+    compute_dtype: DType = "bfloat16"
+    """Type of the matrix products; master weights, gradients and losses stay in float32."""
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Padded tokens in one forward pass; bounds memory, never changes the update."""
+    logprob_chunk_tokens: int = Field(512, ge=1)
+    """Completion positions whose logits exist at one time."""
+
+
+class RewardModelLearnerConfig(StrictConfig):
+    """Bradley-Terry on human preferences. A batch is scored once and every pair in it compared (arXiv:2203.02155, 3.5)."""
+
+    algorithm: Literal["reward_model"] = "reward_model"
+    batch_size: int = Field(64, ge=2)
+    """Texts per optimizer step, over all ranks."""
+    num_epochs: float = Field(1.0, gt=0)
+    """Passes over the training texts; 0.5 sees half of them."""
+    min_rating_gap: float = Field(0.5, ge=0)
+    """Pairs whose mean ratings are closer than this are not compared; unit of the ratings."""
+    num_layers: int | None = Field(None, ge=1)
+    """Lowest transformer layers of the start that become the reward model; None is all. Fewer train and score faster."""
+    num_frozen_layers: int = Field(0, ge=0)
+    """Lowest transformer layers (with the embeddings) that keep their weights; saves their backward pass."""
+    max_tokens: int = Field(64, ge=2)
+    """Texts are cut to this many tokens."""
+    num_eval_pairs: int = Field(2000, ge=1)
+    """Held-out pairs for the accuracy."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    head_learning_rate: float = Field(5e-4, gt=0, lt=1)
+    """Learning rate of the scalar head, which starts at zero; the optimizer's is the trunk's."""
+    workers: WorkerConfig = WorkerConfig()
