@@ -105,6 +105,8 @@ class RewardModelLearnerConfig(StrictConfig):
     """Passes over the training texts; 0.5 sees half of them."""
     min_rating_gap: float = Field(0.5, ge=0)
     """Pairs whose mean ratings are closer than this are not compared; unit of the ratings."""
+    num_layers: int | None = Field(None, ge=1)
+    """Lowest transformer layers of the start that become the reward model; None is all. Fewer train and score faster."""
     num_frozen_layers: int = Field(0, ge=0)
     """Lowest transformer layers (with the embeddings) that keep their weights; saves their backward pass."""
     max_tokens: int = Field(64, ge=2)
