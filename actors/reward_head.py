@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from actors.attention import short_sequence_attention
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,26 +29,43 @@ def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, 
     return [(*ids[: max_tokens - 1], tokenizer.eos_token_id) for ids in encoded]
 
 
-def load_reward_model(folder: str, *, dtype: str, new_head: bool = False) -> "PreTrainedModel":
-    """A sequence-classification model with one label. `new_head`: the folder holds a trunk only, and the head starts at zero."""
+def load_reward_model(folder: str, *, dtype: str) -> "PreTrainedModel":
+    """A sequence-classification model with one label."""
+    model, info = _load(folder, dtype)
+    if info["missing_keys"]:
+        raise DataError(
+            f"{folder} has no weights for {', '.join(sorted(info['missing_keys']))}: it is no reward model; "
+            "train one with learner.algorithm=reward_model"
+        )
+    return model
+
+
+def start_reward_model(folder: str, *, dtype: str, num_layers: int | None) -> "PreTrainedModel":
+    """The lowest `num_layers` (None: all) layers of the trunk in `folder`, and a head at zero."""
+    from torch import nn
+    from transformers import AutoConfig
+
+    available = AutoConfig.from_pretrained(folder).num_hidden_layers
+    if num_layers is not None and num_layers > available:
+        raise ConfigError(f"num_layers={num_layers}, but {folder} has {available}; lower it")
+    model, _ = _load(folder, dtype, ignore_mismatched_sizes=True, num_hidden_layers=num_layers or available)
+    nn.init.zeros_(model.score.weight)
+    return model
+
+
+def _load(folder: str, dtype: str, **settings: object) -> tuple["PreTrainedModel", dict[str, list[str]]]:
     from torch import nn
     from transformers import AutoModelForSequenceClassification
 
     model, info = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, ignore_mismatched_sizes=new_head
+        folder, num_labels=1, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **settings
     )
     head = dict(model.named_children()).get("score")
     if not isinstance(head, nn.Linear):
         kind = type(model).__name__
         raise DataError(f"{folder}: {kind} has no linear head named `score`; use a causal trunk such as Llama or Qwen")
-    if new_head:
-        nn.init.zeros_(head.weight)
-    elif info["missing_keys"]:
-        raise DataError(
-            f"{folder} has no weights for {', '.join(sorted(info['missing_keys']))}: it is no reward model; "
-            "train one with learner.algorithm=reward_model"
-        )
-    return model.eval()  # dropout would make equal texts score differently
+    # Dropout would make equal texts score differently.
+    return model.eval(), info
 
 
 def last_token_scores(model: "PreTrainedModel", token_ids: Sequence[Sequence[int]]) -> "Tensor":

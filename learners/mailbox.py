@@ -106,13 +106,6 @@ Command = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerFailure:
-    """The reply to every command after the ranks have ended."""
-
-    cause: str
-
-
 class Mailbox:
     """Commands are numbered 0, 1, ... in the order in which the driver sends them; an asyncio actor of Ray."""
 
@@ -122,18 +115,17 @@ class Mailbox:
         self._commands: dict[int, Command] = {}  # until every rank has read it: a command pins its batch
         self._num_reads: dict[int, int] = {}
         self._replies: dict[int, Reply] = {}
-        self._failure: LearnerFailure | None = None
         self._changed = asyncio.Condition()
 
     async def send(self, command: Command) -> Reply:
-        """Hand a command to all ranks and wait for rank 0's reply, or for the ranks' end."""
+        """Hand a command to all ranks and wait for rank 0's reply."""
         async with self._changed:
             sequence = self._num_sent
             self._num_sent += 1
             self._commands[sequence] = command
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: sequence in self._replies or self._failure is not None)
-            return self._replies.pop(sequence) if sequence in self._replies else self._failure
+            await self._changed.wait_for(lambda: sequence in self._replies)
+            return self._replies.pop(sequence)
 
     async def receive(self, sequence: int) -> Command:
         """Wait for the command of that number; every rank asks for each number once."""
@@ -149,10 +141,4 @@ class Mailbox:
         """Rank 0's answer."""
         async with self._changed:
             self._replies[sequence] = reply
-            self._changed.notify_all()
-
-    async def close(self, cause: str) -> None:
-        """The ranks have ended: nothing will be answered any more."""
-        async with self._changed:
-            self._failure = LearnerFailure(cause=cause)
             self._changed.notify_all()

@@ -117,9 +117,10 @@ def reward_model_learner_memory(model: ModelShape | None, config: RewardModelLea
     """One rank: trunk and scalar head; frozen layers, and the embedding under them, have no gradient and no moments."""
     parts = None
     if model is not None:
-        num_frozen = min(config.num_frozen_layers, model.num_layers)
+        num_layers = min(config.num_layers or model.num_layers, model.num_layers)
+        num_frozen = min(config.num_frozen_layers, num_layers)
         frozen = model.embedding + num_frozen * model.layer if num_frozen else 0
-        weights = model.trunk + model.hidden
+        weights = model.trunk - (model.num_layers - num_layers) * model.layer + model.hidden
         parts = {"weights": weights * MASTER_BYTES, "optimizer": (weights - frozen) * TRAINED_BYTES}
     return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
 

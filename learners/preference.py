@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.reward_head import SCORE_OFFSET, last_token_scores, load_reward_model
+from actors.reward_head import SCORE_OFFSET, last_token_scores, start_reward_model
 from cluster.errors import ConfigError
 from cluster.seeding import derive_seed
 from learners.algorithms.preference import comparisons, preference_loss
@@ -40,7 +40,7 @@ class RewardModelLearner:
         self._device = torch.device("cuda" if job.config.workers.num_gpus > 0 else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(job.config.workers.num_threads)
-        self._model = load_reward_model(job.model_path, dtype="float32", new_head=True).to(self._device)
+        self._model = start_reward_model(job.model_path, dtype="float32", num_layers=job.config.num_layers).to(self._device)
         freeze_lowest_layers(self._model, job.config.num_frozen_layers, self._compute_dtype)
         trunk = [parameter for parameter in self._model.base_model.parameters() if parameter.requires_grad]
         head = list(self._model.score.parameters())

@@ -1,7 +1,5 @@
 """Training a reward model, as the driver sees it: one call that runs a Ray Train group to its end and reports each step."""
 
-import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.util.queue import Queue
+from ray.util.queue import Empty, Queue
 
-from cluster.errors import DataError, RaywardError
+from cluster.errors import DataError
 from learners.learner_config import RewardModelLearnerConfig
-from learners.train_handle import TRAIN_ENVIRONMENT
+from learners.train_group import GroupPlan, TrainGroup
 
 if TYPE_CHECKING:
     from learners.preference import RewardModelLearner
+
+REPORT_TIMEOUT_S = 1.0  # after so long without a report, look whether the ranks are still there
 
 StepCallback = Callable[[int, int, Mapping[str, float]], None]  # (steps completed, all steps, metrics)
 
@@ -77,11 +77,6 @@ class _StepReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _GroupEnded:
-    error: BaseException | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _LoopSetup:
     job: Any  # ObjectRef of a RewardModelJob
     reports: Queue
@@ -92,24 +87,37 @@ def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: Step
 
     `on_step` is called in this thread. Ray must be running; the group's resources are free again on return.
     """
-    for name, value in TRAIN_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     reports = Queue(actor_options={"num_cpus": 0})
-    setup = _LoopSetup(job=ray.put(job), reports=reports)
-    # A thread, because `fit` blocks until the ranks end; a daemon, so that Ctrl-C ends the driver and not only the wait.
-    abandoned = threading.Event()
-    thread = threading.Thread(target=_fit, args=(setup, job.config, storage_path, abandoned), name="ray-train-fit", daemon=True)
-    thread.start()
+    group = TrainGroup.start(
+        GroupPlan(
+            name="reward-model-learner",
+            train_loop=train_loop_per_worker,
+            setup=_LoopSetup(job=ray.put(job), reports=reports),
+            workers=job.config.workers,
+            storage=storage_path,
+        )
+    )
     try:
-        while isinstance(report := reports.get(), _StepReport):
+        while isinstance(report := _next_report(reports, group), _StepReport):
             on_step(report.step, report.num_steps, report.metrics)
-        thread.join()
+        group.wait()
+    except BaseException:
+        group.kill()
+        raise
     finally:
-        abandoned.set()
         reports.shutdown(force=True)
-    if isinstance(report, _GroupEnded):
-        raise _explained(report.error)
     return report
+
+
+def _next_report(reports: Queue, group: TrainGroup) -> _StepReport | RewardModelResult:
+    """Wait for rank 0; raises where the ranks have ended without another word."""
+    while True:
+        has_ended = group.has_ended()  # asked first, so that nothing put before the end is missed
+        try:
+            return reports.get(timeout=REPORT_TIMEOUT_S)
+        except Empty:
+            if has_ended:
+                raise group.failure() from None
 
 
 def train_loop_per_worker(loop_config: dict[str, _LoopSetup]) -> None:
@@ -142,45 +150,3 @@ def _run(learner: "RewardModelLearner", job: RewardModelJob, *, report: Callable
         train_s=trained_s - started_s,
         evaluate_s=time.monotonic() - trained_s,
     )
-
-
-def _fit(setup: _LoopSetup, config: RewardModelLearnerConfig, storage_path: Path, abandoned: threading.Event) -> None:
-    """Run the group; say when it has ended, in case no result came."""
-    error: BaseException | None = None
-    try:
-        _trainer(setup, config, storage_path).fit()
-    # Whatever ended the group must reach the caller that waits for a report, and a thread has no other way out.
-    except BaseException as caught:  # noqa: BLE001
-        error = caught
-    if not abandoned.is_set():  # else Ray may be gone by now, and a call into it would end this process without a word
-        setup.reports.put(_GroupEnded(error=error))
-
-
-def _trainer(setup: _LoopSetup, config: RewardModelLearnerConfig, storage_path: Path) -> "ray.train.torch.TorchTrainer":
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    workers = config.workers
-    use_gpu = workers.num_gpus > 0
-    resources = {"CPU": workers.num_cpus} | ({"GPU": workers.num_gpus} if use_gpu else {})
-    return TorchTrainer(
-        train_loop_per_worker,
-        train_loop_config={"setup": setup},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
-        run_config=RunConfig(
-            name="reward_model", storage_path=str(storage_path.absolute()), failure_config=FailureConfig(max_failures=0)
-        ),
-    )
-
-
-def _explained(error: BaseException | None) -> RaywardError:
-    """The first failing rank's own error, without Ray Train's frame around it."""
-    from ray.train import WorkerGroupError
-
-    if isinstance(error, WorkerGroupError) and error.worker_failures:
-        rank, failure = min(error.worker_failures.items())
-        if isinstance(failure, RaywardError):
-            return failure
-        return RaywardError(f"the reward-model learner stopped: rank {rank}: {type(failure).__name__}: {failure}")
-    return RaywardError(f"the reward-model learner stopped without a result: {error!r}")

@@ -8,10 +8,10 @@ import torch
 
 from actors.config import RewardModelScorerConfig
 from actors.model_source import resolve_model
-from actors.reward_head import encode_texts, last_token_scores, load_reward_model
+from actors.reward_head import encode_texts, last_token_scores, load_reward_model, start_reward_model
 from actors.reward_model import RewardModel
 from actors.tiny_model import byte_tokenizer
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError
 
 TEXTS = ("a splendid film", "dull", "not bad at all, and rather long as texts in this test go", "dull too", "")
 
@@ -20,7 +20,7 @@ TEXTS = ("a splendid film", "dull", "not bad at all, and rather long as texts in
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model whose padding token is its end-of-sequence token, as SmolLM2's is."""
     path = tmp_path_factory.mktemp("models") / "reward"
-    model = load_reward_model(resolve_model("tiny"), dtype="float32", new_head=True)
+    model = start_reward_model(resolve_model("tiny"), dtype="float32", num_layers=None)
     torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
     model.config.pad_token_id = model.config.eos_token_id
     model.save_pretrained(path)
@@ -79,8 +79,17 @@ def test_a_model_without_a_head_is_refused() -> None:
 
 
 def test_a_new_head_scores_everything_zero_and_has_a_gradient() -> None:
-    model = load_reward_model(resolve_model("tiny"), dtype="float32", new_head=True)
+    model = start_reward_model(resolve_model("tiny"), dtype="float32", num_layers=None)
     scores_B = last_token_scores(model, [(1, 2, 3), (4,)])
     assert scores_B.tolist() == [0.0, 0.0]
     scores_B.sum().backward()
     assert model.score.weight.grad.abs().sum() > 0
+
+
+def test_a_shorter_trunk_is_the_lowest_layers_of_the_start() -> None:
+    whole, lower = (start_reward_model(resolve_model("tiny"), dtype="float32", num_layers=num_layers) for num_layers in (None, 1))
+    assert (whole.config.num_hidden_layers, lower.config.num_hidden_layers) == (2, 1)
+    for name, tensor in lower.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name])
+    with pytest.raises(ConfigError, match="num_layers=3.*has 2"):
+        start_reward_model(resolve_model("tiny"), dtype="float32", num_layers=3)

@@ -11,7 +11,7 @@ import ray
 
 from actors.config import RewardFunctionScorerConfig, RewardModelScorerConfig
 from actors.model_source import resolve_model
-from actors.reward_head import load_reward_model
+from actors.reward_head import start_reward_model
 from actors.reward_model import RewardModel
 from actors.scorer import RewardFunctionScorer, RewardModelScorer
 from actors.scoring import Scoring, WeightedScorer, build_scoring
@@ -213,6 +213,6 @@ def test_a_reward_model_reads_prompt_and_completion(
 
 
 def _reward_model_folder(path: Path) -> Path:
-    load_reward_model(resolve_model("tiny"), dtype="float32", new_head=True).save_pretrained(path)
+    start_reward_model(resolve_model("tiny"), dtype="float32", num_layers=None).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path

@@ -18,9 +18,9 @@ from vllm.distributed.weight_transfer import VLLMWeightSyncClient, ipc_engine, n
 from cluster.errors import ConfigError
 from cluster.types import PublishedWeights
 from learners.config import load_run_config
-from learners.policy_config import PolicyLearnerConfig
 from learners.device_weights import GeneratorClient, PolicySource, RankedGeneratorClient, WeightSender, bit_checksum
 from learners.mailbox import ConnectCommand, GeneratorLink, SendWeightsCommand, StartingPoint
+from learners.policy_config import PolicyLearnerConfig
 from learners.policy_learner import PolicyLearner
 from learners.train_loop import _obey
 from learners.weights import generator_weights

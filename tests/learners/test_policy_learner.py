@@ -34,7 +34,9 @@ def _trajectories(batch: ScoredBatch) -> list[Trajectory]:
     return [trajectory for scored in batch.groups for trajectory in scored.group.trajectories]
 
 
-@pytest.mark.parametrize("fields", [
+@pytest.mark.parametrize(
+    "fields",
+    [
         {},
         {"critic": {"kind": "own_model"}},
         {"critic": {"whiten_returns": True, "warmup_steps": 1}},
@@ -43,7 +45,8 @@ def _trajectories(batch: ScoredBatch) -> list[Trajectory]:
         *({"algorithm": algorithm, "minibatch_size": 8} for algorithm in PRESETS if algorithm != "ppo"),
         {"mismatch": {"correction": "sequence", "reject_sequences": True}},
         {"mismatch": {"old_logprobs": "rollout", "correction": "none"}},
-    ])
+    ],
+)
 def test_the_update_does_not_depend_on_the_micro_batches(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path, fields: dict[str, object]
 ) -> None:

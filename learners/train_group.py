@@ -1,0 +1,116 @@
+"""A Ray Train group as the driver sees it: started, waited for, ended, and explained if it ends by itself.
+
+Ray Train's `fit` blocks until its ranks end. It runs in a Ray task of its own and not in a thread of the driver: Ctrl-C
+then stops the driver's waiting alone, and no thread is left inside a call to Ray when Ray shuts down.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import ray
+
+from cluster.errors import ConfigError, DataError, RaywardError
+from learners.learner_config import WorkerConfig
+
+TRAIN_ENVIRONMENT: Mapping[str, str] = {
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # needs a metrics agent; ours are in metrics.jsonl
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon a rank's failure is seen
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Defaults for Ray Train, read where `fit` runs; a value that the user has set stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlan:
+    """What the ranks run and where. Produced by a learner's driver side, consumed by `TrainGroup`."""
+
+    name: str  # of Ray Train's run, and in error messages
+    train_loop: Callable[[dict[str, Any]], None]
+    setup: Any  # reaches every rank as loop_config["setup"]
+    workers: WorkerConfig
+    storage: Path  # Ray Train's own records
+
+
+class TrainGroup:
+    """The running ranks of one plan. Made by `start`."""
+
+    def __init__(self, name: str, end: "ray.ObjectRef[RaywardError | None]") -> None:
+        self._name = name
+        self.end = end  # ready once all ranks have left; for `ray.wait`
+
+    @classmethod
+    def start(cls, plan: GroupPlan) -> Self:
+        """Returns at once; whether the ranks come up shows in what they say, or in `end`."""
+        fit = ray.remote(_fit).options(num_cpus=0, max_retries=0, name=f"ray train: {plan.name}")
+        return cls(plan.name, fit.remote(plan))
+
+    def has_ended(self) -> bool:
+        """Whether all ranks have left."""
+        ended, _ = ray.wait([self.end], timeout=0)
+        return bool(ended)
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Return when all ranks have left, or after `timeout_s`; raises what ended them, if anything did."""
+        ended, _ = ray.wait([self.end], timeout=timeout_s)
+        if ended and (error := self._error()) is not None:
+            raise error
+
+    def failure(self) -> RaywardError:
+        """Why no more will come from ranks that have left."""
+        return self._error() or RaywardError(f"the {self._name} stopped: its ranks have left; no command can follow stop()")
+
+    def kill(self) -> None:
+        """End the ranks now, in the middle of whatever they do: Ray ends them with the process that started them."""
+        ray.cancel(self.end, force=True)
+
+    def _error(self) -> RaywardError | None:
+        try:
+            return ray.get(self.end)
+        except ray.exceptions.RayError as error:
+            return RaywardError(f"the {self._name} stopped: the process that ran Ray Train was lost: {error}")
+
+
+def _fit(plan: GroupPlan) -> RaywardError | None:
+    """Run the ranks to their end, in a process of its own; returns what ended them."""
+    for name, value in TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        _trainer(plan).fit()
+    # Whatever ended the group is the caller's to know, as a value: Ray would wrap it, and not every error can be pickled.
+    except Exception as error:  # noqa: BLE001
+        return _explained(plan.name, error)
+    return None
+
+
+def _trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    workers = plan.workers
+    use_gpu = workers.num_gpus > 0
+    resources = {"CPU": workers.num_cpus} | ({"GPU": workers.num_gpus} if use_gpu else {})
+    return TorchTrainer(
+        plan.train_loop,
+        train_loop_config={"setup": plan.setup},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        # A restarted rank would hold the start weights again: without a checkpoint a restart is a silent loss.
+        run_config=RunConfig(
+            name=plan.name, storage_path=str(plan.storage.absolute()), failure_config=FailureConfig(max_failures=0)
+        ),
+    )
+
+
+def _explained(name: str, error: Exception) -> RaywardError:
+    """The first failing rank's own words, without Ray Train's frame around them; what the user must mend stays as it is."""
+    from ray.train import WorkerGroupError
+
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, failure = min(error.worker_failures.items())
+        if isinstance(failure, ConfigError | DataError):
+            return failure
+        return RaywardError(f"the {name} stopped: rank {rank}: {type(failure).__name__}: {failure}")
+    return RaywardError(f"the {name} stopped: {type(error).__name__}: {error}")
