@@ -37,15 +37,21 @@ def ppo_config() -> Callable[..., PolicyLearnerConfig]:
 
 @pytest.fixture
 def scored_batch() -> BatchBuilder:
-    """A batch of one-sample groups with random tokens, lengths and scores; every third completion is cut."""
+    """`num_trajectories` with random tokens, lengths and scores, in groups of `group_size`; every third completion is cut."""
 
-    def build(num_groups: int = 8, *, step: int = 0, scores: list[float] | None = None) -> ScoredBatch:
+    def build(
+        num_trajectories: int = 8, *, step: int = 0, scores: list[float] | None = None, group_size: int = 1
+    ) -> ScoredBatch:
         generator = np.random.default_rng(step)
-        groups = []
-        for index in range(num_groups):
+        scored = []
+        for index in range(num_trajectories):
             score = float(generator.normal()) if scores is None else scores[index]
-            group = TrajectoryGroup(trajectories=(_trajectory(generator, index),))
-            groups.append(ScoredGroup(group=group, rewards=(Reward(total=score, breakdown={}),)))
+            scored.append((_trajectory(generator, index), Reward(total=score, breakdown={})))
+        groups = []
+        for first in range(0, num_trajectories, group_size):
+            trajectories, rewards = zip(*scored[first : first + group_size], strict=True)
+            group = TrajectoryGroup(trajectories=trajectories)
+            groups.append(ScoredGroup(group=group, rewards=rewards, greedy_score=0.1 * first))
         return ScoredBatch(step=step, groups=tuple(groups))
 
     return build

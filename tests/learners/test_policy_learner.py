@@ -53,7 +53,7 @@ def test_the_update_does_not_depend_on_the_micro_batches(
     results = []
     for micro_batch_tokens, chunk in ((4096, 512), (13, 3)):
         learner = _learner(tiny_model, ppo_config(**fields, micro_batch_tokens=micro_batch_tokens, logprob_chunk_tokens=chunk))
-        metrics = [learner.update(scored_batch(step=step)).metrics for step in range(2)]
+        metrics = [learner.update(scored_batch(step=step, group_size=2)).metrics for step in range(2)]
         results.append((_weights(learner, tmp_path / str(chunk)), metrics))
     for name, tensor in results[0][0].items():
         assert_close(results[1][0][name], tensor, atol=1e-6, rtol=0)
@@ -158,6 +158,113 @@ def test_a_cut_completion_gets_its_configured_score(
     # Values are 0, so with lambda = gamma = 1 each token's return is its completion's score; value loss: mean square / 2.
     squares = sum(length * (score_mean_of_cut if was_cut else 2.0) ** 2 for length, was_cut in zip(lengths, cut, strict=True))
     assert metrics["value/loss"] == pytest.approx(squares / sum(lengths) / 2)
+
+
+def test_while_the_critic_warms_up_the_policy_stays(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    learner = _learner(tiny_model, ppo_config(critic={"warmup_steps": 1, "learning_rate": 0.01}))
+    before = _weights(learner, tmp_path / "0")
+    first = learner.update(scored_batch()).metrics
+    warm = _weights(learner, tmp_path / "1")
+    assert all(torch.equal(before[name], warm[name]) for name in before)
+    assert first["value/loss"] > 0
+    second = learner.update(scored_batch(step=1)).metrics
+    assert second["value/explained_variance"] != first["value/explained_variance"]  # the head has learned meanwhile
+    after = _weights(learner, tmp_path / "2")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_critic_in_the_unit_of_the_returns_has_its_loss_in_their_variances(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    scores = [100.0 + index for index in range(8)]
+    batch = scored_batch(scores=scores)
+    losses = {}
+    for whiten in (False, True):
+        config = ppo_config(
+            critic={"whiten_returns": whiten, "clip_eps": None},
+            advantage={"gae_lambda": 1.0},
+            reward={"truncation": "terminal"},
+            kl={"coef": 0.0},
+            minibatch_size=8,
+        )
+        losses[whiten] = _learner(tiny_model, config).update(batch).metrics["value/loss"]
+    # Every token's return is its completion's score, and the value is 0 in either unit.
+    returns = [score for score, each in zip(scores, _trajectories(batch), strict=True) for _ in each.completion.token_ids]
+    mean = sum(returns) / len(returns)
+    variance = sum((value - mean) ** 2 for value in returns) / len(returns)
+    assert losses[False] == pytest.approx(sum(value**2 for value in returns) / len(returns) / 2, rel=1e-4)
+    assert losses[True] == pytest.approx(losses[False] / variance, rel=1e-4)
+
+
+def test_the_rest_of_a_batch_is_left_out_above_the_target_kl(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    fields = {"num_epochs": 4, "minibatch_size": 8, "learning_rate": 1e-2}
+    free = _learner(tiny_model, ppo_config(**fields)).update(scored_batch())
+    assert (free.policy_version, free.metrics["policy/minibatches_left_out"]) == (4, 0)
+    # The first minibatch starts at the old policy, the second is past the target.
+    stopped = _learner(tiny_model, ppo_config(**fields, policy_loss={"target_kl": 1e-6})).update(scored_batch())
+    assert (stopped.policy_version, stopped.metrics["policy/minibatches_left_out"]) == (2, 2)
+
+
+def test_the_reference_follows_every_n_steps(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:
+    learner = _learner(tiny_model, ppo_config(kl={"refresh_reference_steps": 2}, num_frozen_layers=1))
+    batch = scored_batch()
+    distances = []
+    for step in range(4):
+        learner.update(scored_batch(step=step))
+        distances.append(any(distance != 0 for distance in learner.reference_kl(_trajectories(batch))))
+    assert distances == [True, False, True, False]
+
+
+def test_the_kl_coefficient_follows_the_kl_of_the_batch_before(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    config = ppo_config(kl={"control": "adaptive", "coef": 0.1, "target_kl_nats_per_completion": 6.0, "horizon": 80})
+    learner = _learner(tiny_model, config)
+    coefficients = [learner.update(scored_batch(step=step)).metrics["policy/kl_coef"] for step in range(2)]
+    # The first batch has a KL of 0, a fifth or more below the target: -0.2 * 8 / 80.
+    assert coefficients == pytest.approx([0.1, 0.1 * (1 - 0.02)])
+
+
+def test_a_score_that_is_not_finite_leaves_the_running_moments_alone(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    config = ppo_config(reward={"normalise": True}, minibatch_size=8)
+    learner, untouched = _learner(tiny_model, config), _learner(tiny_model, config)
+    assert learner.update(scored_batch(scores=[1e39] + [0.0] * 7)).metrics["optim/skipped_steps"] == 1
+    after, expected = learner.update(scored_batch()).metrics, untouched.update(scored_batch()).metrics
+    assert after["policy/loss"] == pytest.approx(expected["policy/loss"])
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "rloo", "dapo", "gspo", "cispo"])
+def test_groups_of_equal_scores_change_no_weight(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path, algorithm: str
+) -> None:
+    config = ppo_config(algorithm=algorithm, minibatch_size=8, kl={"coef": 0.0}, reward={"overlong_penalty": 0.0})
+    learner = _learner(tiny_model, config)
+    before = _weights(learner, tmp_path / "before")
+    metrics = learner.update(scored_batch(scores=[0.1] * 4 + [0.7] * 4, group_size=4)).metrics
+    after = _weights(learner, tmp_path / "after")
+    assert metrics["policy/advantage_zero_frac"] == 1
+    assert metrics["optim/grad_norm"] == 0
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("algorithm", [name for name in PRESETS if name != "gspo"])
+def test_every_preset_makes_rewarded_completions_likelier(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, algorithm: str
+) -> None:
+    learner = _learner(tiny_model, ppo_config(algorithm=algorithm, minibatch_size=8, learning_rate=1e-3, num_steps=9))
+    batch = scored_batch(scores=[4.0, -4.0] * 4, group_size=2)
+    before = [sum(logprobs) for logprobs in learner.completion_logprobs(_trajectories(batch))]
+    for _ in range(4):
+        learner.update(batch)
+    after = [sum(logprobs) for logprobs in learner.completion_logprobs(_trajectories(batch))]
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    assert sum(gains[0::2]) > 0 > sum(gains[1::2])
 
 
 def test_published_weights_replace_the_version_before(
