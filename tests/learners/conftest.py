@@ -39,9 +39,7 @@ def ppo_config() -> Callable[..., PolicyLearnerConfig]:
 def scored_batch() -> BatchBuilder:
     """`num_trajectories` with random tokens, lengths and scores, in groups of `group_size`; every third completion is cut."""
 
-    def build(
-        num_trajectories: int = 8, *, step: int = 0, scores: list[float] | None = None, group_size: int = 1
-    ) -> ScoredBatch:
+    def build(num_trajectories: int = 8, *, step: int = 0, scores: list[float] | None = None, group_size: int = 1) -> ScoredBatch:
         generator = np.random.default_rng(step)
         scored = []
         for index in range(num_trajectories):

@@ -32,9 +32,7 @@ class RecordingCollector:
     def _group(self, prompt: Prompt) -> ScoredGroup:
         first = self._scores.get(prompt.task.task_id, 0.0)
         second = first + (prompt.task.task_id in self._useful)
-        completion = Completion(
-            token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=0
-        )
+        completion = Completion(token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=0)
         return ScoredGroup(
             group=TrajectoryGroup(
                 trajectories=tuple(Trajectory(prompt=prompt, sample_index=index, completion=completion) for index in range(2))

@@ -54,9 +54,7 @@ def _config(**fields: Any) -> PolicyLearnerConfig:
 
 def _advantages(config: PolicyLearnerConfig, *, kl_per_token: float = 0.0) -> Tensor:
     state = LearnerState(kl_coef=config.kl.coef)
-    return prepare(
-        _batch(), _frozen(kl_per_token=kl_per_token), config, state, max_completion_tokens=2
-    ).advantages_BT
+    return prepare(_batch(), _frozen(kl_per_token=kl_per_token), config, state, max_completion_tokens=2).advantages_BT
 
 
 def _on_tokens(values: list[float]) -> Tensor:
@@ -99,9 +97,7 @@ def test_dapo_preset_takes_the_overlong_penalty_from_full_completions() -> None:
     # Limit 2 tokens, buffer max(1, round(.4)) = 1: completions of 2 tokens lose 1, so returns are 0, 3 | 2, 5.
     ours = _advantages(_config(algorithm="dapo"))
     assert_close(ours, _on_tokens([-0.70711, 0.70711, -0.70711, 0.70711]), atol=1e-4, rtol=0)
-    batch_scores = shaped_scores(
-        _batch(), _config(algorithm="dapo").reward, LearnerState(kl_coef=0.0), max_completion_tokens=2
-    )
+    batch_scores = shaped_scores(_batch(), _config(algorithm="dapo").reward, LearnerState(kl_coef=0.0), max_completion_tokens=2)
     assert_close(batch_scores, tensor([0.0, 3.0, 2.0, 5.0]))
 
 

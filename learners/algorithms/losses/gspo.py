@@ -26,7 +26,9 @@ def gspo_loss(
     """-min(s * A, clip(s) * A) with s = (pi(completion) / pi_old(completion)) ^ (1 / length), the geometric mean of ratios."""
     ratio_B1 = row_mean(log_ratio(logprobs_BT, old_logprobs_BT, tokens.mask_BT), tokens.mask_BT).exp().unsqueeze(1)
     limited_B1 = ratio_B1.clamp(1 - clip_eps, 1 + clip_eps_high)
-    objective_BT = importance_weights_BT * torch.minimum(ratio_B1 * advantages_BT, limited_B1 * advantages_BT)
+    # A ratio reaches all tokens of its completion, and so would whatever stands where a token is masked.
+    weighted_BT = torch.where(tokens.mask_BT, importance_weights_BT * advantages_BT, 0.0)
+    objective_BT = torch.minimum(ratio_B1 * weighted_BT, limited_B1 * weighted_BT)
     metrics = {
         "policy/clip_frac": tokens.mean((ratio_B1 != limited_B1).float().expand_as(advantages_BT)),
         "policy/approx_kl": tokens.mean(k3(old_logprobs_BT, logprobs_BT)),

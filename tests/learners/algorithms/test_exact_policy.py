@@ -141,9 +141,7 @@ def test_remax_is_unbiased() -> None:
 
 
 def _gae_gradient(values: Tensor, *, gae_lambda: float) -> Tensor:
-    advantages = gae(
-        _terminal_rewards(), values, torch.zeros(NUM, dtype=torch.float64), MASK, gamma=1.0, gae_lambda=gae_lambda
-    )
+    advantages = gae(_terminal_rewards(), values, torch.zeros(NUM, dtype=torch.float64), MASK, gamma=1.0, gae_lambda=gae_lambda)
     return _gradient(SINGLES, advantages, _probabilities(LOGITS))
 
 

@@ -53,9 +53,7 @@ def test_dual_clip_limits_what_a_bad_token_costs() -> None:
 
 
 def test_ppo_loss_weights_tokens_after_clipping() -> None:
-    output = ppo_clip_loss(
-        tensor([[math.log(1.5), 0.0]]), OLD, ONES, tensor([[0.5, 2.0]]), TWO, clip_eps=0.2, clip_eps_high=0.2
-    )
+    output = ppo_clip_loss(tensor([[math.log(1.5), 0.0]]), OLD, ONES, tensor([[0.5, 2.0]]), TWO, clip_eps=0.2, clip_eps_high=0.2)
     assert_close(output.loss, tensor(-1.3))  # -(.5 * 1.2 + 2 * 1) / 2
 
 

@@ -35,7 +35,6 @@ from learners.algorithms.mismatch import (
     truncated_token_weights,
 )
 
-
 MAX_TOKENS = 9  # of constant_length
 EPS, EPS_HIGH, DUAL = 0.2, 0.28, 1.5
 BAND = (0.7, 1.4)
@@ -106,9 +105,7 @@ def test_gae(batch: Batch, gamma: float, gae_lambda: float) -> None:
     ours = gae(batch.first_BT, batch.second_BT, batch.values_B, batch.mask_BT, gamma=gamma, gae_lambda=gae_lambda)
     _close(
         ours,
-        reference.gae(
-            batch.first_BT.tolist(), batch.second_BT.tolist(), batch.values_B.tolist(), batch.mask, gamma, gae_lambda
-        ),
+        reference.gae(batch.first_BT.tolist(), batch.second_BT.tolist(), batch.values_B.tolist(), batch.mask, gamma, gae_lambda),
     )
 
 

@@ -98,9 +98,7 @@ def test_other_penalties_match_hand_computation() -> None:
     ],
 )
 def test_adaptive_kl_matches_hand_computation(kl: float, expected: float) -> None:
-    coef = adaptive_kl_coef(
-        0.2, kl_nats_per_completion=kl, target_kl_nats_per_completion=6.0, num_completions=64, horizon=10_000
-    )
+    coef = adaptive_kl_coef(0.2, kl_nats_per_completion=kl, target_kl_nats_per_completion=6.0, num_completions=64, horizon=10_000)
     assert coef == pytest.approx(expected)
 
 

@@ -49,9 +49,7 @@ def rllib_learner() -> Learner:
     import gymnasium
 
     space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
-    config = PPOConfig().training(
-        clip_param=0.2, use_critic=False, use_kl_loss=False, entropy_coeff=0.0, vf_loss_coeff=0.0
-    )
+    config = PPOConfig().training(clip_param=0.2, use_critic=False, use_kl_loss=False, entropy_coeff=0.0, vf_loss_coeff=0.0)
     spaces = {DEFAULT_MODULE_ID: (space, gymnasium.spaces.Discrete(3))}
     learner = config.build_learner(spaces=spaces)
     learner.build()
