@@ -45,7 +45,7 @@ from learners.models import (
 from learners.objective import Objective, StepCounts
 from learners.optimizer import GuardedAdamW
 from learners.policy_config import PolicyLearnerConfig
-from learners.preparation import FrozenPass, prepare
+from learners.preparation import FrozenPass, judged_scores, prepare
 from learners.weights import WeightPublisher, generator_weights
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class PolicyLearner:
         started = time.perf_counter()
         training_batch = collate(batch, self._device)
         frozen = self._frozen_pass(training_batch.tokens)
-        self._state = self._state.with_scores(training_batch.scores_B)
+        self._state = self._state.with_scores(judged_scores(training_batch, self._config.reward))
         prepared = prepare(
             training_batch, frozen, self._config, self._state, max_completion_tokens=self._start.max_completion_tokens
         )

@@ -3,7 +3,6 @@
 Shapes: B trajectories of the whole batch, T completion tokens. Every rank computes all of it alike.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -109,7 +108,7 @@ def prepare(
         rewards_BT=rewards_BT,
         mask_BT=mask_BT,
         group_B=batch.group_B,
-        greedy_scores_B=_common_scale(batch.greedy_scores_B, config.reward, state),
+        greedy_scores_B=_scaled(_limited(batch.greedy_scores_B, config.reward), config.reward, state),
         values_BT=frozen.values_BT,
         bootstrap_values_B=torch.where(batch.ends_truncated_B & bootstraps, frozen.final_values_B, 0.0),
     )
@@ -129,20 +128,23 @@ def prepare(
     )
 
 
+def judged_scores(batch: TrainingBatch, config: RewardShapingConfig) -> Tensor:
+    """scores_B as they enter the running moments: cut completions judged as configured, all within the limits."""
+    scores_B = batch.scores_B
+    if config.truncation == "penalty":
+        scores_B = torch.where(batch.ends_truncated_B, config.truncation_score, scores_B)
+    return _limited(scores_B, config)
+
+
 def shaped_scores(
     batch: TrainingBatch, config: RewardShapingConfig, state: LearnerState, *, max_completion_tokens: int
 ) -> Tensor:
-    """scores_B as the learner sees them."""
-    cut_B = batch.ends_truncated_B
-    scores_B = batch.scores_B
-    if config.truncation == "penalty":
-        scores_B = torch.where(cut_B, config.truncation_score, scores_B)
-    scores_B = _common_scale(scores_B, config, state)
+    """scores_B as rewards."""
     lengths_B = batch.tokens.mask_BT.sum(1)
     buffer_tokens = max(1, round(config.overlong_buffer_frac * max_completion_tokens))
     return (
-        scores_B
-        + missing_eos_penalty(cut_B, penalty=config.missing_eos_penalty)
+        _scaled(judged_scores(batch, config), config, state)
+        + missing_eos_penalty(batch.ends_truncated_B, penalty=config.missing_eos_penalty)
         + length_penalty(lengths_B, coef=config.length_penalty)
         + overlong_penalty(
             lengths_B, max_tokens=max_completion_tokens, buffer_tokens=buffer_tokens, factor=config.overlong_penalty
@@ -150,10 +152,11 @@ def shaped_scores(
     )
 
 
-def _common_scale(scores_B: Tensor, config: RewardShapingConfig, state: LearnerState) -> Tensor:
-    """What is done to sampled and to greedy completions alike."""
-    limit = math.inf if config.clip is None else config.clip
-    scores_B = scores_B.clamp(-limit, limit)
+def _limited(scores_B: Tensor, config: RewardShapingConfig) -> Tensor:
+    return scores_B if config.clip is None else scores_B.clamp(-config.clip, config.clip)
+
+
+def _scaled(scores_B: Tensor, config: RewardShapingConfig, state: LearnerState) -> Tensor:
     return normalised(scores_B, state.score_moments) if config.normalise else scores_B
 
 
