@@ -21,6 +21,9 @@ from learners.presets import PRESETS
 ConfigBuilder = Callable[..., PolicyLearnerConfig]
 BatchBuilder = Callable[..., ScoredBatch]
 
+# Adam divides by the gradient's size: where a gradient is rounding alone, so would be the step.
+CALM_ADAM = {"optimizer": {"learning_rate": 1e-4, "eps": 1e-6}}
+
 
 def _learner(model: str, config: PolicyLearnerConfig, *, temperature: float = 1.0) -> PolicyLearner:
     return PolicyLearner(StartingPoint(model_path=model, temperature=temperature, max_completion_tokens=8, seed=0), config)
@@ -42,7 +45,7 @@ def _trajectories(batch: ScoredBatch) -> list[Trajectory]:
         {"critic": {"whiten_returns": True, "warmup_steps": 1}},
         {"policy_loss": {"entropy_coef": 0.01}},
         {"num_epochs": 2},
-        *({"algorithm": algorithm, "minibatch_size": 8} for algorithm in PRESETS if algorithm != "ppo"),
+        *({"algorithm": algorithm, "minibatch_size": 8, **CALM_ADAM} for algorithm in PRESETS if algorithm != "ppo"),
         {"mismatch": {"correction": "sequence", "reject_sequences": True}},
         {"mismatch": {"old_logprobs": "rollout", "correction": "none"}},
     ],

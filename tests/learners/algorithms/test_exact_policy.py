@@ -8,6 +8,8 @@ rounding. Only what is defined on a whole batch (whitening) is sampled, and held
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +21,13 @@ from learners.algorithms.advantages.grpo import grpo
 from learners.algorithms.advantages.reinforce import reward_to_go
 from learners.algorithms.advantages.remax import remax
 from learners.algorithms.advantages.rloo import rloo
-from learners.algorithms.aggregation import constant_length
+from learners.algorithms.aggregation import LossTokens, constant_length, sequence_mean
+from learners.algorithms.groups import has_contrast
+from learners.algorithms.loss_output import LossOutput
+from learners.algorithms.losses.cispo import cispo_loss
+from learners.algorithms.losses.gspo import gspo_loss
 from learners.algorithms.losses.policy_gradient import policy_gradient_loss
+from learners.algorithms.losses.ppo_clip import ppo_clip_loss
 from learners.algorithms.masking import on_tokens, whiten
 from learners.algorithms.mismatch import truncated_sequence_weights, truncated_token_weights
 
@@ -67,25 +74,43 @@ def _true_gradient(scores: Tensor = SCORES) -> Tensor:
     return logits.grad
 
 
-def _gradient(rows: Tensor, advantages_BT: Tensor, weights_B: Tensor, *, corrections_BT: Tensor | None = None) -> Tensor:
-    """Ascent direction of the policy-gradient loss over `rows` of COMPLETIONS, each counted `weights_B` times."""
+def _summed(mask: Tensor) -> LossTokens:
+    """Tokens of a completion add up: its log-probability."""
+    return constant_length(mask, num_tokens=int(mask.sum()), num_trajectories=1, max_tokens=1)
+
+
+def _averaged(mask: Tensor) -> LossTokens:
+    """Tokens of a completion are averaged."""
+    return sequence_mean(mask, num_tokens=int(mask.sum()), num_trajectories=1)
+
+
+def _gradient(
+    rows: Tensor,
+    advantages_BT: Tensor,
+    weights_BT: Tensor,
+    *,
+    loss: Callable[..., LossOutput] = policy_gradient_loss,
+    tokens: Callable[[Tensor], LossTokens] = _summed,
+    old_logprobs_BT: Tensor | None = None,
+) -> Tensor:
+    """Ascent direction of a loss over `rows` of COMPLETIONS, each counted `weights_BT` times."""
     logits = LOGITS.clone().requires_grad_()
-    weights_BT = weights_B.unsqueeze(1).expand_as(advantages_BT)
-    if corrections_BT is not None:
-        weights_BT = weights_BT * corrections_BT
-    mask = MASK[rows]
-    tokens = constant_length(mask, num_tokens=int(mask.sum()), num_trajectories=1, max_tokens=1)
     logprobs = _logprobs(logits)[rows]
-    (-policy_gradient_loss(logprobs, logprobs.detach(), advantages_BT, weights_BT, tokens).loss).backward()
+    old = logprobs.detach() if old_logprobs_BT is None else old_logprobs_BT
+    (-loss(logprobs, old, advantages_BT, weights_BT, tokens(MASK[rows])).loss).backward()
     return logits.grad
 
 
-def _over_pairs(estimator: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _counted(weights_B: Tensor) -> Tensor:
+    return weights_B.unsqueeze(1).expand(-1, MAX_LENGTH)
+
+
+def _over_pairs(estimator: Callable[[Tensor, Tensor], Tensor], **settings: Any) -> Tensor:
     """Expected gradient with groups of two."""
     probability = _probabilities(LOGITS)
     of_pair = (probability[PAIRS[0::2]] * probability[PAIRS[1::2]]).repeat_interleave(2)
     advantages = on_tokens(estimator(SCORES[PAIRS], PAIR_GROUPS), MASK[PAIRS])
-    return _gradient(PAIRS, advantages, of_pair / 2)
+    return _gradient(PAIRS, advantages, _counted(of_pair / 2), **settings)
 
 
 def _terminal_rewards() -> Tensor:
@@ -110,7 +135,7 @@ def test_the_policy_is_written_out_in_full() -> None:
 
 def test_reinforce_is_unbiased() -> None:
     advantages = reward_to_go(_terminal_rewards(), MASK, gamma=1.0)
-    assert_close(_gradient(SINGLES, advantages, _probabilities(LOGITS)), _true_gradient())
+    assert_close(_gradient(SINGLES, advantages, _counted(_probabilities(LOGITS))), _true_gradient())
 
 
 def test_rloo_is_unbiased() -> None:
@@ -131,18 +156,56 @@ def test_grpo_climbs_the_chance_to_beat_a_sibling() -> None:
     assert not torch.allclose(ours / ours.norm(), _true_gradient() / _true_gradient().norm(), atol=1e-2)
 
 
+def test_a_mean_over_completions_climbs_the_score_a_token() -> None:
+    # GRPO's own aggregation, and GSPO: short completions count more, for better and for worse.
+    lengths = MASK.sum(1)
+    climbed = _true_gradient(SCORES / lengths)
+    for loss in (policy_gradient_loss, partial(gspo_loss, clip_eps=0.1, clip_eps_high=0.1)):
+        gradient = _gradient(SINGLES, on_tokens(SCORES, MASK), _counted(_probabilities(LOGITS)), loss=loss, tokens=_averaged)
+        assert_close(gradient, climbed)
+
+
+def test_dynamic_sampling_enlarges_the_gradient_by_the_share_of_groups_with_contrast() -> None:
+    # DAPO: what is replaced had no gradient, so the mean over what is left is the same one over fewer groups.
+    probability = _probabilities(LOGITS)
+    of_pair = (probability[PAIRS[0::2]] * probability[PAIRS[1::2]]).repeat_interleave(2)
+    kept = has_contrast(SCORES[PAIRS], PAIR_GROUPS)
+    share = of_pair[kept].sum() / 2  # each pair stands twice
+    advantages = on_tokens(grpo(SCORES[PAIRS], PAIR_GROUPS), MASK[PAIRS])[kept]
+    of_kept = _gradient(PAIRS[kept], advantages, _counted(of_pair[kept] / share / 2))
+    assert 0.3 < share < 0.95
+    assert_close(of_kept, _over_pairs(grpo) / share)
+
+
+def test_cispo_without_bounds_is_ppo_without_bounds() -> None:
+    # Both then are the off-policy gradient with one ratio a token.
+    other = LOGITS + 0.3 * torch.randn(LOGITS.shape, generator=_GENERATOR, dtype=torch.float64)
+    clips = {"clip_eps": 1.0, "clip_eps_high": 1e9}
+    ppo, cispo = (
+        _gradient(
+            SINGLES,
+            on_tokens(SCORES, MASK),
+            _counted(_probabilities(other)),
+            loss=partial(loss, **clips),
+            old_logprobs_BT=_logprobs(other),
+        )
+        for loss in (ppo_clip_loss, cispo_loss)
+    )
+    assert_close(ppo, cispo)
+
+
 def test_remax_is_unbiased() -> None:
     greedy: tuple[int, ...] = ()
     while greedy not in COMPLETIONS:
         greedy = (*greedy, int(LOGITS[PREFIXES.index(greedy)].argmax()))
     baseline = SCORES[COMPLETIONS.index(greedy)].expand(NUM)
     advantages = on_tokens(remax(SCORES, baseline), MASK)
-    assert_close(_gradient(SINGLES, advantages, _probabilities(LOGITS)), _true_gradient())
+    assert_close(_gradient(SINGLES, advantages, _counted(_probabilities(LOGITS))), _true_gradient())
 
 
 def _gae_gradient(values: Tensor, *, gae_lambda: float) -> Tensor:
     advantages = gae(_terminal_rewards(), values, torch.zeros(NUM, dtype=torch.float64), MASK, gamma=1.0, gae_lambda=gae_lambda)
-    return _gradient(SINGLES, advantages, _probabilities(LOGITS))
+    return _gradient(SINGLES, advantages, _counted(_probabilities(LOGITS)))
 
 
 def test_gae_is_unbiased_with_any_critic_at_lambda_one() -> None:
@@ -166,30 +229,58 @@ def test_sequence_weights_undo_sampling_from_another_policy_and_token_weights_do
         truncated_token_weights(old, rollout, MASK, cap=math.inf),
         torch.ones_like(old),
     ):
-        gradient = _gradient(SINGLES, advantages, _probabilities(other), corrections_BT=corrections)
+        gradient = _gradient(SINGLES, advantages, _counted(_probabilities(other)) * corrections)
         errors.append((gradient - _true_gradient()).norm().item())
     by_sequence, by_token, uncorrected = errors
     assert by_sequence < 1e-12  # decoupled PPO without a cap
     assert 1e-3 < by_token < uncorrected  # what came before a token is not weighed
 
 
-def test_whitened_rewards_to_go_point_along_the_true_gradient() -> None:
-    # REINFORCE++: over a large batch, whitening subtracts a constant and divides by the deviation over tokens.
+def _sampled_gradients(advantages_of: Callable[[Tensor], Tensor], *, num_rows: int) -> Tensor:
+    """Gradients of 200 sampled batches; `advantages_of` takes the rows of a batch."""
     generator = torch.Generator().manual_seed(1)
+    estimates = []
+    for _ in range(200):
+        rows = torch.multinomial(_probabilities(LOGITS), num_rows, replacement=True, generator=generator)
+        weights = torch.full((num_rows, MAX_LENGTH), 1 / num_rows, dtype=torch.float64)
+        estimates.append(_gradient(rows, advantages_of(rows), weights))
+    return torch.stack(estimates)
+
+
+def _assert_within_three_standard_errors(estimates: Tensor, expected: Tensor) -> None:
+    standard_error = estimates.std(0) / math.sqrt(len(estimates))
+    deviations = ((estimates.mean(0) - expected) / standard_error)[standard_error > 0]
+    assert (deviations.abs() > 3).sum() <= 1  # of 45 numbers chance allows one
+    assert deviations.square().mean() < 2  # and there is no drift of them all
+
+
+def test_reinforce_plus_plus_climbs_the_score_in_deviations_over_tokens() -> None:
+    # Over a large batch, whitening subtracts a constant and divides by the deviation.
     probability, rewards = _probabilities(LOGITS), _terminal_rewards()
     to_go = reward_to_go(rewards, MASK, gamma=1.0)
     token_weights = probability.unsqueeze(1) * MASK
     mean = (token_weights * to_go).sum() / token_weights.sum()
     std = ((token_weights * (to_go - mean).square()).sum() / token_weights.sum()).sqrt()
-    estimates = []
-    for _ in range(200):
-        rows = torch.multinomial(probability, 1024, replacement=True, generator=generator)
+
+    def advantages_of(rows: Tensor) -> Tensor:
         mask = MASK[rows]
-        advantages = whiten(reward_to_go(rewards[rows], mask, gamma=1.0), mask, count=int(mask.sum()))
-        estimates.append(_gradient(rows, advantages, torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)))
-    stacked = torch.stack(estimates)
-    standard_error = stacked.std(0) / math.sqrt(len(estimates))
-    deviations = ((stacked.mean(0) - _true_gradient() / std) / standard_error)[standard_error > 0]
-    # 45 numbers: each within three standard errors but for what chance allows, and no drift of them all.
-    assert (deviations.abs() > 3).sum() <= 1
-    assert deviations.square().mean() < 2
+        return whiten(reward_to_go(rewards[rows], mask, gamma=1.0), mask, count=int(mask.sum()))
+
+    _assert_within_three_standard_errors(_sampled_gradients(advantages_of, num_rows=1024), _true_gradient() / std)
+
+
+def test_reinforce_plus_plus_baseline_is_short_by_the_group_mean_and_in_deviations_over_tokens() -> None:
+    # What is left of a group's mean has the gradient of Dr. GRPO; whitening then divides by its deviation over tokens.
+    probability = _probabilities(LOGITS)
+    of_pair = (probability[PAIRS[0::2]] * probability[PAIRS[1::2]]).repeat_interleave(2)
+    left = on_tokens(dr_grpo(SCORES[PAIRS], PAIR_GROUPS), MASK[PAIRS])
+    token_weights = of_pair.unsqueeze(1) * MASK[PAIRS]
+    mean = (token_weights * left).sum() / token_weights.sum()
+    std = ((token_weights * (left - mean).square()).sum() / token_weights.sum()).sqrt()
+
+    def advantages_of(rows: Tensor) -> Tensor:
+        mask = MASK[rows]
+        groups = torch.arange(len(rows)) // 2
+        return whiten(on_tokens(dr_grpo(SCORES[rows], groups), mask), mask, count=int(mask.sum()))
+
+    _assert_within_three_standard_errors(_sampled_gradients(advantages_of, num_rows=1024), _true_gradient() / 2 / std)
