@@ -13,7 +13,7 @@ from typing import Literal, Protocol, Self
 from rich.console import Console
 
 StageState = Literal["pending", "running", "done", "failed"]
-ETA_WINDOW_STEPS = 5  # a first step that compiles or warms up is forgotten soon
+ETA_WINDOW_STEPS = 5
 MIN_LINE_INTERVAL_S = 2.0
 # metric -> (label, format), in order of display; those a step does not report are left out
 SHOWN_METRICS = {
@@ -38,18 +38,22 @@ class StageProgress:
     wall_s: float = 0.0  # once it is done or failed
     current: int = 0  # steps completed
     total: int = 0  # 0: a stage without steps
-    step_ends_s: deque[float] = field(default_factory=lambda: deque(maxlen=ETA_WINDOW_STEPS + 1))
+    step_ends: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=ETA_WINDOW_STEPS + 1))  # (step, its end)
     metrics: dict[str, float] = field(default_factory=dict)
 
     def seconds(self, now_s: float) -> float:
         return now_s - self.started_s if self.state == "running" else self.wall_s
 
     def eta_s(self, now_s: float) -> float | None:
-        """Seconds to the last step at the mean pace of the latest steps; None before the first one."""
-        if not self.current or self.state != "running":
+        """Seconds to the last step at the mean pace of the latest steps; None before the second one.
+
+        The first step says nothing: what a stage starts before it takes longer than a step.
+        """
+        if len(self.step_ends) < 2 or self.state != "running":
             return None
-        pace_s = (self.step_ends_s[-1] - self.step_ends_s[0]) / (len(self.step_ends_s) - 1)
-        return max(0.0, (self.total - self.current) * pace_s - (now_s - self.step_ends_s[-1]))
+        (first_step, first_end_s), (last_step, last_end_s) = self.step_ends[0], self.step_ends[-1]
+        pace_s = (last_end_s - first_end_s) / max(1, last_step - first_step)
+        return max(0.0, (self.total - last_step) * pace_s - (now_s - last_end_s))
 
 
 class Display(Protocol):
@@ -92,7 +96,6 @@ class RunView:
     def stage(self, name: str) -> Iterator[None]:
         """Show `name` as running while inside; a name that was not announced joins the list."""
         stage = self.stages[name] = StageProgress(name=name, state="running", started_s=self.now_s())
-        stage.step_ends_s.append(stage.started_s)
         self._display.stage_changed(stage)
         outcome: StageState = "failed"
         try:
@@ -109,7 +112,7 @@ class RunView:
         if stage is None or stage.state != "running":
             raise ValueError("step() reports on a running stage; call it inside `with view.stage(name):`")
         stage.current, stage.total, stage.metrics = current, total, dict(metrics)
-        stage.step_ends_s.append(self.now_s())
+        stage.step_ends.append((current, self.now_s()))
         self._display.stepped(stage)
 
     def note(self, text: str) -> None:

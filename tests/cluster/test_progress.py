@@ -51,8 +51,8 @@ def test_lines_tell_stages_steps_and_eta() -> None:
     assert output_of(console).splitlines() == [
         "run directory runs/movie-night",
         "ppo running",
-        "ppo step 1/25  reward -0.50  eta 4m00s",  # 24 steps of 10 s
-        "ppo step 3/25  reward +0.41  kl 1.2 nats  policy v6  415 tok/s  eta 5m30s",  # two reports in 30 s: 22 x 15 s
+        "ppo step 1/25  reward -0.50",  # what came before the first step is no pace
+        "ppo step 3/25  reward +0.41  kl 1.2 nats  policy v6  415 tok/s  eta 3m40s",  # two steps in 20 s: 22 x 10 s
         "ppo done in 30s",
     ]
 
@@ -92,6 +92,8 @@ def test_panel_shows_stages_bar_and_numbers() -> None:
         with view.stage("fetch"):
             time.now_s = 4.0
         with view.stage("ppo"):
+            time.now_s = 20.0
+            view.step(4, 25, METRICS)
             time.now_s = 24.0
             view.step(5, 25, METRICS)
             panel = Console(file=StringIO(), width=100)
@@ -102,13 +104,13 @@ def test_panel_shows_stages_bar_and_numbers() -> None:
         "4s",
         "reward model",
         "step 5/25",
-        "eta 6m40s",
+        "eta 1m20s",
         "reward +0.41",
         "policy v6",
         "runs/movie-night",
         "elapsed 24s",
     ):
-        assert expected in text  # eta: one report of 5 steps in 20 s is one pace of 20 s
+        assert expected in text  # eta: 20 steps of 4 s
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
