@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cluster.types import Prompt, SamplingParameters, Trajectory
-from learners.driver import Rollouts, Scoring
+from learners.collection import Rollouts, Scoring
 from learners.evaluation import EvaluatedCompletion
 
 
