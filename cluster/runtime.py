@@ -6,6 +6,7 @@ What workers need from the environment is set before `ray.init`, because the pro
 import os
 import secrets
 import shutil
+import signal
 import sysconfig
 import time
 from collections.abc import Iterator, Mapping
@@ -94,6 +95,16 @@ def stop_ray(session: RaySession) -> None:
     _wait_for_end(processes)
     if session.is_local:
         _keep_logs(session)
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM, which `ray job stop` sends, ends what is inside like Ctrl-C. Enter it after Ray, whose own handler would abort."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _cluster_processes(session: RaySession) -> list[psutil.Process]:

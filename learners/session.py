@@ -1,7 +1,6 @@
 """What surrounds every run: its directory, its live view, its Ray, its clock, and a clean end whatever happens."""
 
 import logging
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from cluster.metrics import MetricsLog, StageClock
 from cluster.placement import RoleRequest, check_placement, this_machine
 from cluster.progress import RunView, build_view
 from cluster.run_directory import RunDirectory
-from cluster.runtime import ray_session
+from cluster.runtime import ray_session, terminate_as_interrupt
 from cluster.versions import machine, versions
 from learners.config import RunConfig
 
@@ -58,23 +57,13 @@ def open_session(config: RunConfig, *, stages: Sequence[str], requests: Sequence
                 build_view(stages, directory.path, Console(stderr=True)) as view,
                 MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
                 ray_session(log_dir=directory.path / "logs", include_dashboard=config.dashboard) as ray_connection,
-                _terminate_as_interrupt(),  # inside, because Ray sets a handler of its own
+                terminate_as_interrupt(),  # inside, because Ray sets a handler of its own
             ):
                 if ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
                 yield Session(directory, view, metrics)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM, which `ray job stop` sends, ends a run like Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

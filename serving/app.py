@@ -14,7 +14,7 @@ import ray
 
 from cluster.errors import ConfigError, RaywardError
 from cluster.placement import RoleRequest, check_placement, this_machine
-from cluster.runtime import RaySession, start_ray, stop_ray
+from cluster.runtime import RaySession, start_ray, stop_ray, terminate_as_interrupt
 from serving.config import ServeConfig
 from serving.policy_folder import PolicyFolder, check_max_model_tokens, resolve_policy
 
@@ -83,7 +83,7 @@ class ServedPolicy:
         return f"{self._ray_session.session_logs}/worker-*.err" if self._ray_session else "worker-*.err in Ray's logs"
 
 
-def serve_policy(config: ServeConfig, *, start: Callable[[], RaySession] = start_ray) -> ServedPolicy:
+def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = start_ray) -> ServedPolicy:
     """Put a policy behind HTTP and return at once; `wait_ready` waits for it.
 
     Everything that can be refused is refused before Ray starts. Ray is started with `start` where this process has none.
@@ -96,7 +96,9 @@ def serve_policy(config: ServeConfig, *, start: Callable[[], RaySession] = start
     if not ray.is_initialized():
         _check_local_placement(config)
         logger.info("starting Ray, then an engine for %s ...", policy.path)
-        ray_session = start()
+        ray_session = start(include_dashboard=config.dashboard)
+        if ray_session.dashboard_url:
+            logger.info("Ray dashboard %s", ray_session.dashboard_url)
     served = ServedPolicy(
         base_url=f"http://{config.host}:{port}",
         model_id=model_id,
@@ -112,19 +114,20 @@ def serve_policy(config: ServeConfig, *, start: Callable[[], RaySession] = start
 
 
 def serve_until_interrupted(config: ServeConfig) -> None:
-    """Serve until Ctrl-C, which is raised again once no process is left."""
+    """Serve until Ctrl-C or SIGTERM; `KeyboardInterrupt` is raised once no process is left."""
     served = serve_policy(config)
-    try:
-        served.wait_ready(
-            timeout_s=config.start_timeout_s, report=lambda seconds: logger.info("... still loading after %.0f s", seconds)
-        )
-        logger.info("%s", _ready_message(served))
-        while True:
-            time.sleep(PROGRESS_INTERVAL_S)
-            served.raise_if_failed()
-    finally:
-        logger.info("stopping ...")
-        served.stop()
+    with terminate_as_interrupt():
+        try:
+            served.wait_ready(
+                timeout_s=config.start_timeout_s, report=lambda seconds: logger.info("... still loading after %.0f s", seconds)
+            )
+            logger.info("%s", _ready_message(served))
+            while True:
+                time.sleep(PROGRESS_INTERVAL_S)
+                served.raise_if_failed()
+        finally:
+            logger.info("stopping ...")
+            served.stop()
 
 
 @contextmanager

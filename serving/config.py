@@ -44,6 +44,8 @@ class ServeConfig(StrictConfig):
     """Wall time after which an unanswered request is cancelled."""
     start_timeout_s: float = Field(600.0, gt=0)
     """Wall time until the first replica must answer."""
+    dashboard: bool = False
+    """Ray's dashboard on loopback while the endpoint is up; its processes take CPU and memory from a small machine."""
 
     @field_validator("host")
     @classmethod

@@ -2,10 +2,15 @@
 
 import json
 import logging
+import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import openai
 import psutil
@@ -25,7 +30,7 @@ pytestmark = pytest.mark.timeout(700)
 @pytest.fixture(scope="module")
 def served() -> Iterator[ServedPolicy]:
     config = ServeConfig(model=resolve_model("tiny"), port=0, max_model_tokens=MAX_MODEL_TOKENS, kv_cache_gib=0.1)
-    policy = serve_policy(config, start=lambda: start_ray(num_cpus=2, include_dashboard=False))
+    policy = serve_policy(config, start=partial(start_ray, num_cpus=2))
     try:
         policy.wait_ready(timeout_s=START_TIMEOUT_S)
         yield policy
@@ -47,6 +52,29 @@ def test_an_import_cannot_take_over_the_log() -> None:
         assert not root.isEnabledFor(logging.INFO)
     assert (root.handlers, root.level) == (handlers, level)
     assert root.isEnabledFor(logging.CRITICAL)
+
+
+def test_a_terminated_endpoint_leaves_no_process() -> None:
+    # First in the file: while the endpoint of the other tests runs, the ports of Serve are taken.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rayward", "serve", resolve_model("tiny"), "--port", "0", "kv_cache_gib=0.1"],
+        cwd=Path(__file__).resolve().parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if "still loading" in line:
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=120)
+    assert children
+    assert process.returncode == 130, "".join(seen) + rest
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert not alive
 
 
 def test_models_are_listed_by_name(client: openai.OpenAI) -> None:
