@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.config import RewardFunctionScorerConfig, RewardModelScorerConfig
+from actors.config import BuiltInFunctionScorerConfig, RewardModelScorerConfig
 from actors.model_source import resolve_model
 from actors.reward_head import load_reward_model
 from actors.reward_model import RewardModel
@@ -176,7 +176,7 @@ def test_a_run_without_scorers_is_refused() -> None:
 def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
     configs = (
         RewardModelScorerConfig(model=str(_reward_model_folder(tmp_path)), dtype="float32", num_threads=1, num_cpus=0.5),
-        RewardFunctionScorerConfig(function="length", weight=-1.0),
+        BuiltInFunctionScorerConfig(function="length", weight=-1.0),
     )
     scoring = build_scoring(configs, prompt_format="plain")
     scoring.wait_until_ready()
@@ -186,7 +186,7 @@ def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
 
 
 def test_a_function_scores_each_trajectory() -> None:
-    scorer = RewardFunctionScorer(RewardFunctionScorerConfig(function="repetition"))
+    scorer = RewardFunctionScorer(BuiltInFunctionScorerConfig(function="repetition"))
     assert scorer.score(_group("a", "ha ha ha", "a b").trajectories) == [0.5, 0.0]  # "ha ha" twice: one of two is a repeat
 
 
