@@ -45,6 +45,15 @@ class GSM8KTaskConfig(TaskPromptConfig):
     """Put below the question; empty puts nothing there."""
 
 
+class IFEvalTaskConfig(TaskPromptConfig):
+    """Instructions whose keeping can be checked, from a file in the format of IFEval's input_data.jsonl. arXiv:2311.07911."""
+
+    kind: Literal["ifeval"] = "ifeval"
+    path: str
+    unsupported: Literal["error", "drop"] = "error"
+    """A task with a constraint that no checker of ours knows. drop: left out and reported."""
+
+
 class GeneratedTaskConfig(TaskPromptConfig):
     """What the kinds of task have that are drawn from a seed and not read."""
 
@@ -109,7 +118,7 @@ class ReasoningGymTaskConfig(GeneratedTaskConfig):
 
 
 TaskConfig = Annotated[
-    MovieReviewTaskConfig | JsonlTaskConfig | GSM8KTaskConfig | ArithmeticTaskConfig | ReasoningGymTaskConfig,
+    MovieReviewTaskConfig | JsonlTaskConfig | GSM8KTaskConfig | IFEvalTaskConfig | ArithmeticTaskConfig | ReasoningGymTaskConfig,
     Field(discriminator="kind"),
 ]
 
@@ -199,10 +208,12 @@ class BuiltInFunctionScorerConfig(RewardFunctionScorerConfig):
         "final_number",
         "first_number",
         "math_verify",
+        "ifeval",
+        "ifeval_strict",
     ]
     """length: completion tokens. repetition: share of repeated bigrams. vader: lexicon sentiment.
     answer_match: equals the reference. final_number, first_number: the last or first number is the reference.
-    math_verify: mathematically equal to the reference."""
+    math_verify: mathematically equal to the reference. ifeval: share of constraints kept; ifeval_strict: all of them are."""
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from actors.rewards import answer_match, length, math_verify, number_match, repetition, vader
+from actors.rewards.ifeval import score as ifeval
 from cluster.types import Trajectory
 
 REWARD_FUNCTIONS: dict[str, Callable[[Trajectory], float]] = {
@@ -13,4 +14,6 @@ REWARD_FUNCTIONS: dict[str, Callable[[Trajectory], float]] = {
     "final_number": number_match.score_final,
     "first_number": number_match.score_first,
     "math_verify": math_verify.score,
+    "ifeval": ifeval.score,
+    "ifeval_strict": ifeval.score_strict,
 }
