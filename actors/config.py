@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from actors.user_function import user_function_problem
 from cluster.config import StrictConfig
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -221,4 +222,28 @@ class BuiltInFunctionScorerConfig(RewardFunctionScorerConfig):
         return self.function
 
 
-ScorerConfig = Annotated[RewardModelScorerConfig | BuiltInFunctionScorerConfig, Field(discriminator="kind")]
+class PythonScorerConfig(RewardFunctionScorerConfig):
+    """A reward function of the user. Each replica runs it in a process of its own, which is killed when it hangs."""
+
+    kind: Literal["python"] = "python"
+    name: str = Field("python", min_length=1)
+    """Its key in the breakdown of a reward."""
+    path: str
+    """package.module:function, or the name of an entry point in the group rayward.reward_functions."""
+    batched: bool = False
+    """False: called with one Trajectory, returns a number. True: called with a list of them, returns as many numbers."""
+    timeout_s: float = Field(10.0, gt=0)
+    """For one call; the import of the module does not count."""
+    max_concurrency: int = Field(16, ge=1)
+    """Calls of an `async def` function that a replica awaits at the same time."""
+
+    @field_validator("path")
+    @classmethod
+    def _can_be_found(cls, path: str) -> str:
+        problem = user_function_problem(path)
+        if problem is not None:
+            raise ValueError(problem)
+        return path
+
+
+ScorerConfig = Annotated[RewardModelScorerConfig | BuiltInFunctionScorerConfig | PythonScorerConfig, Field(discriminator="kind")]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.config import BuiltInFunctionScorerConfig, RewardModelScorerConfig
+from actors.config import BuiltInFunctionScorerConfig, PythonScorerConfig, RewardModelScorerConfig
 from actors.model_source import resolve_model
 from actors.reward_head import load_reward_model
 from actors.reward_model import RewardModel
@@ -183,6 +183,21 @@ def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
     (scored,) = scoring.score_stream([_group("a", "x")])
     assert dict(scored.rewards[0].breakdown) == {"reward_model": 0.0, "length": 1.0}  # a new head; one token
     assert scored.rewards[0].total == -1.0
+
+
+def test_a_function_of_the_user_starts_in_an_actor() -> None:
+    config = PythonScorerConfig(name="truth", path="operator:truth", weight=3.0, num_cpus=0)
+    scoring = build_scoring([config], prompt_format="plain")
+    scoring.wait_until_ready()
+    (scored,) = scoring.score_stream([_group("a", "x", "y")])
+    assert [dict(reward.breakdown) for reward in scored.rewards] == [{"truth": 1.0}] * 2  # a trajectory is not empty
+    assert [reward.total for reward in scored.rewards] == [3.0, 3.0]
+
+
+def test_a_failing_function_of_the_user_is_named() -> None:
+    scoring = build_scoring([PythonScorerConfig(path="json:dumps", num_cpus=0)], prompt_format="plain")
+    with pytest.raises(RaywardError, match="reward function json:dumps: task 'a', sample 0: raised TypeError"):
+        list(scoring.score_stream([_group("a", "x")]))
 
 
 def test_a_function_scores_each_trajectory() -> None:
