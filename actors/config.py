@@ -1,13 +1,15 @@
 """Settings of what makes and judges text."""
 
+import os
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, HttpUrl, field_validator, model_validator
 
 from actors.user_function import user_function_problem
 from cluster.config import StrictConfig
 
 DType = Literal["float32", "bfloat16", "float16"]
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
 class TaskPromptConfig(StrictConfig):
@@ -246,4 +248,50 @@ class PythonScorerConfig(RewardFunctionScorerConfig):
         return path
 
 
-ScorerConfig = Annotated[RewardModelScorerConfig | BuiltInFunctionScorerConfig | PythonScorerConfig, Field(discriminator="kind")]
+class HttpScorerConfig(RewardFunctionScorerConfig):
+    """A scorer behind HTTP. Request: {"items": [{"task_id", "prompt", "completion", "reference"}]}; reply: {"scores": [...]}."""
+
+    kind: Literal["http"] = "http"
+    name: str = Field("http", min_length=1)
+    """Its key in the breakdown of a reward."""
+    url: HttpUrl
+    """Redirects are not followed."""
+    allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
+    """Hosts that the url may name, as they stand in it."""
+    timeout_s: float = Field(30.0, gt=0)
+    """For connecting, for each wait for bytes, and for a whole reply."""
+    max_retries: int = Field(3, ge=0, le=20)
+    """After connection errors, time-outs, 429 and 5xx; the wait doubles each time."""
+    batch_size: int = Field(32, ge=1)
+    """Trajectories per request."""
+    headers_from_env: dict[str, str] = Field(default_factory=dict)
+    """Header name -> name of the environment variable that holds its value; secrets never stand in a configuration."""
+
+    @field_validator("url")
+    @classmethod
+    def _url_holds_no_secret(cls, url: HttpUrl) -> HttpUrl:
+        if url.username or url.password:
+            raise ValueError("names a user or a password; send credentials with headers_from_env")
+        return url
+
+    @field_validator("headers_from_env")
+    @classmethod
+    def _variables_are_set(cls, headers: dict[str, str]) -> dict[str, str]:
+        missing = [f"{variable} (for {header})" for header, variable in headers.items() if not os.environ.get(variable)]
+        if missing:
+            raise ValueError(f"environment variables are not set: {', '.join(missing)}")
+        return headers
+
+    @model_validator(mode="after")
+    def _host_is_allowed(self) -> Self:
+        host = self.url.host
+        if host not in self.allowed_hosts:
+            raise ValueError(f"url names the host {host!r}, which is not one of allowed_hosts={list(self.allowed_hosts)}; add it")
+        if self.headers_from_env and self.url.scheme == "http" and host not in LOOPBACK_HOSTS:
+            raise ValueError(f"headers_from_env would travel unencrypted to {host!r}; use https")
+        return self
+
+
+ScorerConfig = Annotated[
+    RewardModelScorerConfig | BuiltInFunctionScorerConfig | PythonScorerConfig | HttpScorerConfig, Field(discriminator="kind")
+]

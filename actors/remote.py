@@ -3,6 +3,7 @@
 import ray
 
 from actors.device_generator import DeviceFedGenerator
+from actors.http_scorer import HttpScorer
 from actors.python_scorer import PythonScorer
 from actors.scorer import RewardFunctionScorer, RewardModelScorer
 from actors.vllm_generator import VLLMGenerator
@@ -14,3 +15,4 @@ DeviceFedGeneratorActor = ray.remote(max_concurrency=MAX_CONCURRENT_CALLS)(Devic
 RewardModelScorerActor = ray.remote(RewardModelScorer)
 RewardFunctionScorerActor = ray.remote(RewardFunctionScorer)
 PythonScorerActor = ray.remote(PythonScorer)
+HttpScorerActor = ray.remote(HttpScorer)

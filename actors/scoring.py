@@ -11,13 +11,13 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.config import RewardModelScorerConfig, ScorerConfig
 from actors.model_source import resolve_model
-from actors.remote import PythonScorerActor, RewardFunctionScorerActor, RewardModelScorerActor
+from actors.remote import HttpScorerActor, PythonScorerActor, RewardFunctionScorerActor, RewardModelScorerActor
 from actors.rendering import PromptFormat
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.pool import ActorPool
 from cluster.types import Reward, ScoredGroup, TrajectoryGroup
 
-FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorerActor}
+FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorerActor, "http": HttpScorerActor}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.config import BuiltInFunctionScorerConfig, PythonScorerConfig, RewardModelScorerConfig
+from actors.config import BuiltInFunctionScorerConfig, HttpScorerConfig, PythonScorerConfig, RewardModelScorerConfig
 from actors.model_source import resolve_model
 from actors.reward_head import load_reward_model
 from actors.reward_model import RewardModel
@@ -197,6 +197,14 @@ def test_a_function_of_the_user_starts_in_an_actor() -> None:
 def test_a_failing_function_of_the_user_is_named() -> None:
     scoring = build_scoring([PythonScorerConfig(path="json:dumps", num_cpus=0)], prompt_format="plain")
     with pytest.raises(RaywardError, match="reward function json:dumps: task 'a', sample 0: raised TypeError"):
+        list(scoring.score_stream([_group("a", "x")]))
+
+
+def test_a_remote_scorer_starts_in_an_actor() -> None:
+    config = HttpScorerConfig.model_validate({"url": "http://127.0.0.1:1/", "max_retries": 0, "num_cpus": 0})
+    scoring = build_scoring([config], prompt_format="plain")
+    scoring.wait_until_ready()
+    with pytest.raises(RaywardError, match="scorer 'http' at http://127.0.0.1:1/: ConnectError"):
         list(scoring.score_stream([_group("a", "x")]))
 
 
