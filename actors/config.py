@@ -1,38 +1,129 @@
 """Settings of what makes and judges text."""
 
-from typing import Annotated, Literal, Self
+import os
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, HttpUrl, field_validator, model_validator
 
+from actors.user_function import user_function_problem
 from cluster.config import StrictConfig
 
 DType = Literal["float32", "bfloat16", "float16"]
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
-class MovieReviewTaskConfig(StrictConfig):
+class TaskPromptConfig(StrictConfig):
+    """What every kind of task has: how its messages become a prompt."""
+
+    prompt_format: Literal["plain", "chat"] = "chat"
+    """plain: the messages' text as it stands, to be continued. chat: the model's own chat template."""
+    max_prompt_tokens: int = Field(512, ge=1)
+    overlong: Literal["error", "drop"] = "error"
+    """What happens to a prompt longer than max_prompt_tokens. drop: counted and reported."""
+
+
+class MovieReviewTaskConfig(TaskPromptConfig):
     """Continue a movie-review snippet. The judgements come from `rayward data fetch movie-reviews`."""
 
     kind: Literal["movie_reviews"] = "movie_reviews"
     num_prompt_words: int = Field(5, ge=1)
     """Words of a snippet that become the prompt; snippets with fewer than twice as many are left out."""
     prompt_format: Literal["plain", "chat"] = "plain"
-    """plain: the messages' text as it stands, to be continued. chat: the model's own chat template."""
     max_prompt_tokens: int = Field(32, ge=1)
-    overlong: Literal["error", "drop"] = "error"
-    """What happens to a prompt longer than max_prompt_tokens. drop: counted and reported."""
 
 
-class JsonlTaskConfig(StrictConfig):
+class JsonlTaskConfig(TaskPromptConfig):
     """Tasks from a file: one object a line, {"prompt": text} or {"messages": [...]}, optional "reference" and "id"."""
 
     kind: Literal["jsonl"] = "jsonl"
     path: str
-    prompt_format: Literal["plain", "chat"] = "chat"
-    max_prompt_tokens: int = Field(512, ge=1)
-    overlong: Literal["error", "drop"] = "error"
 
 
-TaskConfig = Annotated[MovieReviewTaskConfig | JsonlTaskConfig, Field(discriminator="kind")]
+class GSM8KTaskConfig(TaskPromptConfig):
+    """Grade-school word problems from a file: {"question", "answer": "... #### N"} a line. arXiv:2110.14168."""
+
+    kind: Literal["gsm8k"] = "gsm8k"
+    path: str
+    instruction: str = "Reason step by step. End with the answer as a number after ####."
+    """Put below the question; empty puts nothing there."""
+
+
+class IFEvalTaskConfig(TaskPromptConfig):
+    """Instructions whose keeping can be checked, from a file in the format of IFEval's input_data.jsonl. arXiv:2311.07911."""
+
+    kind: Literal["ifeval"] = "ifeval"
+    path: str
+    unsupported: Literal["error", "drop"] = "error"
+    """A task with a constraint that no checker of ours knows. drop: left out and reported."""
+
+
+class GeneratedTaskConfig(TaskPromptConfig):
+    """What the kinds of task have that are drawn from a seed and not read."""
+
+    num_train: int = Field(1000, ge=1)
+    num_held_out: int = Field(100, ge=1)
+    """No held-out problem is also a training problem."""
+    seed: int = Field(0, ge=0)
+
+
+class ArithmeticTaskConfig(GeneratedTaskConfig):
+    """A few integers to add, subtract or multiply: "3 + 4 =", whose reference is "7"."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    operations: tuple[Literal["+", "-", "*"], ...] = Field(("+",), min_length=1)
+    min_operand: int = Field(0, ge=0)
+    max_operand: int = Field(99, ge=0, le=9999)
+    num_terms: int = Field(2, ge=2, le=4)
+    num_examples: int = Field(0, ge=0, le=32)
+    """Solved problems above the question, the same in every prompt: they show a base model the format."""
+    prompt_format: Literal["plain", "chat"] = "plain"
+    max_prompt_tokens: int = Field(256, ge=1)
+
+    @property
+    def num_problems(self) -> int:
+        """How many different problems these settings allow."""
+        num_operands = self.max_operand - self.min_operand + 1
+        return num_operands**self.num_terms * len(self.operations) ** (self.num_terms - 1)
+
+    @model_validator(mode="after")
+    def _there_are_enough_problems(self) -> Self:
+        if self.min_operand > self.max_operand:
+            raise ValueError(f"min_operand={self.min_operand} is more than max_operand={self.max_operand}")
+        if len(set(self.operations)) < len(self.operations):
+            raise ValueError(f"operations={list(self.operations)} names one twice")
+        wanted = self.num_train + self.num_held_out + self.num_examples
+        if wanted > self.num_problems:
+            raise ValueError(
+                f"num_train + num_held_out + num_examples = {wanted}, but there are only {self.num_problems} different problems; "
+                f"raise max_operand={self.max_operand} or num_terms={self.num_terms}, or lower the numbers"
+            )
+        return self
+
+
+class ReasoningGymTaskConfig(GeneratedTaskConfig):
+    """Tasks that the package `reasoning-gym` generates. arXiv:2505.24760."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    dataset: str = Field(min_length=1)
+    """Its name there, for example chain_sum or basic_arithmetic."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of that data set, as reasoning-gym names them."""
+    instruction: str = "Answer with the result only."
+    """Put below the question; empty puts nothing there."""
+
+    @field_validator("options")
+    @classmethod
+    def _own_settings_are_not_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        own = sorted({"seed", "size"} & set(options))
+        if own:
+            raise ValueError(f"{' and '.join(own)} cannot be set here; use task.seed, task.num_train and task.num_held_out")
+        return options
+
+
+TaskConfig = Annotated[
+    MovieReviewTaskConfig | JsonlTaskConfig | GSM8KTaskConfig | IFEvalTaskConfig | ArithmeticTaskConfig | ReasoningGymTaskConfig,
+    Field(discriminator="kind"),
+]
 
 
 class SamplingConfig(StrictConfig):
@@ -101,15 +192,31 @@ class RewardModelScorerConfig(StrictConfig):
 
 
 class RewardFunctionScorerConfig(StrictConfig):
-    """A plain function of the completion."""
+    """What the scorers have that hold no model: functions of ours, of the user, or behind HTTP."""
 
-    kind: Literal["function"] = "function"
-    function: Literal["length", "repetition", "vader", "answer_match"]
-    """length: completion tokens. repetition: share of repeated bigrams. vader: lexicon sentiment.
-    answer_match: equals the reference."""
     weight: float = 1.0
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(0.1, ge=0)
+
+
+class BuiltInFunctionScorerConfig(RewardFunctionScorerConfig):
+    """A reward function of ours, by name."""
+
+    kind: Literal["function"] = "function"
+    function: Literal[
+        "length",
+        "repetition",
+        "vader",
+        "answer_match",
+        "final_number",
+        "first_number",
+        "math_verify",
+        "ifeval",
+        "ifeval_strict",
+    ]
+    """length: completion tokens. repetition: share of repeated bigrams. vader: lexicon sentiment.
+    answer_match: equals the reference. final_number, first_number: the last or first number is the reference.
+    math_verify: mathematically equal to the reference. ifeval: share of constraints kept; ifeval_strict: all of them are."""
 
     @property
     def name(self) -> str:
@@ -117,4 +224,74 @@ class RewardFunctionScorerConfig(StrictConfig):
         return self.function
 
 
-ScorerConfig = Annotated[RewardModelScorerConfig | RewardFunctionScorerConfig, Field(discriminator="kind")]
+class PythonScorerConfig(RewardFunctionScorerConfig):
+    """A reward function of the user. Each replica runs it in a process of its own, which is killed when it hangs."""
+
+    kind: Literal["python"] = "python"
+    name: str = Field("python", min_length=1)
+    """Its key in the breakdown of a reward."""
+    path: str
+    """package.module:function, or the name of an entry point in the group rayward.reward_functions."""
+    batched: bool = False
+    """False: called with one Trajectory, returns a number. True: called with a list of them, returns as many numbers."""
+    timeout_s: float = Field(10.0, gt=0)
+    """For one call; the import of the module does not count."""
+    max_concurrency: int = Field(16, ge=1)
+    """Calls of an `async def` function that a replica awaits at the same time."""
+
+    @field_validator("path")
+    @classmethod
+    def _can_be_found(cls, path: str) -> str:
+        problem = user_function_problem(path)
+        if problem is not None:
+            raise ValueError(problem)
+        return path
+
+
+class HttpScorerConfig(RewardFunctionScorerConfig):
+    """A scorer behind HTTP. Request: {"items": [{"task_id", "prompt", "completion", "reference"}]}; reply: {"scores": [...]}."""
+
+    kind: Literal["http"] = "http"
+    name: str = Field("http", min_length=1)
+    """Its key in the breakdown of a reward."""
+    url: HttpUrl
+    """Redirects are not followed."""
+    allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
+    """Hosts that the url may name, as they stand in it."""
+    timeout_s: float = Field(30.0, gt=0)
+    """For connecting, for each wait for bytes, and for a whole reply."""
+    max_retries: int = Field(3, ge=0, le=20)
+    """After connection errors, time-outs, 429 and 5xx; the wait doubles each time."""
+    batch_size: int = Field(32, ge=1)
+    """Trajectories per request."""
+    headers_from_env: dict[str, str] = Field(default_factory=dict)
+    """Header name -> name of the environment variable that holds its value; secrets never stand in a configuration."""
+
+    @field_validator("url")
+    @classmethod
+    def _url_holds_no_secret(cls, url: HttpUrl) -> HttpUrl:
+        if url.username or url.password:
+            raise ValueError("names a user or a password; send credentials with headers_from_env")
+        return url
+
+    @field_validator("headers_from_env")
+    @classmethod
+    def _variables_are_set(cls, headers: dict[str, str]) -> dict[str, str]:
+        missing = [f"{variable} (for {header})" for header, variable in headers.items() if not os.environ.get(variable)]
+        if missing:
+            raise ValueError(f"environment variables are not set: {', '.join(missing)}")
+        return headers
+
+    @model_validator(mode="after")
+    def _host_is_allowed(self) -> Self:
+        host = self.url.host
+        if host not in self.allowed_hosts:
+            raise ValueError(f"url names the host {host!r}, which is not one of allowed_hosts={list(self.allowed_hosts)}; add it")
+        if self.headers_from_env and self.url.scheme == "http" and host not in LOOPBACK_HOSTS:
+            raise ValueError(f"headers_from_env would travel unencrypted to {host!r}; use https")
+        return self
+
+
+ScorerConfig = Annotated[
+    RewardModelScorerConfig | BuiltInFunctionScorerConfig | PythonScorerConfig | HttpScorerConfig, Field(discriminator="kind")
+]

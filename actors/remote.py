@@ -3,6 +3,8 @@
 import ray
 
 from actors.device_generator import DeviceFedGenerator
+from actors.http_scorer import HttpScorer
+from actors.python_scorer import PythonScorer
 from actors.scorer import RewardFunctionScorer, RewardModelScorer
 from actors.vllm_generator import VLLMGenerator
 
@@ -12,3 +14,5 @@ GeneratorActor = ray.remote(max_concurrency=MAX_CONCURRENT_CALLS)(VLLMGenerator)
 DeviceFedGeneratorActor = ray.remote(max_concurrency=MAX_CONCURRENT_CALLS)(DeviceFedGenerator)
 RewardModelScorerActor = ray.remote(RewardModelScorer)
 RewardFunctionScorerActor = ray.remote(RewardFunctionScorer)
+PythonScorerActor = ray.remote(PythonScorer)
+HttpScorerActor = ray.remote(HttpScorer)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from actors.config import RewardFunctionScorerConfig, RewardModelScorerConfig
+from actors.config import BuiltInFunctionScorerConfig, RewardModelScorerConfig
 from actors.rendering import PromptFormat, conversation_text
 from actors.reward_model import RewardModel
 from actors.rewards import REWARD_FUNCTIONS
@@ -36,9 +36,9 @@ class RewardModelScorer:
 
 
 class RewardFunctionScorer:
-    """Implements `Scorer` with a plain function."""
+    """Implements `Scorer` with a reward function of ours."""
 
-    def __init__(self, config: RewardFunctionScorerConfig) -> None:
+    def __init__(self, config: BuiltInFunctionScorerConfig) -> None:
         self._function = REWARD_FUNCTIONS[config.function]
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[float]:

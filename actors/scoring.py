@@ -11,11 +11,13 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.config import RewardModelScorerConfig, ScorerConfig
 from actors.model_source import resolve_model
-from actors.remote import RewardFunctionScorerActor, RewardModelScorerActor
+from actors.remote import HttpScorerActor, PythonScorerActor, RewardFunctionScorerActor, RewardModelScorerActor
 from actors.rendering import PromptFormat
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.pool import ActorPool
 from cluster.types import Reward, ScoredGroup, TrajectoryGroup
+
+FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorerActor, "http": HttpScorerActor}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,7 @@ def _start_actors(config: ScorerConfig, prompt_format: PromptFormat) -> dict[str
         local = config.model_copy(update={"model": resolve_model(config.model)})
         model_actor = RewardModelScorerActor.options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)
         return {name: model_actor.remote(local, prompt_format) for name in names}
-    function_actor = RewardFunctionScorerActor.options(num_cpus=config.num_cpus)
+    function_actor = FUNCTION_ACTORS[config.kind].options(num_cpus=config.num_cpus)
     return {name: function_actor.remote(config) for name in names}
 
 

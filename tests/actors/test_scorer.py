@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.config import RewardFunctionScorerConfig, RewardModelScorerConfig
+from actors.config import BuiltInFunctionScorerConfig, HttpScorerConfig, PythonScorerConfig, RewardModelScorerConfig
 from actors.model_source import resolve_model
 from actors.reward_head import start_reward_model
 from actors.reward_model import RewardModel
@@ -176,7 +176,7 @@ def test_a_run_without_scorers_is_refused() -> None:
 def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
     configs = (
         RewardModelScorerConfig(model=str(_reward_model_folder(tmp_path)), dtype="float32", num_threads=1, num_cpus=0.5),
-        RewardFunctionScorerConfig(function="length", weight=-1.0),
+        BuiltInFunctionScorerConfig(function="length", weight=-1.0),
     )
     scoring = build_scoring(configs, prompt_format="plain")
     scoring.wait_until_ready()
@@ -185,8 +185,31 @@ def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
     assert scored.rewards[0].total == -1.0
 
 
+def test_a_function_of_the_user_starts_in_an_actor() -> None:
+    config = PythonScorerConfig(name="truth", path="operator:truth", weight=3.0, num_cpus=0)
+    scoring = build_scoring([config], prompt_format="plain")
+    scoring.wait_until_ready()
+    (scored,) = scoring.score_stream([_group("a", "x", "y")])
+    assert [dict(reward.breakdown) for reward in scored.rewards] == [{"truth": 1.0}] * 2  # a trajectory is not empty
+    assert [reward.total for reward in scored.rewards] == [3.0, 3.0]
+
+
+def test_a_failing_function_of_the_user_is_named() -> None:
+    scoring = build_scoring([PythonScorerConfig(path="json:dumps", num_cpus=0)], prompt_format="plain")
+    with pytest.raises(RaywardError, match="reward function json:dumps: task 'a', sample 0: raised TypeError"):
+        list(scoring.score_stream([_group("a", "x")]))
+
+
+def test_a_remote_scorer_starts_in_an_actor() -> None:
+    config = HttpScorerConfig.model_validate({"url": "http://127.0.0.1:1/", "max_retries": 0, "num_cpus": 0})
+    scoring = build_scoring([config], prompt_format="plain")
+    scoring.wait_until_ready()
+    with pytest.raises(RaywardError, match="scorer 'http' at http://127.0.0.1:1/: ConnectError"):
+        list(scoring.score_stream([_group("a", "x")]))
+
+
 def test_a_function_scores_each_trajectory() -> None:
-    scorer = RewardFunctionScorer(RewardFunctionScorerConfig(function="repetition"))
+    scorer = RewardFunctionScorer(BuiltInFunctionScorerConfig(function="repetition"))
     assert scorer.score(_group("a", "ha ha ha", "a b").trajectories) == [0.5, 0.0]  # "ha ha" twice: one of two is a repeat
 
 

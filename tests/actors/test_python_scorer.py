@@ -1,0 +1,189 @@
+"""Reward functions of a user, in real processes: sync, async, batched, and each way to go wrong."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.config import PythonScorerConfig
+from actors.python_scorer import PythonScorer
+from cluster.errors import ConfigError, RaywardError
+from cluster.types import Trajectory
+
+REWARDS = '''
+import asyncio, os, sys, time
+
+def words(trajectory):
+    return len(trajectory.completion.text.split())
+
+def odd(trajectory):
+    match trajectory.completion.text:
+        case "none": return None
+        case "nan": return float("nan")
+        case "text": return "1.0"
+        case "true": return True
+        case "numpy":
+            import numpy
+            return numpy.float32(0.5)
+        case "raise": raise ValueError("no such thing")
+        case "hang": time.sleep(60)
+        case "exit": os._exit(3)
+        case "quit": sys.exit(4)
+    return 1
+
+waiting = 0
+most_waiting = 0
+
+async def slow(trajectory):
+    """How many calls waited at the same time, at most."""
+    global waiting, most_waiting
+    waiting += 1
+    most_waiting = max(most_waiting, waiting)
+    await asyncio.sleep(60 if trajectory.completion.text == "hang" else 0.02)
+    waiting -= 1
+    if trajectory.completion.text == "raise":
+        raise ValueError("no such thing")
+    return most_waiting
+
+class Judge:
+    async def __call__(self, trajectory):
+        return 2
+
+judge = Judge()
+
+def wrapped(trajectory):
+    return slow(trajectory)
+
+def together(trajectories):
+    return [len(trajectories)] * len(trajectories)
+
+async def together_slowly(trajectories):
+    await asyncio.sleep(0)
+    return [len(trajectories)] * len(trajectories)
+
+def too_few(trajectories):
+    return [1.0]
+
+def hang_together(trajectories):
+    time.sleep(60)
+
+loop_of_first_call = None
+
+async def same_loop(trajectory):
+    global loop_of_first_call
+    loop_of_first_call = loop_of_first_call or asyncio.get_running_loop()
+    return loop_of_first_call is asyncio.get_running_loop()
+'''
+
+Scorers = Callable[..., PythonScorer]
+
+
+@pytest.fixture
+def scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scorers]:
+    """A scorer of one of the functions above; keyword arguments are settings."""
+    (tmp_path / "rewards_of_a_test.py").write_text(REWARDS)
+    (tmp_path / "unwell_of_a_test.py").write_text("import nothing_like_it\ndef score(trajectory): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    started = []
+
+    def start(function: str, **settings: object) -> PythonScorer:
+        path = function if ":" in function else f"rewards_of_a_test:{function}"
+        started.append(PythonScorer(PythonScorerConfig.model_validate({"path": path, **settings})))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def test_a_function_judges_each_trajectory(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
+    words = scorer("words")
+    assert words.score([]) == []
+    assert words.score([judged("one"), judged("two words"), judged("")]) == [1.0, 2.0, 0.0]
+
+
+def test_any_finite_real_number_is_a_score(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
+    scores = scorer("odd").score([judged("true"), judged("numpy"), judged("other")])
+    assert scores == [1.0, 0.5, 1.0]
+    assert [type(score) for score in scores] == [float] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("none", "returned None, not a number"),
+        ("text", "returned '1.0', not a number"),
+        ("nan", "returned nan, which is not finite"),
+        ("raise", "raised ValueError: no such thing"),
+        ("hang", "no result within 0.2 s"),
+        ("exit", "its process ended with status 3"),
+        ("quit", "its process ended with status 4"),
+    ],
+)
+def test_a_failure_names_function_task_and_reason(
+    scorer: Scorers, judged: Callable[..., Trajectory], text: str, what: str
+) -> None:
+    odd = scorer("odd", timeout_s=0.2)
+    odd.score([])
+    with pytest.raises(RaywardError) as caught:
+        odd.score([judged("fine"), judged(text, task_id="t/2", sample_index=3)])
+    assert str(caught.value) == f"reward function rewards_of_a_test:odd: task 't/2', sample 3: {what}"
+    assert odd.score([judged("fine")]) == [1.0]  # a new process, where the old one is gone
+
+
+def test_several_failures_are_told_at_once(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
+    with pytest.raises(RaywardError) as caught:
+        scorer("odd").score([judged("none", task_id=f"t/{index}") for index in range(7)])
+    lines = str(caught.value).splitlines()
+    assert [line.split("'")[1] for line in lines[:5]] == [f"t/{index}" for index in range(5)]
+    assert lines[5:] == ["reward function rewards_of_a_test:odd: and 2 more"]
+
+
+def test_async_calls_wait_together_up_to_the_limit(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
+    scores = scorer("slow", max_concurrency=3).score([judged("x")] * 7)
+    assert max(scores) == 3
+    assert len(scores) == 7
+
+
+def test_an_async_hang_ends_one_call_and_not_the_others(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
+    slow = scorer("slow", timeout_s=0.2)
+    with pytest.raises(RaywardError) as caught:
+        slow.score([judged("x"), judged("hang", task_id="t/2"), judged("raise", task_id="t/3")])
+    assert str(caught.value).splitlines() == [
+        "reward function rewards_of_a_test:slow: task 't/2', sample 0: no result within 0.2 s",
+        "reward function rewards_of_a_test:slow: task 't/3', sample 0: raised ValueError: no such thing",
+    ]
+
+
+def test_what_returns_an_awaitable_is_awaited(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
+    assert scorer("judge").score([judged("x")] * 2) == [2.0, 2.0]
+    assert scorer("wrapped").score([judged("x")]) == [1.0]
+
+
+def test_async_calls_share_one_event_loop(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
+    same_loop = scorer("same_loop")
+    assert same_loop.score([judged("x")]) + same_loop.score([judged("x")]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("function", ["together", "together_slowly"])
+def test_a_batched_function_sees_all_at_once(scorer: Scorers, judged: Callable[..., Trajectory], function: str) -> None:
+    assert scorer(function, batched=True).score([judged("x")] * 3) == [3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [("too_few", "ValueError: returned 1 scores for 2 trajectories"), ("hang_together", "no result within 0.2 s")],
+)
+def test_a_batched_failure_names_all_tasks_it_may_be_about(
+    scorer: Scorers, judged: Callable[..., Trajectory], function: str, what: str
+) -> None:
+    batched = scorer(function, batched=True, timeout_s=0.2)
+    batched.score([])
+    with pytest.raises(RaywardError) as caught:
+        batched.score([judged("x", task_id="t/1"), judged("x", task_id="t/2")])
+    assert str(caught.value) == f"reward function rewards_of_a_test:{function}: 2 trajectories, tasks 't/1' to 't/2': {what}"
+
+
+def test_a_module_that_cannot_be_imported_is_told_at_the_start(scorer: Scorers) -> None:
+    with pytest.raises(ConfigError, match="unwell_of_a_test:score could not start: ModuleNotFoundError: .*nothing_like_it"):
+        scorer("unwell_of_a_test:score").score([])
