@@ -59,6 +59,6 @@ def _factory() -> ModuleType:
         from reasoning_gym import factory
     except ImportError as error:
         raise ConfigError(
-            "task.kind=reasoning_gym needs the package reasoning-gym; install it with pip install 'rayward[reasoning-gym]'"
+            "task.kind=reasoning_gym needs the package reasoning-gym; install it with pip install -e '.[reasoning-gym]'"
         ) from error
     return factory
