@@ -198,9 +198,16 @@ def test_how_many_sequences_the_cache_holds(empty_cache: Path) -> None:
 
 def test_an_own_critic_is_a_second_trunk(empty_cache: Path) -> None:
     write_model(empty_cache / "models" / "small", SMALL_LLAMA)
-    learner = ppo_config().learner.model_copy(update={"critic": "own_model"})
-    memory = plan_run(ppo_config(learner=learner.model_dump()))["memory"][0]
+    learner = ppo_config().learner.model_dump() | {"critic": {"kind": "own_model"}}
+    memory = plan_run(ppo_config(learner=learner))["memory"][0]
     assert memory["parts_bytes"]["critic"] == 16 * (500 + 5)
+
+
+def test_a_method_without_a_critic_has_none_in_memory(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    learner = {"algorithm": "reinforce_plus_plus", **ppo_config().learner.model_dump(include={"num_steps", "prompts_per_step"})}
+    memory = plan_run(ppo_config(learner={**learner, "minibatch_size": 8}))["memory"][0]
+    assert memory["parts_bytes"]["critic"] == 0
 
 
 def reward_model_config(**learner: Any) -> RewardModelRunConfig:
