@@ -8,7 +8,7 @@ import pytest
 from actors.config import HttpScorerConfig, PythonScorerConfig
 from cluster.config import parse_config
 from cluster.errors import ConfigError
-from learners.config import PPORunConfig
+from learners.config import PolicyRunConfig
 
 URL = "http://localhost:8000/score"
 
@@ -35,7 +35,7 @@ def run(*, task: dict[str, Any] | None = None, scorers: list[dict[str, Any]] | N
     ],
 )
 def test_every_kind_of_task_can_be_set(task: dict[str, Any]) -> None:
-    assert parse_config(PPORunConfig, run(task=task), source="here").task.kind == task["kind"]
+    assert parse_config(PolicyRunConfig, run(task=task), source="here").task.kind == task["kind"]
 
 
 def test_scorers_of_every_kind_stand_side_by_side() -> None:
@@ -44,14 +44,14 @@ def test_scorers_of_every_kind_stand_side_by_side() -> None:
         {"kind": "python", "name": "mine", "path": "operator:truth", "weight": 0.5},
         {"kind": "http", "name": "judge", "url": URL, "weight": -1},
     ]
-    config = parse_config(PPORunConfig, run(scorers=scorers), source="here")
+    config = parse_config(PolicyRunConfig, run(scorers=scorers), source="here")
     assert [(scorer.name, scorer.weight) for scorer in config.scorers] == [("ifeval", 1.0), ("mine", 0.5), ("judge", -1.0)]
 
 
 def test_a_configuration_survives_being_written_and_read() -> None:
     scorers = [{"kind": "http", "url": URL}, {"kind": "python", "path": "operator:truth"}]
-    config = parse_config(PPORunConfig, run(scorers=scorers), source="here")
-    assert parse_config(PPORunConfig, config.model_dump(mode="json"), source="again") == config
+    config = parse_config(PolicyRunConfig, run(scorers=scorers), source="here")
+    assert parse_config(PolicyRunConfig, config.model_dump(mode="json"), source="again") == config
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_configuration_survives_being_written_and_read() -> None:
 )
 def test_a_task_that_cannot_be_is_refused(task: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_config(PPORunConfig, run(task=task), source="here")
+        parse_config(PolicyRunConfig, run(task=task), source="here")
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith(f"here: {problem}")
 
@@ -98,7 +98,7 @@ def test_a_task_that_cannot_be_is_refused(task: dict[str, Any], problem: str) ->
 )
 def test_a_scorer_that_cannot_work_is_refused(scorer: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_config(PPORunConfig, run(scorers=[scorer]), source="here")
+        parse_config(PolicyRunConfig, run(scorers=[scorer]), source="here")
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith(f"here: {problem}")
 
@@ -110,7 +110,7 @@ def test_all_problems_come_at_once() -> None:
         {"kind": "function", "function": "finalnumber"},
     ]
     with pytest.raises(ConfigError) as caught:
-        parse_config(PPORunConfig, run(task={"kind": "gsm8k"}, scorers=scorers), source="here")
+        parse_config(PolicyRunConfig, run(task={"kind": "gsm8k"}, scorers=scorers), source="here")
     paths = {problem.split(": ")[1] for problem in caught.value.problems}
     assert paths == {"task.path", "scorers.0.path", "scorers.0.timeout", "scorers.1.url", "scorers.2.function"}
 
