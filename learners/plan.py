@@ -63,7 +63,7 @@ def plan_run(config: TrainingRunConfig) -> dict[str, Any]:
         "algorithm": config.learner.algorithm,
         "model": config.model,
         "placement": _placement(role_requests(config)),
-        "batch": _ppo_batch(config) if isinstance(config, PolicyRunConfig) else _reward_model_batch(config),
+        "batch": _policy_batch(config) if isinstance(config, PolicyRunConfig) else _reward_model_batch(config),
         "memory": [memory.as_dict() for memory in _memory(config)],
     }
 
@@ -99,7 +99,7 @@ def _placement(requests: list[RoleRequest]) -> dict[str, Any]:
     }
 
 
-def _ppo_batch(config: PolicyRunConfig) -> dict[str, int | None]:
+def _policy_batch(config: PolicyRunConfig) -> dict[str, int | None]:
     learner, sampling = config.learner, config.sampling
     trajectories = learner.prompts_per_step * sampling.samples_per_prompt
     updates_per_step = learner.num_epochs * (trajectories // learner.minibatch_size)
