@@ -15,7 +15,7 @@ from pydantic import ConfigDict, ValidationError
 from actors.config import HttpScorerConfig
 from cluster.config import StrictConfig
 from cluster.errors import ConfigError, DataError, RaywardError
-from cluster.types import Trajectory
+from cluster.types import Score, Trajectory
 
 logger = logging.getLogger("rayward")
 
@@ -52,11 +52,11 @@ class HttpScorer:
             trust_env=False,  # neither proxies nor passwords that lie about on this machine
         )
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         """One score a trajectory, in order."""
         size = self._config.batch_size
         batches = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
-        return [score for batch in batches for score in self._score_batch(batch)]
+        return [Score(value=value) for batch in batches for value in self._score_batch(batch)]
 
     def _score_batch(self, batch: Sequence[Trajectory]) -> tuple[float, ...]:
         for num_failures in range(self._config.max_retries + 1):

@@ -6,7 +6,7 @@ from typing import Any
 from actors.child_process import ChildError, ChildProcess, ChildTimeoutError
 from actors.config import PythonScorerConfig
 from cluster.errors import ConfigError, RaywardError
-from cluster.types import Trajectory
+from cluster.types import Score, StepScore, Trajectory
 
 GRACE_S = 0.5  # an async function's own time-out comes first: it ends one call, not the process
 MAX_PROBLEMS = 5  # shown at once
@@ -29,7 +29,7 @@ class PythonScorer:
             },
         )
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         """One score a trajectory, in order. Raises with the function, the task and what happened."""
         if not trajectories:
             self._start()
@@ -45,7 +45,7 @@ class PythonScorer:
         if problems:
             more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
             raise RaywardError("\n".join(f"reward function {self._path}: {line}" for line in problems[:MAX_PROBLEMS] + more))
-        return [outcome["score"] for outcome in outcomes]
+        return [_score(outcome) for outcome in outcomes]
 
     def close(self) -> None:
         """End the process."""
@@ -71,6 +71,11 @@ class PythonScorer:
             first, last = trajectories[0].prompt.task.task_id, trajectories[-1].prompt.task.task_id
             return f"{len(trajectories)} trajectories, tasks {first!r} to {last!r}: {problem}"
         return _where(trajectories[min(num_outcomes, len(trajectories) - 1)], problem)
+
+
+def _score(outcome: dict[str, Any]) -> Score:
+    steps = tuple(StepScore(token_index=token_index, score=score) for token_index, score in outcome["steps"])
+    return Score(value=outcome["score"], steps=steps)
 
 
 def _where(trajectory: Trajectory, problem: str) -> str:

@@ -7,13 +7,13 @@ from actors.config import BuiltInFunctionScorerConfig, RewardModelScorerConfig
 from actors.rendering import PromptFormat, conversation_text
 from actors.reward_model import RewardModel
 from actors.rewards import REWARD_FUNCTIONS
-from cluster.types import Trajectory
+from cluster.types import Score, Trajectory
 
 
 class Scorer(Protocol):
     """Judges trajectories, in a Ray actor."""
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         """One score a trajectory, in order."""
 
 
@@ -24,9 +24,10 @@ class RewardModelScorer:
         self._model = RewardModel(config)
         self._prompt_format = prompt_format
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         """One score a trajectory, in order."""
-        return self._model.score_texts([self._text(trajectory) for trajectory in trajectories])
+        values = self._model.score_texts([self._text(trajectory) for trajectory in trajectories])
+        return [Score(value=value) for value in values]
 
     def _text(self, trajectory: Trajectory) -> str:
         """A chat is put into the reward model's own template, where it has one; the policy's may be another."""
@@ -41,6 +42,6 @@ class RewardFunctionScorer:
     def __init__(self, config: BuiltInFunctionScorerConfig) -> None:
         self._function = REWARD_FUNCTIONS[config.function]
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         """One score a trajectory, in order."""
-        return [self._function(trajectory) for trajectory in trajectories]
+        return [Score(value=self._function(trajectory)) for trajectory in trajectories]

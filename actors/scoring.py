@@ -15,7 +15,7 @@ from actors.remote import HttpScorerActor, PythonScorerActor, RewardFunctionScor
 from actors.rendering import PromptFormat
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.pool import ActorPool
-from cluster.types import Reward, ScoredGroup, TrajectoryGroup
+from cluster.types import Reward, Score, ScoredGroup, StepScore, TrajectoryGroup
 
 FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorerActor, "http": HttpScorerActor}
 
@@ -31,7 +31,7 @@ class WeightedScorer:
 @dataclass(slots=True, kw_only=True)
 class _PendingGroup:
     group: TrajectoryGroup
-    scores: dict[str, list[float]] = field(default_factory=dict)  # scorer name -> [G]
+    scores: dict[str, list[Score]] = field(default_factory=dict)  # scorer name -> [G]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +113,24 @@ class _ScoringStream:
     def _scored(self, pending: _PendingGroup) -> ScoredGroup:
         rewards = []
         for index, trajectory in enumerate(pending.group.trajectories):
-            breakdown = {name: pending.scores[name][index] for name in self._scorers}
-            total = sum(self._scorers[name].weight * score for name, score in breakdown.items())
             try:
-                rewards.append(Reward(total=total, breakdown=breakdown))
+                rewards.append(self._reward({name: pending.scores[name][index] for name in self._scorers}))
             except DataError as error:
                 raise DataError(f"task {trajectory.prompt.task.task_id!r}, sample {trajectory.sample_index}: {error}") from error
         return ScoredGroup(group=pending.group, rewards=tuple(rewards))
+
+    def _reward(self, scores: Mapping[str, Score]) -> Reward:
+        """`scores`: by scorer."""
+        weights = {name: self._scorers[name].weight for name in scores}
+        return Reward(
+            total=sum(weights[name] * score.value for name, score in scores.items()),
+            breakdown={name: score.value for name, score in scores.items()},
+            steps=tuple(
+                StepScore(token_index=step.token_index, score=weights[name] * step.score)
+                for name, score in scores.items()
+                for step in score.steps
+            ),
+        )
 
 
 def build_scoring(configs: Sequence[ScorerConfig], *, prompt_format: PromptFormat) -> Scoring:
@@ -142,7 +153,7 @@ def _start_actors(config: ScorerConfig, prompt_format: PromptFormat) -> dict[str
     return {name: function_actor.remote(config) for name in names}
 
 
-def _result(call: _Call, ref: ObjectRef) -> list[float]:
+def _result(call: _Call, ref: ObjectRef) -> list[Score]:
     try:
         return ray.get(ref)
     except RayActorError as error:
@@ -153,7 +164,7 @@ def _result(call: _Call, ref: ObjectRef) -> list[float]:
         raise RaywardError(f"scorer {call.scorer!r} failed: {error.cause!r}") from error
 
 
-def _checked_scores(call: _Call, scores: list[float]) -> list[float]:
+def _checked_scores(call: _Call, scores: list[Score]) -> list[Score]:
     expected = sum(len(pending.group.trajectories) for pending in call.groups)
     if len(scores) != expected:
         raise DataError(f"scorer {call.scorer!r} returned {len(scores)} scores for {expected} trajectories; it owes one each")

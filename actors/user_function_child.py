@@ -1,12 +1,15 @@
 """A user's reward function at work, in the process of a `ChildProcess`.
 
-Each trajectory gets one outcome: {"score": number} or {"error": what went wrong}.
+The function returns a number, or {"score": number, "steps": [(token index, number), ...]}: what of the score belongs to single
+steps, each at its last token of the completion. Each trajectory gets one outcome: {"score": number, "steps": [[index, number],
+...]} or {"error": what went wrong}.
 """
 
 import asyncio
 import inspect
 import math
 import numbers
+import operator
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 from actors.user_function import load_user_function
 from cluster.types import Trajectory
 
-Outcome = dict[str, float | str]
+Outcome = dict[str, Any]
 
 
 def build(*, path: str, batched: bool, timeout_s: float, max_concurrency: int) -> "UserFunction":
@@ -85,12 +88,20 @@ async def _awaited(value: Awaitable[Any]) -> Any:
     return await value
 
 
-def _outcome(score: Any) -> Outcome:
-    if not isinstance(score, numbers.Real):
-        return {"error": f"returned {score!r:.100}, not a number"}
-    if not math.isfinite(score):
-        return {"error": f"returned {score}, which is not finite"}
-    return {"score": float(score)}
+def _outcome(result: Any) -> Outcome:
+    score, steps = (result.get("score"), result.get("steps", ())) if isinstance(result, dict) else (result, ())
+    try:
+        return {"score": _number(score), "steps": [[operator.index(index), _number(value)] for index, value in steps]}
+    except (TypeError, ValueError) as error:
+        return {"error": f"returned {result!r:.100}: {error}"}
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{value!r:.100} is not a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is not finite")
+    return float(value)
 
 
 def _failure(error: Exception) -> Outcome:

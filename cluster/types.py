@@ -102,6 +102,14 @@ class StepScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What one scorer makes of one trajectory. Produced by a `Scorer`, consumed by `Scoring`."""
+
+    value: float
+    steps: tuple[StepScore, ...] = ()  # what of `value` belongs to single steps and not to the completion's end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
     """The score of one trajectory. Produced by `Scoring`, consumed by the learner; the breakdown goes to the ledger."""
 

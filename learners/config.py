@@ -17,8 +17,10 @@ RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class EvaluationConfig(StrictConfig):
-    """Evaluation before and after, on prompts that are not trained on."""
+    """Evaluation before and after, and on the way, on prompts that are not trained on."""
 
+    every_num_steps: int = Field(0, ge=0)
+    """Also after every so many steps, as points of the reward curve; 0 is never."""
     num_prompts: int = Field(64, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
     num_shown: int = Field(8, ge=1)

@@ -31,7 +31,7 @@ from cluster.types import Prompt, SamplingParameters
 from learners.collection import Collector, DynamicSampling, GreedyBaseline, PlainCollector
 from learners.config import PolicyRunConfig, QuickstartConfig, RewardModelRunConfig, TrainingRunConfig
 from learners.driver import Driver, Records
-from learners.evaluation import evaluate_samples
+from learners.evaluation import EvaluationResult, evaluate_samples
 from learners.evaluator import Evaluator
 from learners.learner_config import RewardModelLearnerConfig
 from learners.mailbox import GeneratorLink, StartingPoint
@@ -46,7 +46,7 @@ SHARED_MEMORY = Path("/dev/shm")
 NUM_CONTRACT_PROMPTS = 8
 GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
 REWARD_MODEL_STAGE = "reward model"
-POLICY_STAGES = ("start", "evaluate before", "ppo", "evaluate after", "export")
+POLICY_STAGES = ("start", "evaluate before", "train", "evaluate after", "export")
 
 
 def run_quickstart(config: QuickstartConfig) -> Path:
@@ -116,7 +116,7 @@ def learn_reward_model(session: Session, model: str, config: RewardModelLearnerC
 
 
 def align_policy(session: Session, config: PolicyRunConfig) -> None:
-    """PPO on `config.task` against `config.scorers`, evaluated before and after on held-out prompts."""
+    """One policy-gradient method on `config.task` against `config.scorers`, evaluated before and after on held-out prompts."""
     start_policy = resolve_model(config.model)
     train_prompts, held_out_prompts = _render_prompts(session, config, start_policy)
     with ExitStack() as stack:
@@ -131,10 +131,10 @@ def align_policy(session: Session, config: PolicyRunConfig) -> None:
             second_judge=REWARD_FUNCTIONS["vader"],
             sampling=_sampling(config, config.evaluation.samples_per_prompt, "evaluation"),
         )
-        _evaluate(session, evaluator, "before")
-        with session.stage("ppo"):
-            version = _run_steps(session, config, parts, train_prompts)
-        _evaluate(session, evaluator, "after")
+        _evaluate(session, evaluator, "before", num_steps_done=0)
+        with session.stage("train"):
+            version = _run_steps(session, config, parts, train_prompts, evaluator)
+        _evaluate(session, evaluator, "after", num_steps_done=config.learner.num_steps)
         with session.stage("export"):
             parts.learner.export(session.path / "policies" / f"v{version:06d}")
             session.directory.write_summary({"policy_version": version})
@@ -235,7 +235,7 @@ def _render_prompts(session: Session, config: PolicyRunConfig, start_policy: str
     return train.prompts, held_out.prompts[: config.evaluation.num_prompts]
 
 
-def _run_steps(session: Session, config: PolicyRunConfig, parts: Parts, prompts: Sequence[Prompt]) -> int:
+def _run_steps(session: Session, config: PolicyRunConfig, parts: Parts, prompts: Sequence[Prompt], evaluator: Evaluator) -> int:
     """The training itself; returns the policy version that it ends with."""
     schedule = PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed)
     driver = Driver(
@@ -245,8 +245,15 @@ def _run_steps(session: Session, config: PolicyRunConfig, parts: Parts, prompts:
         learner=parts.learner,
         records=Records(ledger=TrajectoryLedger(session.path / "trajectories"), metrics=session.metrics),
     )
-    num_steps = config.learner.num_steps
-    return driver.run(num_steps, on_step=lambda step, metrics: session.view.step(step + 1, num_steps, metrics))
+    num_steps, every = config.learner.num_steps, config.evaluation.every_num_steps
+
+    def on_step(step: int, metrics: Mapping[str, float]) -> None:
+        num_done = step + 1
+        session.view.step(num_done, num_steps, metrics)
+        if every and num_done % every == 0 and num_done < num_steps:  # the last is evaluated anyway
+            _log_evaluation(session, num_done, evaluate_samples(evaluator.run()))
+
+    return driver.run(num_steps, on_step=on_step)
 
 
 def _collector(config: PolicyRunConfig, parts: Parts, schedule: PromptSchedule) -> Collector:
@@ -268,14 +275,25 @@ def _reported(run: Path) -> Path:
     return run
 
 
-def _evaluate(session: Session, evaluator: Evaluator, moment: str) -> None:
+def _evaluate(session: Session, evaluator: Evaluator, moment: str, *, num_steps_done: int) -> None:
     """Evaluate, keep the samples, and put the averages into the summary under `moment`."""
     with session.stage(f"evaluate {moment}"):
         samples = evaluator.run()
         write_atomically(
             session.path / "evaluation" / f"{moment}.json", json.dumps([asdict(sample) for sample in samples], indent=1)
         )
-        session.directory.write_summary({moment: asdict(evaluate_samples(samples))})
+        result = evaluate_samples(samples)
+        session.directory.write_summary({moment: asdict(result)})
+        _log_evaluation(session, num_steps_done, result)
+
+
+def _log_evaluation(session: Session, num_steps_done: int, result: EvaluationResult) -> None:
+    """Held-out points of the curve, at the step whose rollouts the same policy samples."""
+    session.metrics.log(
+        num_steps_done,
+        {"evaluation/score_mean": result.score_mean, "evaluation/kl_nats_per_completion": result.kl_nats_per_completion},
+        stage="evaluation",
+    )
 
 
 def _sampling(config: PolicyRunConfig, samples_per_prompt: int, purpose: str) -> SamplingParameters:

@@ -126,6 +126,9 @@ def _draw_score(axes: "Axes", data: ReportData, theme: Theme) -> None:
         low, high = np.subtract(means, stds), np.add(means, stds)
         axes.fill_between(steps, low, high, color=theme.after, alpha=0.16, lw=0, label="\N{PLUS-MINUS SIGN} 1 std of completions")
     _curve(axes, steps, means, theme.after, "mean")
+    held_out_steps, held_out = data.series("evaluation/score_mean")
+    if held_out_steps:
+        axes.plot(held_out_steps, held_out, "D", color=theme.accent, ms=5, label="held-out prompts", clip_on=False)
     axes.set(xlabel="step", ylabel="score")
     _legend_above(axes)
 

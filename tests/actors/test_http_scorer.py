@@ -12,7 +12,7 @@ from actors import http_scorer
 from actors.config import HttpScorerConfig
 from actors.http_scorer import HttpScorer
 from cluster.errors import ConfigError, DataError, RaywardError
-from cluster.types import Trajectory
+from cluster.types import Score, Trajectory
 
 DRIP_S = 0.05
 
@@ -103,7 +103,7 @@ def scorer(server: Server, waits: list[float] | None = None, **settings: Any) ->
 def test_trajectories_go_out_in_batches_and_scores_come_back(server: Server, judged: Callable[..., Trajectory]) -> None:
     server.replies = [GOOD]
     trajectories = [judged("a", task_id="t/1", reference="r", prompt="p "), judged("bb"), judged("ccc")]
-    assert scorer(server, batch_size=2).score(trajectories) == [1.0, 2.0, 3.0]
+    assert scorer(server, batch_size=2).score(trajectories) == [Score(value=1.0), Score(value=2.0), Score(value=3.0)]
     assert [len(request["items"]) for request in server.requests] == [2, 1]
     assert server.requests[0]["items"][0] == {"task_id": "t/1", "prompt": "p ", "completion": "a", "reference": "r"}
 
@@ -119,7 +119,7 @@ def test_what_may_pass_is_tried_again_after_growing_waits(
 ) -> None:
     server.replies = [failure, failure, failure, GOOD]
     waits: list[float] = []
-    assert scorer(server, waits, max_retries=3).score([judged("four")]) == [4.0]
+    assert scorer(server, waits, max_retries=3).score([judged("four")]) == [Score(value=4.0)]
     assert len(server.requests) == 4
     # 0.5 s, 1 s, 2 s, each shortened by up to a half
     assert all(base / 2 <= wait <= base for wait, base in zip(waits, [0.5, 1.0, 2.0], strict=True))
@@ -212,7 +212,7 @@ def test_secrets_come_from_the_environment_and_proxies_do_not(
     monkeypatch.setenv("JUDGE_TOKEN", "Bearer 123")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     server.replies = [GOOD]
-    assert scorer(server, headers_from_env={"Authorization": "JUDGE_TOKEN"}).score([judged("x")]) == [1.0]
+    assert scorer(server, headers_from_env={"Authorization": "JUDGE_TOKEN"}).score([judged("x")]) == [Score(value=1.0)]
     assert server.headers[0]["Authorization"] == "Bearer 123"
 
 

@@ -8,7 +8,7 @@ import pytest
 from actors.config import PythonScorerConfig
 from actors.python_scorer import PythonScorer
 from cluster.errors import ConfigError, RaywardError
-from cluster.types import Trajectory
+from cluster.types import Score, StepScore, Trajectory
 
 REWARDS = '''
 import asyncio, os, sys, time
@@ -25,6 +25,9 @@ def odd(trajectory):
         case "numpy":
             import numpy
             return numpy.float32(0.5)
+        case "steps": return {"score": 2, "steps": [(0, 0.5), (3, 1)]}
+        case "bad steps": return {"score": 2, "steps": [(0.5, 1)]}
+        case "no score": return {"steps": [(0, 1)]}
         case "raise": raise ValueError("no such thing")
         case "hang": time.sleep(60)
         case "exit": os._exit(3)
@@ -96,24 +99,35 @@ def scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scorers]
         each.close()
 
 
+def values(*scores: float) -> list[Score]:
+    return [Score(value=score) for score in scores]
+
+
 def test_a_function_judges_each_trajectory(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
     words = scorer("words")
     assert words.score([]) == []
-    assert words.score([judged("one"), judged("two words"), judged("")]) == [1.0, 2.0, 0.0]
+    assert words.score([judged("one"), judged("two words"), judged("")]) == values(1.0, 2.0, 0.0)
 
 
 def test_any_finite_real_number_is_a_score(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
     scores = scorer("odd").score([judged("true"), judged("numpy"), judged("other")])
-    assert scores == [1.0, 0.5, 1.0]
-    assert [type(score) for score in scores] == [float] * 3
+    assert scores == values(1.0, 0.5, 1.0)
+    assert [type(score.value) for score in scores] == [float] * 3
+
+
+def test_a_function_may_give_points_to_single_steps(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
+    steps = (StepScore(token_index=0, score=0.5), StepScore(token_index=3, score=1.0))
+    assert scorer("odd").score([judged("steps")]) == [Score(value=2.0, steps=steps)]
 
 
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("none", "returned None, not a number"),
-        ("text", "returned '1.0', not a number"),
-        ("nan", "returned nan, which is not finite"),
+        ("none", "returned None: None is not a number"),
+        ("text", "returned '1.0': '1.0' is not a number"),
+        ("no score", "returned {'steps': [(0, 1)]}: None is not a number"),
+        ("bad steps", "returned {'score': 2, 'steps': [(0.5, 1)]}: 'float' object cannot be interpreted as an integer"),
+        ("nan", "returned nan: nan is not finite"),
         ("raise", "raised ValueError: no such thing"),
         ("hang", "no result within 0.2 s"),
         ("exit", "its process ended with status 3"),
@@ -128,7 +142,7 @@ def test_a_failure_names_function_task_and_reason(
     with pytest.raises(RaywardError) as caught:
         odd.score([judged("fine"), judged(text, task_id="t/2", sample_index=3)])
     assert str(caught.value) == f"reward function rewards_of_a_test:odd: task 't/2', sample 3: {what}"
-    assert odd.score([judged("fine")]) == [1.0]  # a new process, where the old one is gone
+    assert odd.score([judged("fine")]) == values(1.0)  # a new process, where the old one is gone
 
 
 def test_several_failures_are_told_at_once(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
@@ -141,7 +155,7 @@ def test_several_failures_are_told_at_once(scorer: Scorers, judged: Callable[...
 
 def test_async_calls_wait_together_up_to_the_limit(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
     scores = scorer("slow", max_concurrency=3).score([judged("x")] * 7)
-    assert max(scores) == 3
+    assert max(score.value for score in scores) == 3
     assert len(scores) == 7
 
 
@@ -156,18 +170,18 @@ def test_an_async_hang_ends_one_call_and_not_the_others(scorer: Scorers, judged:
 
 
 def test_what_returns_an_awaitable_is_awaited(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
-    assert scorer("judge").score([judged("x")] * 2) == [2.0, 2.0]
-    assert scorer("wrapped").score([judged("x")]) == [1.0]
+    assert scorer("judge").score([judged("x")] * 2) == values(2.0, 2.0)
+    assert scorer("wrapped").score([judged("x")]) == values(1.0)
 
 
 def test_async_calls_share_one_event_loop(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
     same_loop = scorer("same_loop")
-    assert same_loop.score([judged("x")]) + same_loop.score([judged("x")]) == [1.0, 1.0]
+    assert same_loop.score([judged("x")]) + same_loop.score([judged("x")]) == values(1.0, 1.0)
 
 
 @pytest.mark.parametrize("function", ["together", "together_slowly"])
 def test_a_batched_function_sees_all_at_once(scorer: Scorers, judged: Callable[..., Trajectory], function: str) -> None:
-    assert scorer(function, batched=True).score([judged("x")] * 3) == [3.0, 3.0, 3.0]
+    assert scorer(function, batched=True).score([judged("x")] * 3) == values(3.0, 3.0, 3.0)
 
 
 @pytest.mark.parametrize(

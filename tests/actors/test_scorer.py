@@ -18,7 +18,7 @@ from actors.scoring import Scoring, WeightedScorer, build_scoring
 from actors.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.pool import ActorPool
-from cluster.types import Completion, Message, Prompt, Task, Trajectory, TrajectoryGroup
+from cluster.types import Completion, Message, Prompt, Score, StepScore, Task, Trajectory, TrajectoryGroup
 
 
 class LengthJudge:
@@ -27,9 +27,9 @@ class LengthJudge:
     def __init__(self) -> None:
         self._call_sizes: list[int] = []
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         self._call_sizes.append(len(trajectories))
-        return [float(len(trajectory.completion.text)) for trajectory in trajectories]
+        return [Score(value=float(len(trajectory.completion.text))) for trajectory in trajectories]
 
     def call_sizes(self) -> list[int]:
         return self._call_sizes
@@ -45,18 +45,25 @@ class GatedJudge(LengthJudge):
     def open(self) -> None:
         self._gate.set()
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         self._gate.wait()
         return super().score(trajectories)
+
+
+class StepJudge:
+    """Gives one of its three points to the first token."""
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
+        return [Score(value=3.0, steps=(StepScore(token_index=0, score=1.0),))] * len(trajectories)
 
 
 class BrokenJudge:
     """Fails in the way that the completion names."""
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[float]:
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         match trajectories[0].completion.text:
             case "nan":
-                return [float("nan")] * len(trajectories)
+                return [Score(value=float("nan"))] * len(trajectories)
             case "short":
                 return []
             case "refuse":
@@ -107,6 +114,13 @@ def test_a_reward_is_the_weighted_sum_and_keeps_its_parts() -> None:
     (scored,) = scoring.score_stream([_group("a", "four", "sixsix")])
     assert [reward.total for reward in scored.rewards] == [6.0, 9.0]  # 2 x 4 - 0.5 x 4; 2 x 6 - 0.5 x 6
     assert [dict(reward.breakdown) for reward in scored.rewards] == [{"long": 4.0, "brief": 4.0}, {"long": 6.0, "brief": 6.0}]
+
+
+def test_step_scores_are_weighted_and_keep_their_tokens() -> None:
+    scoring = _scoring(steps=(0.5, [_actor(StepJudge)]), brief=(-1.0, [_actor(LengthJudge)]))
+    ((reward,),) = (scored.rewards for scored in scoring.score_stream([_group("a", "four")]))
+    assert reward.total == 0.5 * 3.0 - 4.0
+    assert reward.steps == (StepScore(token_index=0, score=0.5),)  # of the total; the other -3 belong to the end
 
 
 def test_groups_that_arrive_while_a_scorer_is_busy_go_to_it_together() -> None:
@@ -210,7 +224,10 @@ def test_a_remote_scorer_starts_in_an_actor() -> None:
 
 def test_a_function_scores_each_trajectory() -> None:
     scorer = RewardFunctionScorer(BuiltInFunctionScorerConfig(function="repetition"))
-    assert scorer.score(_group("a", "ha ha ha", "a b").trajectories) == [0.5, 0.0]  # "ha ha" twice: one of two is a repeat
+    assert scorer.score(_group("a", "ha ha ha", "a b").trajectories) == [
+        Score(value=0.5),
+        Score(value=0.0),
+    ]  # "ha ha" twice: one of two is a repeat
 
 
 @pytest.mark.parametrize(

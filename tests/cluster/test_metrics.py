@@ -15,8 +15,8 @@ REPOSITORY = Path(__file__).parents[2]
 def test_one_flat_line_a_step_is_on_disk_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path, tmp_path / "tensorboard") as log:
-        log.log(1, {"score/mean": 0.5}, stage="ppo")
-        assert json.loads(path.read_text()) == {"step": 1, "stage": "ppo", "score/mean": 0.5}
+        log.log(1, {"score/mean": 0.5}, stage="train")
+        assert json.loads(path.read_text()) == {"step": 1, "stage": "train", "score/mean": 0.5}
         log.log(2, {"score/mean": float("nan"), "policy/clip_frac": 0.1})
     lines = path.read_text().splitlines()
     assert json.loads(lines[1]) == {"step": 2, "score/mean": None, "policy/clip_frac": 0.1}

@@ -10,7 +10,7 @@ from rich.console import Console
 from cluster.progress import LineDisplay, RunView, build_view, clock
 from cluster.progress_panel import PanelDisplay
 
-STAGES = ("fetch", "reward model", "ppo")
+STAGES = ("fetch", "reward model", "train")
 RUN = Path("runs/movie-night")
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 METRICS = {
@@ -43,28 +43,28 @@ def output_of(console: Console) -> str:
 
 def test_lines_tell_stages_steps_and_eta() -> None:
     console, time = Console(file=StringIO(), width=40), FakeClock()
-    with RunView(STAGES, RUN, LineDisplay(console), now_s=time) as view, view.stage("ppo"):
+    with RunView(STAGES, RUN, LineDisplay(console), now_s=time) as view, view.stage("train"):
         time.now_s = 10.0
         view.step(1, 25, {"score/mean": -0.5})
         time.now_s = 30.0
         view.step(3, 25, METRICS)
     assert output_of(console).splitlines() == [
         "run directory runs/movie-night",
-        "ppo running",
-        "ppo step 1/25  reward -0.50",  # what came before the first step is no pace
-        "ppo step 3/25  reward +0.41  kl 1.2 nats  policy v6  415 tok/s  eta 3m40s",  # two steps in 20 s: 22 x 10 s
-        "ppo done in 30s",
+        "train running",
+        "train step 1/25  reward -0.50",  # what came before the first step is no pace
+        "train step 3/25  reward +0.41  kl 1.2 nats  policy v6  415 tok/s  eta 3m40s",  # two steps in 20 s: 22 x 10 s
+        "train done in 30s",
     ]
 
 
 def test_quick_steps_are_thinned_but_the_last_is_told() -> None:
     console, time = Console(file=StringIO(), width=200), FakeClock()
-    with RunView(STAGES, RUN, LineDisplay(console), now_s=time) as view, view.stage("ppo"):
+    with RunView(STAGES, RUN, LineDisplay(console), now_s=time) as view, view.stage("train"):
         for step in range(1, 101):
             time.now_s += 0.125
             view.step(step, 100, {})
     told = [line.split("  ")[0] for line in output_of(console).splitlines() if "step" in line]
-    assert told == [f"ppo step {step}/100" for step in (1, 17, 33, 49, 65, 81, 97, 100)]  # every 2 s
+    assert told == [f"train step {step}/100" for step in (1, 17, 33, 49, 65, 81, 97, 100)]  # every 2 s
 
 
 def test_a_stage_that_raises_is_failed_and_the_error_goes_on() -> None:
@@ -91,7 +91,7 @@ def test_panel_shows_stages_bar_and_numbers() -> None:
     with RunView(STAGES, RUN, PanelDisplay(console), now_s=time) as view:
         with view.stage("fetch"):
             time.now_s = 4.0
-        with view.stage("ppo"):
+        with view.stage("train"):
             time.now_s = 20.0
             view.step(4, 25, METRICS)
             time.now_s = 24.0
@@ -116,7 +116,7 @@ def test_panel_shows_stages_bar_and_numbers() -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_terminal_and_streams_are_given_back_after_an_exception(error: type[BaseException]) -> None:
     console, stdout, stderr = terminal(), sys.stdout, sys.stderr
-    with pytest.raises(error), RunView(STAGES, RUN, PanelDisplay(console)) as view, view.stage("ppo"):
+    with pytest.raises(error), RunView(STAGES, RUN, PanelDisplay(console)) as view, view.stage("train"):
         raise error
     written = output_of(console)
     assert written.rindex(SHOW_CURSOR) > written.rindex(HIDE_CURSOR)

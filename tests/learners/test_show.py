@@ -24,7 +24,7 @@ def write_run(path: Path, **changes: Any) -> Path:
         "state": "completed",
         "name": path.name,
         "started_at": "2026-01-02T03:04:05+00:00",
-        "wall_s": {"start": 20.0, "ppo": 100.5},
+        "wall_s": {"start": 20.0, "train": 100.5},
         "before": {"score_mean": 0.5},
         "after": {"score_mean": 1.75},
     }
@@ -58,7 +58,7 @@ def row(text: str, label: str) -> list[str]:
 def test_before_after_and_change_come_from_the_samples(tmp_path: Path) -> None:
     text = rendered(run_view(write_run(tmp_path / "night")))
     assert row(text, "score mean") == ["score mean", "0.5", "1.75", "+1.25"]  # (0 + 1) / 2; (1.5 + 2) / 2
-    assert row(text, "ppo") == ["ppo", "100.5"]
+    assert row(text, "train") == ["train", "100.5"]
     assert "night  completed  2:00" in text  # 120.5 s
     for part in ("a dull affair", "a joy to watch", "+1.50", "slow indeed", "+2.00"):
         assert part in text
