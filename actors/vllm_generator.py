@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 GIB_BYTES = 1 << 30
 MIN_BATCHED_TOKENS = 2048  # of one CPU prefill step
 PLUGIN_GROUP, SHM_PLUGIN = "vllm.general_plugins", "rayward_shm"
+END_GRACE_S = 1.0  # for an idle engine to leave by itself, which takes it seconds and saves nothing
 INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
 TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -114,7 +115,7 @@ class VLLMGenerator:
         """Stop the engine and its processes."""
         engine, self._engine = self._engine, None
         if engine is not None:
-            await asyncio.to_thread(engine.shutdown)
+            await asyncio.to_thread(engine.shutdown, END_GRACE_S)
 
     def _running_engine(self) -> "AsyncLLM":
         if self._engine is None:

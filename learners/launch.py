@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from actors.config import GeneratorConfig
 from actors.fetching import announced
 from actors.model_source import resolve_model
@@ -72,6 +70,8 @@ def run_training(config: TrainingRunConfig) -> Path:
 
 def learn_reward_model(session: Session, model: str, config: RewardModelLearnerConfig, *, seed: int) -> Path:
     """A reward model from the movie-review judgements; returns its folder inside the run directory."""
+    from transformers import AutoTokenizer
+
     start_model = resolve_model(model)
     folder = session.path / "reward_model"
     with session.stage(REWARD_MODEL_STAGE):
@@ -118,10 +118,12 @@ def learn_reward_model(session: Session, model: str, config: RewardModelLearnerC
 def align_policy(session: Session, config: PolicyRunConfig) -> None:
     """One policy-gradient method on `config.task` against `config.scorers`, evaluated before and after on held-out prompts."""
     start_policy = resolve_model(config.model)
-    train_prompts, held_out_prompts = _render_prompts(session, config, start_policy)
     with ExitStack() as stack:
         with session.stage("start"):
             parts = _start_parts(stack, session, config, start_policy)
+            # Meanwhile: the import of transformers alone takes seconds.
+            train_prompts, held_out_prompts = _render_prompts(session, config, start_policy)
+            parts.wait_until_ready(config.generator)
             check_logprob_contract(parts, held_out_prompts[:NUM_CONTRACT_PROMPTS], config)
         evaluator = Evaluator(
             prompts=held_out_prompts,
@@ -167,13 +169,29 @@ def check_logprob_contract(parts: "Parts", prompts: Sequence[Prompt], config: Po
 class Parts:
     """The running roles of one policy run."""
 
+    generators: ActorPool[Any]
     rollouts: RolloutPool
     scoring: Scoring
     learner: LearnerHandle
 
+    def wait_until_ready(self, config: GeneratorConfig) -> None:
+        """Return when every role answers and weights can reach the generators."""
+        self.rollouts.wait_until_ready()
+        self.scoring.wait_until_ready()
+        self.learner.wait_until_ready()
+        if config.weight_transfer != "shm":
+            self.learner.connect(
+                GeneratorLink(
+                    backend=config.weight_transfer,
+                    generators=tuple(self.generators.actors.values()),
+                    workers_per_generator=config.tensor_parallel_size,
+                    dtype=config.dtype,
+                )
+            )
+
 
 def _start_parts(stack: ExitStack, session: Session, config: PolicyRunConfig, start_policy: str) -> Parts:
-    """Start all roles; `stack` ends them. Generators and scorers load while the learner's ranks do."""
+    """Start all roles, which then load side by side; `stack` ends them."""
     generators = _start_generators(start_policy, config.generator)
     rollouts = RolloutPool(generators, max_num_sequences=config.generator.max_num_sequences)
     stack.callback(rollouts.shutdown)
@@ -194,18 +212,7 @@ def _start_parts(stack: ExitStack, session: Session, config: PolicyRunConfig, st
             ),
         )
     )
-    rollouts.wait_until_ready()
-    scoring.wait_until_ready()
-    if config.generator.weight_transfer != "shm":
-        learner.connect(
-            GeneratorLink(
-                backend=config.generator.weight_transfer,
-                generators=tuple(generators.actors.values()),
-                workers_per_generator=config.generator.tensor_parallel_size,
-                dtype=config.generator.dtype,
-            )
-        )
-    return Parts(rollouts=rollouts, scoring=scoring, learner=learner)
+    return Parts(generators=generators, rollouts=rollouts, scoring=scoring, learner=learner)
 
 
 def _start_generators(model_path: str, config: GeneratorConfig) -> ActorPool[Any]:
@@ -216,6 +223,8 @@ def _start_generators(model_path: str, config: GeneratorConfig) -> ActorPool[Any
 
 def _render_prompts(session: Session, config: PolicyRunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
     """Prompts to train on, and those to evaluate on. Raises `ConfigError` where there are too few."""
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(start_policy)
     train_tasks, held_out_tasks = build_task_sets(config.task)
     train = render_prompts(train_tasks, tokenizer, task_config=config.task)

@@ -66,7 +66,7 @@ class LearnerHandle:
             ray.kill(self._mailbox)
 
     def start(self) -> None:
-        """Start the ranks; returns when all have loaded their models."""
+        """Start the ranks; returns at once, and commands wait until all have loaded their models."""
         from learners.train_loop import LoopSetup, train_loop_per_worker
 
         self._group = TrainGroup.start(
@@ -78,6 +78,9 @@ class LearnerHandle:
                 storage=self._folders.storage,
             )
         )
+
+    def wait_until_ready(self) -> None:
+        """Return when all ranks have loaded their models; raises what keeps them from it."""
         self._call(ReadyCommand())
 
     def submit(self, batch: ScoredBatch) -> UpdateResult:

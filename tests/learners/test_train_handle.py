@@ -80,5 +80,5 @@ def test_no_command_follows_the_end(tiny_model: str, ppo_config: ConfigBuilder, 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_model_that_does_not_load_is_reported_at_the_start(ppo_config: ConfigBuilder, tmp_path: Path) -> None:
-    with pytest.raises(RaywardError, match="nowhere"):
-        _handle(str(tmp_path / "nowhere"), ppo_config(), tmp_path).start()
+    with pytest.raises(RaywardError, match="nowhere"), _handle(str(tmp_path / "nowhere"), ppo_config(), tmp_path) as learner:
+        learner.wait_until_ready()
