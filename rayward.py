@@ -48,7 +48,7 @@ def quickstart(
 
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Run one learner: learner.algorithm is ppo or reward_model."""
+    """Run one learner: learner.algorithm is reward_model or a policy-gradient method."""
     from learners.config import load_run_config
 
     loaded = load_run_config(config, overrides or [])
@@ -57,6 +57,18 @@ def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     from learners.launch import run_training  # seconds: a mistake in the configuration is told before it
 
     _report_run(run_training(loaded), as_json=as_json)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again from step 0; what there was is set aside.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was interrupted, killed, or failed, from its newest intact checkpoint."""
+    from learners.launch import resume_run
+
+    _report_run(resume_run(run, fresh=fresh), as_json=as_json)
 
 
 @app.command()

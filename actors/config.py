@@ -172,6 +172,16 @@ class GeneratorConfig(StrictConfig):
         return self
 
 
+class SupervisionConfig(StrictConfig):
+    """How lost generators and scorers are noticed and replaced."""
+
+    deadline_s: float = Field(60.0, gt=0)
+    """One that has work and finishes none of it for so long is lost, even if its process lives. Raise it where a single
+    completion takes longer."""
+    max_losses: int = Field(3, ge=0)
+    """Of one and its replacements, with nothing finished in between; one more ends the run."""
+
+
 class RewardModelScorerConfig(StrictConfig):
     """A reward model: any Hugging Face trunk with a scalar head, with its own tokenizer."""
 

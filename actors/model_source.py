@@ -1,5 +1,6 @@
 """Where a model comes from: a name that Rayward knows, a folder, or a Hugging Face hub name. The result is always a folder."""
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable
@@ -109,3 +110,12 @@ def _read_json_object(path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, not an object; save the model folder again")
     return content
+
+
+def model_digest(folder: str) -> str:
+    """sha256 over the names and contents of a model folder's files: weights, tokenizer, chat template, configuration."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in Path(folder).iterdir() if path.is_file()):
+        with file.open("rb") as content:
+            digest.update(f"{file.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\0".encode())
+    return digest.hexdigest()

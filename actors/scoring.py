@@ -1,22 +1,23 @@
 """The score stage, driver side: rewards from pools of scorers, while generators are still at work."""
 
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayActorError, RayTaskError
 
-from actors.config import RewardModelScorerConfig, ScorerConfig
+from actors.config import RewardModelScorerConfig, ScorerConfig, SupervisionConfig
 from actors.model_source import resolve_model
 from actors.remote import HttpScorerActor, PythonScorerActor, RewardFunctionScorerActor, RewardModelScorerActor
 from actors.rendering import PromptFormat
 from cluster.errors import ConfigError, DataError, RaywardError
-from cluster.pool import ActorPool
+from cluster.pool import LOST, ActorPool, Supervision
 from cluster.types import Reward, Score, ScoredGroup, StepScore, TrajectoryGroup
 
+POLL_S = 0.5
 FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorerActor, "http": HttpScorerActor}
 
 
@@ -37,7 +38,6 @@ class _PendingGroup:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
     scorer: str
-    actor: Any
     groups: list[_PendingGroup]
 
 
@@ -49,6 +49,11 @@ class Scoring:
         if not scorers:
             raise ConfigError("a run needs at least one scorer; add one to `scorers`")
         self._scorers = dict(scorers)
+
+    @property
+    def num_lost(self) -> int:
+        """Scorers that were lost since the start."""
+        return sum(scorer.pool.num_lost for scorer in self._scorers.values())
 
     def wait_until_ready(self) -> None:
         """Return when every scorer answers; raises with the name of one that does not start."""
@@ -74,12 +79,11 @@ class _ScoringStream:
     def __init__(self, scorers: Mapping[str, WeightedScorer]) -> None:
         self._scorers = scorers
         self._waiting: dict[str, deque[_PendingGroup]] = {name: deque() for name in scorers}
-        self._idle = {name: list(scorer.pool.actors.values()) for name, scorer in scorers.items()}
         self._running: dict[ObjectRef, _Call] = {}
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._running)
+        return bool(self._running) or any(self._waiting.values())
 
     def submit(self, group: TrajectoryGroup) -> None:
         pending = _PendingGroup(group=group)
@@ -89,26 +93,46 @@ class _ScoringStream:
 
     def finished(self, *, timeout_s: float | None) -> Iterator[ScoredGroup]:
         """Groups that are complete; waits up to `timeout_s` (None: for ever) for the first call to end."""
-        done, _ = ray.wait(list(self._running), num_returns=len(self._running) if timeout_s == 0 else 1, timeout=timeout_s)
-        for ref in done:
+        while not (judged := [pending for name in self._scorers for pending in self._judged_by(name)]) and timeout_s is None:
+            self._wait()
+        for pending in {id(pending): pending for pending in judged}.values():  # perhaps by two scorers at once
+            if len(pending.scores) == len(self._scorers):
+                yield self._scored(pending)
+
+    def _wait(self) -> None:
+        """Until a call ends, or for a while: each pool looks after its own lost and joining actors when it is asked."""
+        if self._running:
+            ray.wait(list(self._running), timeout=POLL_S)
+        else:
+            time.sleep(POLL_S)
+
+    def _judged_by(self, name: str) -> list[_PendingGroup]:
+        """Groups that this scorer has judged by now; those of a lost actor go to another one."""
+        judged = []
+        refs = [ref for ref, call in self._running.items() if call.scorer == name]
+        for ref, result in self._scorers[name].pool.finished(refs, timeout_s=0):
             call = self._running.pop(ref)
-            scores = iter(_checked_scores(call, _result(call, ref)))
+            if result is LOST:
+                self._waiting[name].extendleft(reversed(call.groups))
+                continue
+            if isinstance(result, RaywardError):
+                raise result
+            scores = iter(_checked_scores(call, result))
             for pending in call.groups:
-                pending.scores[call.scorer] = [next(scores) for _ in pending.group.trajectories]
-            self._idle[call.scorer].append(call.actor)
-            self._start_calls(call.scorer)
-            for pending in call.groups:
-                if len(pending.scores) == len(self._scorers):
-                    yield self._scored(pending)
+                pending.scores[name] = [next(scores) for _ in pending.group.trajectories]
+            judged += call.groups
+        self._start_calls(name)
+        return judged
 
     def _start_calls(self, name: str) -> None:
         """Give all that waits to the idle actors, in equal shares."""
-        waiting, idle = self._waiting[name], self._idle[name]
+        waiting, pool = self._waiting[name], self._scorers[name].pool
+        idle = [actor for actor, load in pool.loads().items() if not load]
         while waiting and idle:
             share = -(-len(waiting) // len(idle))
-            call = _Call(scorer=name, actor=idle.pop(), groups=[waiting.popleft() for _ in range(share)])
+            call = _Call(scorer=name, groups=[waiting.popleft() for _ in range(share)])
             trajectories = [trajectory for pending in call.groups for trajectory in pending.group.trajectories]
-            self._running[call.actor.score.remote(trajectories)] = call
+            self._running[pool.start(idle.pop(), lambda actor, given=trajectories: actor.score.remote(given))] = call  # type: ignore[misc]
 
     def _scored(self, pending: _PendingGroup) -> ScoredGroup:
         rewards = []
@@ -133,35 +157,48 @@ class _ScoringStream:
         )
 
 
-def build_scoring(configs: Sequence[ScorerConfig], *, prompt_format: PromptFormat) -> Scoring:
-    """Start the actors of every configured scorer. `prompt_format`: that of the task, for reward models that read chats."""
-    return Scoring(
-        {
-            config.name: WeightedScorer(weight=config.weight, pool=ActorPool(_start_actors(config, prompt_format)))
-            for config in configs
-        }
-    )
+def build_scoring(
+    configs: Sequence[ScorerConfig],
+    *,
+    prompt_format: PromptFormat,
+    supervision: SupervisionConfig,
+    note: Callable[[str], None],
+) -> Scoring:
+    """Start the actors of every configured scorer.
+
+    `prompt_format`: that of the task, for reward models that read chats. `note`: told when a scorer is lost, and when it is back.
+    """
+    scorers = {}
+    for config in configs:
+        start = _starter(config, prompt_format)
+        names = [f"scorer {config.name} {index}" for index in range(config.num_replicas)]
+        pool = ActorPool(
+            {name: start(name) for name in names},
+            Supervision(
+                start=start,
+                admission=_admission,
+                deadline_s=supervision.deadline_s,
+                max_losses=supervision.max_losses,
+                note=note,
+            ),
+        )
+        scorers[config.name] = WeightedScorer(weight=config.weight, pool=pool)
+    return Scoring(scorers)
 
 
-def _start_actors(config: ScorerConfig, prompt_format: PromptFormat) -> dict[str, Any]:
-    names = [f"scorer {config.name} {index}" for index in range(config.num_replicas)]
+def _starter(config: ScorerConfig, prompt_format: PromptFormat) -> Callable[[str], Any]:
+    """Starts one more actor of the scorer."""
     if isinstance(config, RewardModelScorerConfig):
         local = config.model_copy(update={"model": resolve_model(config.model)})
         model_actor = RewardModelScorerActor.options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)
-        return {name: model_actor.remote(local, prompt_format) for name in names}
+        return lambda name: model_actor.remote(local, prompt_format)
     function_actor = FUNCTION_ACTORS[config.kind].options(num_cpus=config.num_cpus)
-    return {name: function_actor.remote(config) for name in names}
+    return lambda name: function_actor.remote(config)
 
 
-def _result(call: _Call, ref: ObjectRef) -> list[Score]:
-    try:
-        return ray.get(ref)
-    except RayActorError as error:
-        raise RaywardError(f"an actor of scorer {call.scorer!r} is lost: {error}") from error
-    except RayTaskError as error:
-        if isinstance(error.cause, RaywardError):
-            raise error.cause from error
-        raise RaywardError(f"scorer {call.scorer!r} failed: {error.cause!r}") from error
+def _admission(scorer: Any) -> Generator[ObjectRef, Any, None]:
+    """A scorer that answers has loaded all that it needs."""
+    yield scorer.score.remote([])
 
 
 def _checked_scores(call: _Call, scores: list[Score]) -> list[Score]:

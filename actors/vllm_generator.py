@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from actors.config import GeneratorConfig
 from actors.generator import INITIAL_CHECKSUM, HeldWeights
 from cluster.cpu_engine import cpu_engine_environment
-from cluster.errors import ConfigError, DataError, RaywardError, WeightMismatchError
+from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError, WeightMismatchError
 from cluster.seeding import derive_seed
 from cluster.types import Completion, FinishReason, Prompt, PublishedWeights, SamplingParameters, Trajectory, TrajectoryGroup
 
@@ -100,9 +100,9 @@ class VLLMGenerator:
             await asyncio.to_thread(self._check_published, weights)
             try:
                 await self._replace_weights(self._running_engine(), weights)
-            except BaseException:
+            except Exception as error:
                 await self.shutdown()
-                raise
+                raise ActorLostError(f"weights of version {weights.policy_version} did not arrive whole: {error!r}") from error
             self._checksum = weights.checksum
         return (await self.held_weights()).policy_version
 
@@ -119,7 +119,7 @@ class VLLMGenerator:
 
     def _running_engine(self) -> "AsyncLLM":
         if self._engine is None:
-            raise RaywardError("this generator's engine was stopped; replace the actor")
+            raise ActorLostError("this generator's engine was stopped; replace the actor")
         return self._engine
 
     async def _complete(self, prompt: Prompt, sampling: SamplingParameters, sample_index: int) -> Completion:
@@ -130,13 +130,17 @@ class VLLMGenerator:
     async def _finished_output(self, token_ids: tuple[int, ...], parameters: "SamplingParams") -> "RequestOutput":
         """Run one request to its end; the parameters ask for the final output only."""
         from vllm.inputs import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         request_id = str(next(self._request_numbers))
         last = None
-        async for output in self._running_engine().generate(
-            TokensPrompt(prompt_token_ids=list(token_ids)), parameters, request_id=request_id
-        ):
-            last = output
+        try:
+            async for output in self._running_engine().generate(
+                TokensPrompt(prompt_token_ids=list(token_ids)), parameters, request_id=request_id
+            ):
+                last = output
+        except EngineDeadError as error:
+            raise ActorLostError(f"its engine has died: {error}") from error
         assert last is not None, "vLLM ends every request with an output"
         return last
 

@@ -33,6 +33,14 @@ class WeightMismatchError(RaywardError):
     """A generator does not hold the weights that the learner published."""
 
 
+class ActorLostError(RaywardError):
+    """An actor lives, but what it works with has died, for example its engine; it must be replaced."""
+
+
+class LearnerRestartedError(RaywardError):
+    """The learner's ranks were lost and replaced; ask again, from the step that they went back to."""
+
+
 class CannotResumeError(RaywardError):
     """A run directory holds something that cannot be continued safely."""
 

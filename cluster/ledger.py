@@ -59,6 +59,12 @@ class TrajectoryLedger:
             seen.add(entry.key)
         write_atomically(path, "".join(json.dumps(asdict(entry), allow_nan=False) + "\n" for entry in entries))
 
+    def discard_from(self, step: int) -> None:
+        """Remove this step and all later ones: what they trained is given up, and they are done again."""
+        for path in self._directory.glob("step-*.jsonl"):
+            if int(path.stem.removeprefix("step-")) >= step:
+                path.unlink()
+
 
 def read_ledger(directory: Path) -> Iterator[LedgerEntry]:
     """All entries in order of step. Raises `DataError` with file and line for one that is broken."""

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from cluster.atomic_file import write_atomically
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -21,6 +23,7 @@ class MetricsLog:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
         self._writer = EventFileWriter(str(tensorboard_dir))
 
@@ -32,6 +35,14 @@ class MetricsLog:
         self._file.write(json.dumps({**head, **line}, allow_nan=False) + "\n")
         self._file.flush()
         self._writer.add_event(_scalars(step, values))
+
+    def discard(self, is_given_up: Callable[[Mapping[str, Any]], bool], *, from_step: int) -> None:
+        """Remove the lines that `is_given_up` says; TensorBoard hides its points from `from_step` on."""
+        lines = [line for line in self._path.read_text(encoding="utf-8").splitlines() if not is_given_up(json.loads(line))]
+        self._file.close()
+        write_atomically(self._path, "".join(f"{line}\n" for line in lines))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._writer.add_event(_restart(from_step))
 
     def close(self) -> None:
         """Wait until both are on disk."""
@@ -48,9 +59,10 @@ class MetricsLog:
 class StageClock:
     """Adds up wall seconds by stage; a stage entered again goes on counting."""
 
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now_s: Callable[[], float] = time.monotonic, earlier_s: Mapping[str, float] | None = None) -> None:
+        """`earlier_s`: what an earlier process of the same run has counted."""
         self._now_s = now_s
-        self._wall_s: dict[str, float] = {}
+        self._wall_s: dict[str, float] = dict(earlier_s or {})
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -65,6 +77,12 @@ class StageClock:
     def wall_s(self) -> dict[str, float]:
         """Stage -> seconds, in order of first use."""
         return dict(self._wall_s)
+
+
+def _restart(step: int) -> "Event":
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    return Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START))
 
 
 def _scalars(step: int, values: Mapping[str, float]) -> "Event":

@@ -1,42 +1,87 @@
-"""A pool of like Ray actors: least-loaded dispatch, results as they finish, broadcast.
+"""A pool of like Ray actors: least-loaded dispatch, results as they finish, broadcast, and the lost replaced.
 
 A call is a function of the actor handle that returns the reference, for example `lambda actor: actor.ready.remote()`, so that
 remote methods are named in code and never as strings.
+
+An actor is lost when its process or its engine has died, or when it has work and finishes none of it for too long. With a
+`Supervision` it is replaced; what it had in flight ends as `LOST`, for its caller to ask another one. The replacement takes work
+only after it was admitted.
 """
 
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
-from cluster.errors import ConfigError, RaywardError
+from cluster.errors import ActorLostError, ConfigError, RaywardError
 
 ActorT = TypeVar("ActorT")  # handle of a Ray actor
 ItemT = TypeVar("ItemT")
+
+LOST = object()
+"""What a call ended with whose actor was lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervision(Generic[ActorT]):
+    """How lost actors are replaced. Produced by whoever starts the actors, consumed by `ActorPool`."""
+
+    start: Callable[[str], ActorT]
+    """A new actor in place of the one of that name."""
+    admission: Callable[[ActorT], Generator[ObjectRef, Any, None]]
+    """What a replacement must do before it gets work: yields calls, is sent their results, and ends when the actor may join."""
+    deadline_s: float
+    """An actor with work that finishes none of it for so long is lost, whether or not its process lives."""
+    max_losses: int
+    """Of one actor and its replacements, with no finished call in between; one more ends the run."""
+    note: Callable[[str], None]
+    """One line to the people who watch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[ActorT]):
+    name: str
+    actor: ActorT  # the one that was asked; another may have its name by now
+
+
+@dataclass(slots=True)
+class _Joining(Generic[ActorT]):
+    name: str
+    actor: ActorT
+    admission: Generator[ObjectRef, Any, None]
 
 
 class ActorPool(Generic[ActorT]):
     """Actors by name, with the calls that each of them has in flight. For one thread of the driver."""
 
-    def __init__(self, actors: Mapping[str, ActorT]) -> None:
+    def __init__(self, actors: Mapping[str, ActorT], supervision: Supervision[ActorT] | None = None) -> None:
         if not actors:
             raise ConfigError("an actor pool needs at least one actor; set num_replicas to 1 or more")
         self._actors = dict(actors)
-        self._in_flight: dict[ObjectRef, str] = {}
+        self._supervision = supervision
+        self._in_flight: dict[ObjectRef, _Call[ActorT]] = {}
+        self._lost_calls: set[ObjectRef] = set()  # of actors that hang: these references may never resolve
+        self._joining: dict[ObjectRef, _Joining[ActorT]] = {}
+        self._progress_s: dict[str, float] = {}  # when an actor last finished a call, or got its first
+        self._losses: Counter[str] = Counter()  # since the last finished call
+        self.num_lost = 0  # since the start
 
     def __len__(self) -> int:
         return len(self._actors)
 
     @property
     def actors(self) -> Mapping[str, ActorT]:
+        """Those that take work; one that is lost is missing until its replacement is admitted."""
         return self._actors
 
     def loads(self) -> dict[str, int]:
         """Calls in flight, by actor name."""
-        counts = Counter(self._in_flight.values())
+        counts = Counter(call.name for call in self._in_flight.values())
         return {name: counts[name] for name in self._actors}
 
     def map_unordered(
@@ -44,50 +89,153 @@ class ActorPool(Generic[ActorT]):
     ) -> Iterator[tuple[ItemT, Any]]:
         """Yield (item, result) as results arrive; each item goes to the actor with the fewest calls in flight.
 
-        No actor gets more than `max_in_flight` calls at a time, so that a fast one takes more items than a slow one. The first
-        failure is raised and ends the iteration; what is still running then, or when the caller stops early, is cancelled.
+        No actor gets more than `max_in_flight` calls at a time, so that a fast one takes more items than a slow one. Items of a
+        lost actor go to another. The first other failure is raised and ends the iteration; what is still running then, or when
+        the caller stops early, is cancelled.
         """
         waiting = deque(items)
         running: dict[ObjectRef, ItemT] = {}
         try:
             while waiting or running:
                 # With nothing of its own running a map starts one call in any case: the pool's room may be taken by another map.
-                while waiting and (not running or min(self.loads().values()) < max_in_flight):
+                while waiting and self._actors and (not running or min(self.loads().values()) < max_in_flight):
                     item = waiting.popleft()
-                    running[self._start(self._least_loaded(), lambda actor, item=item: call(actor, item))] = item  # type: ignore[misc]
-                finished, _ = ray.wait(list(running), num_returns=1)
-                for ref in finished:
-                    # A supervisor that replaces a lost actor puts the item back into `waiting` here.
-                    yield running.pop(ref), self._result(self._in_flight.pop(ref), ref)
+                    running[self.start(self._least_loaded(), lambda actor, item=item: call(actor, item))] = item  # type: ignore[misc]
+                for ref, result in self.finished(running):
+                    item = running.pop(ref)
+                    if result is LOST:
+                        waiting.appendleft(item)
+                    elif isinstance(result, RaywardError):
+                        raise result
+                    else:
+                        yield item, result
         finally:
             for ref in running:
                 self._in_flight.pop(ref, None)
                 ray.cancel(ref)
 
     def broadcast(self, call: Callable[[ActorT], ObjectRef]) -> dict[str, Any]:
-        """Call every actor, wait for all, return results by actor name. The first failure, in order of names, is raised."""
-        refs = {name: self._start(name, call) for name in self._actors}
-        ray.wait(list(refs.values()), num_returns=len(refs))
-        for ref in refs.values():
-            del self._in_flight[ref]
-        return {name: self._result(name, ref) for name, ref in refs.items()}
+        """Call every actor, wait for all, return results by actor name; lost ones are missing. The first failure is raised."""
+        refs = {self.start(name, call): name for name in list(self._actors)}
+        results: dict[str, Any] = {}
+        while len(results) < len(refs):
+            results |= {refs[ref]: result for ref, result in self.finished([ref for ref in refs if refs[ref] not in results])}
+        for result in (results[name] for name in refs.values()):
+            if isinstance(result, RaywardError):
+                raise result
+        return {name: results[name] for name in refs.values() if results[name] is not LOST}
+
+    def start(self, name: str, call: Callable[[ActorT], ObjectRef]) -> ObjectRef:
+        """Begin one call; `finished` tells how it ended."""
+        if not self.loads()[name]:
+            self._progress_s[name] = time.monotonic()
+        ref = call(self._actors[name])
+        self._in_flight[ref] = _Call(name, self._actors[name])
+        return ref
+
+    def finished(self, refs: Collection[ObjectRef], *, timeout_s: float | None = None) -> list[tuple[ObjectRef, Any]]:
+        """Calls of `refs` that have ended, with their results, `LOST`, or the error of a failure that is no loss.
+
+        Waits up to `timeout_s` (None: for ever) for one of them to end, or for a replacement to join the pool.
+        """
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            num_actors = len(self._actors)
+            ready = self._wait([ref for ref in refs if ref not in self._lost_calls], until_s)
+            for ref in [ref for ref in ready if ref in self._joining]:
+                self._admit(ref)
+            ended = [(ref, self._result(ref)) for ref in ready if ref in self._in_flight]
+            self._lose_those_that_hang()
+            for ref in self._lost_calls.intersection(refs):
+                self._lost_calls.remove(ref)
+                ended.append((ref, LOST))
+            if ended or len(self._actors) > num_actors or (until_s is not None and time.monotonic() >= until_s):
+                return ended
+
+    def _wait(self, refs: list[ObjectRef], until_s: float | None) -> list[ObjectRef]:
+        """Those that are ready, after a wait for the first, for the next deadline at most."""
+        awaited = [*refs, *self._joining]
+        now_s = time.monotonic()
+        ends_s = [until_s] if until_s is not None else []
+        if self._supervision is not None:
+            ends_s += [self._progress_s[name] + self._supervision.deadline_s for name, load in self.loads().items() if load]
+        if self._lost_calls or not awaited:
+            ends_s.append(now_s)
+        timeout_s = max(0.0, min(ends_s) - now_s) if ends_s else None
+        if not awaited:
+            return []
+        ready, _ = ray.wait(awaited, timeout=timeout_s)
+        if ready:  # and whatever else is
+            ready, _ = ray.wait(awaited, num_returns=len(awaited), timeout=0)
+        return ready
 
     def _least_loaded(self) -> str:
         loads = self.loads()
         return min(loads, key=loads.__getitem__)
 
-    def _start(self, name: str, call: Callable[[ActorT], ObjectRef]) -> ObjectRef:
-        ref = call(self._actors[name])
-        self._in_flight[ref] = name
-        return ref
-
-    @staticmethod
-    def _result(name: str, ref: ObjectRef) -> Any:
+    def _result(self, ref: ObjectRef) -> Any:
+        call = self._in_flight.pop(ref)
         try:
-            return ray.get(ref)
+            result = ray.get(ref)
         except RayActorError as error:
-            raise RaywardError(f"actor {name!r} is lost: {error}") from error
+            return self._lost(call, error)
         except RayTaskError as error:
-            if isinstance(error.cause, RaywardError):
-                raise error.cause from error
-            raise RaywardError(f"actor {name!r} failed: {error.cause!r}") from error
+            if isinstance(error.cause, ActorLostError):
+                return self._lost(call, error.cause)
+            return error.cause if isinstance(error.cause, RaywardError) else _failure(call.name, error)
+        self._progress_s[call.name] = time.monotonic()
+        self._losses[call.name] = 0
+        return result
+
+    def _lost(self, call: _Call[ActorT], error: Exception) -> object:
+        """`LOST`, with a replacement on its way, or an error where there is none to be had."""
+        reason = str(error).splitlines()[0]
+        if self._supervision is None or (isinstance(error, RayActorError) and error.actor_init_failed):
+            return RaywardError(f"actor {call.name!r} is lost: {error}")
+        if self._actors.get(call.name) is call.actor:
+            self._replace(call.name, reason)
+        return LOST
+
+    def _lose_those_that_hang(self) -> None:
+        if self._supervision is None:
+            return
+        deadline_s = self._supervision.deadline_s
+        for name, load in self.loads().items():
+            if load and time.monotonic() - self._progress_s[name] > deadline_s:
+                actor = self._actors[name]
+                hanging = {ref for ref, call in self._in_flight.items() if call.actor is actor}
+                for ref in hanging:
+                    del self._in_flight[ref]
+                self._lost_calls |= hanging
+                self._replace(name, f"{load} calls in flight, and none has finished for {deadline_s:g} s")
+
+    def _replace(self, name: str, reason: str) -> None:
+        assert self._supervision is not None, "the caller knows"
+        ray.kill(self._actors.pop(name))  # it may still run, and its successor needs its place
+        self.num_lost += 1
+        self._losses[name] += 1
+        if self._losses[name] > self._supervision.max_losses:
+            raise RaywardError(f"{name} was lost {self._losses[name]} times in a row, the last time because: {reason}")
+        self._supervision.note(f"{name} is lost ({reason}); a replacement is starting")
+        actor = self._supervision.start(name)
+        admission = self._supervision.admission(actor)
+        self._joining[next(admission)] = _Joining(name, actor, admission)
+
+    def _admit(self, ref: ObjectRef) -> None:
+        """One more answer of a replacement; after the last it takes work."""
+        assert self._supervision is not None, "only a supervised pool has replacements"
+        joining = self._joining.pop(ref)
+        try:
+            self._joining[joining.admission.send(ray.get(ref))] = joining
+        except StopIteration:
+            self._actors[joining.name] = joining.actor
+            self._supervision.note(f"{joining.name} is back")
+        except (RayActorError, RayTaskError) as error:
+            self._actors[joining.name] = joining.actor
+            self._replace(joining.name, str(error).splitlines()[0])
+
+
+def _failure(name: str, error: RayTaskError) -> RaywardError:
+    failure = RaywardError(f"actor {name!r} failed: {error.cause!r}")
+    failure.__cause__ = error
+    return failure

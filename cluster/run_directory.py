@@ -79,6 +79,24 @@ class RunDirectory:
             raise
         return run
 
+    def set_aside(self) -> Path:
+        """Move what the run has made so far into a folder of its own, `earlier-1`, `earlier-2`, ...; returns that folder."""
+        number = 1
+        while (aside := self.path / f"earlier-{number}").exists():
+            number += 1
+        aside.mkdir()
+        kept = {LOCK_NAME, CONFIG_NAME, SUMMARY_NAME}
+        for entry in list(self.path.iterdir()):
+            if entry.name not in kept and not entry.name.startswith("earlier-"):
+                entry.rename(aside / entry.name)
+        for folder in FOLDERS:
+            (self.path / folder).mkdir()
+        summary = self.read_summary()
+        write_atomically(aside / SUMMARY_NAME, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        fresh = {"state": "running", "name": self.path.name, "started_at": _now()}
+        write_atomically(self.path / SUMMARY_NAME, json.dumps(fresh, indent=2, allow_nan=False) + "\n")
+        return aside
+
     @property
     def name(self) -> str:
         return self.path.name

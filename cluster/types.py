@@ -155,6 +155,15 @@ class UpdateResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SaveReport:
+    """How the writing of a checkpoint ended. Produced by the learner, consumed by the driver."""
+
+    step: int  # steps completed
+    seconds: float
+    problem: str  # empty where the checkpoint is on disk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedWeights:
     """Weights that wait to be taken over by generators. Produced by the learner, consumed by every generator."""
 

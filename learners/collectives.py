@@ -1,6 +1,6 @@
 """Sums over the ranks of a process group; with one rank, nothing happens. All in place, all ranks get the same numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed
@@ -13,6 +13,13 @@ def sum_over_ranks(tensor: Tensor, world_size: int) -> None:
     """Replace a tensor by its sum over all ranks."""
     if world_size > 1:
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.SUM)
+
+
+def numbers_of_rank_0(numbers: Sequence[int], *, rank: int, world_size: int, device: torch.device) -> list[int]:
+    """Rank 0's numbers, on every rank; what the others pass counts for its length only."""
+    shared = torch.tensor(numbers if rank == 0 else [0] * len(numbers), dtype=torch.int64, device=device)
+    sum_over_ranks(shared, world_size)
+    return shared.tolist()
 
 
 def sum_gradients(parameters: Iterable[Tensor], world_size: int) -> None:

@@ -6,9 +6,10 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import GeneratorConfig, RewardModelScorerConfig, SamplingConfig, ScorerConfig, TaskConfig
-from cluster.config import StrictConfig, parse_config, read_yaml
+from actors.config import GeneratorConfig, RewardModelScorerConfig, SamplingConfig, ScorerConfig, SupervisionConfig, TaskConfig
+from cluster.config import StrictConfig, load_config, parse_config, read_yaml
 from cluster.errors import ConfigError
+from cluster.run_directory import CONFIG_NAME
 from learners.learner_config import RewardModelLearnerConfig
 from learners.policy_config import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.presets import Algorithm
@@ -25,6 +26,15 @@ class EvaluationConfig(StrictConfig):
     samples_per_prompt: int = Field(1, ge=1)
     num_shown: int = Field(8, ge=1)
     """Prompts whose samples stand side by side in the report."""
+
+
+class CheckpointConfig(StrictConfig):
+    """Checkpoints of the learner, written while training goes on; the last step is always kept."""
+
+    every_num_steps: int = Field(5, ge=1)
+    """A lost process or a killed run costs so many steps at most."""
+    keep: int = Field(2, ge=1)
+    """Older ones are removed. One takes 16 bytes a trained parameter."""
 
 
 class RunConfig(StrictConfig):
@@ -56,6 +66,8 @@ class PolicyRunConfig(RunConfig):
     scorers: tuple[ScorerConfig, ...] = Field(min_length=1)
     learner: PolicyLearnerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
 
     @field_validator("scorers")
     @classmethod
@@ -146,6 +158,8 @@ class QuickstartConfig(RunConfig):
     generator: GeneratorConfig = GeneratorConfig()
     learner: PolicyLearnerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
 
     @model_validator(mode="after")
     def _policy_run_is_valid(self) -> Self:
@@ -166,6 +180,8 @@ class QuickstartConfig(RunConfig):
             scorers=(self.scorer,),
             learner=self.learner,
             evaluation=self.evaluation,
+            checkpoint=self.checkpoint,
+            supervision=self.supervision,
         )
 
 
@@ -175,6 +191,14 @@ _RUN_CONFIGS: dict[str, type[PolicyRunConfig] | type[RewardModelRunConfig]] = {
     **dict.fromkeys(get_args(Algorithm), PolicyRunConfig),
     "reward_model": RewardModelRunConfig,
 }
+
+
+def load_resolved_config(run: Path) -> "TrainingRunConfig | QuickstartConfig":
+    """What a run directory was started with."""
+    path = run / CONFIG_NAME
+    if "reward_model" in read_yaml(path):
+        return load_config(QuickstartConfig, path)
+    return load_run_config(path)
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> TrainingRunConfig:

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from cluster.errors import LearnerRestartedError, RaywardError
 from cluster.ledger import TrajectoryLedger
 from cluster.metrics import MetricsLog, StageClock
-from cluster.types import PublishedWeights, ScoredBatch, UpdateResult
+from cluster.types import PublishedWeights, SaveReport, ScoredBatch, UpdateResult
 from learners.collection import Collector
 from learners.prompt_schedule import PromptSchedule
+
+MAX_FAILED_SAVES = 3  # in a row
 
 
 class Generators(Protocol):
@@ -26,6 +29,12 @@ class Learner(Protocol):
 
     def publish(self) -> PublishedWeights: ...
 
+    def wait_until_ready(self) -> int: ...
+
+    def save(self) -> SaveReport | None: ...
+
+    def finish_saving(self) -> SaveReport | None: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
@@ -33,6 +42,22 @@ class Records:
 
     ledger: TrajectoryLedger
     metrics: MetricsLog
+    note: Callable[[str], None]  # one line to the people who watch
+
+    def go_back_to(self, num_steps_done: int) -> None:
+        """Forget the steps after so many: their training is lost, and they are done again."""
+        self.ledger.discard_from(num_steps_done)
+        self.metrics.discard(lambda line: _is_later(line, num_steps_done), from_step=num_steps_done)
+
+
+def _is_later(line: Mapping[str, Any], num_steps_done: int) -> bool:
+    """Whether a line of metrics.jsonl was measured on weights that came of more steps."""
+    match line.get("stage"):
+        case None:
+            return line["step"] >= num_steps_done
+        case "evaluation" | "checkpoint":  # their step counts steps done
+            return line["step"] > num_steps_done
+    return False
 
 
 class Driver:
@@ -46,21 +71,68 @@ class Driver:
         generators: Generators,
         learner: Learner,
         records: Records,
+        save_every: int,
     ) -> None:
+        """`save_every`: steps from one checkpoint to the next."""
         self._schedule = schedule
         self._collector = collector
         self._generators = generators
         self._learner = learner
         self._records = records
+        self._save_every = save_every
+        self._num_failed_saves = 0  # in a row
 
     def run(self, num_steps: int, *, on_step: Callable[[int, Mapping[str, float]], None]) -> int:
-        """Run steps 0..num_steps-1; `on_step(step, metrics)` is called after each. Returns the last policy version."""
-        version = 0
-        for step in range(num_steps):
-            metrics = self.run_step(step)
-            version = int(metrics["policy/version"])
-            on_step(step, metrics)
-        return version
+        """Run the steps that the learner has not done; `on_step(step, metrics)` is called after each. Returns the policy version.
+
+        Where the learner's ranks are lost and come back with an older checkpoint, the steps after it are run again. On return the
+        last step's checkpoint is on disk.
+        """
+        step, version = self._go_on()
+        while True:
+            try:
+                if step == num_steps:
+                    self._note_save(self._learner.finish_saving())
+                    return version
+                metrics = self.run_step(step)
+                step, version = step + 1, int(metrics["policy/version"])
+                on_step(step - 1, metrics)
+                if step % self._save_every == 0 or step == num_steps:
+                    self._note_save(self._learner.save())
+            except LearnerRestartedError as error:
+                lost_at = step
+                step, version = self._go_on()
+                self._records.note(f"{error}: back from step {lost_at} to {step}")
+
+    def _go_on(self) -> tuple[int, int]:
+        """(steps done, policy version) of the learner, once records and generators are where it is."""
+        while True:
+            try:
+                step = self._learner.wait_until_ready()
+                weights = self._learner.publish()
+            except LearnerRestartedError:
+                continue  # lost again; the group says when it gives up
+            self._records.go_back_to(step)
+            self._generators.publish(weights)
+            return step, weights.policy_version
+
+    def _note_save(self, report: SaveReport | None) -> None:
+        """Write down how a checkpoint ended. A full disk may pass, so training goes on; but not for ever without checkpoints."""
+        if report is None:
+            return
+        self._records.metrics.log(
+            report.step,
+            {"checkpoint/write_s": report.seconds, "checkpoint/failed": float(bool(report.problem))},
+            stage="checkpoint",
+        )
+        if not report.problem:
+            self._num_failed_saves = 0
+            return
+        self._num_failed_saves += 1
+        problem = f"the checkpoint of step {report.step} could not be written: {report.problem}"
+        if self._num_failed_saves == MAX_FAILED_SAVES:
+            raise RaywardError(f"{problem}; that was the {MAX_FAILED_SAVES}rd in a row; make room and resume the run")
+        self._records.note(f"{problem}; training goes on, and the older checkpoints are as they were")
 
     def run_step(self, step: int) -> Mapping[str, float]:
         """One round; returns its metrics. The generators hold the new weights when it returns."""

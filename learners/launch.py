@@ -3,15 +3,14 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from actors.config import GeneratorConfig
 from actors.fetching import announced
-from actors.model_source import resolve_model
+from actors.model_source import model_digest, resolve_model
 from actors.movie_reviews_source import RatedSnippet, human_agreement, load_movie_reviews, preference_pairs, split_movie_reviews
 from actors.remote import DeviceFedGeneratorActor, GeneratorActor
 from actors.rendering import render_prompts
@@ -21,18 +20,24 @@ from actors.rollout import RolloutPool
 from actors.scoring import Scoring, build_scoring
 from actors.tasks import build_task_sets
 from cluster.atomic_file import write_atomically
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, LearnerRestartedError
 from cluster.ledger import TrajectoryLedger
-from cluster.pool import ActorPool
+from cluster.run_directory import RunDirectory
 from cluster.seeding import derive_seed
 from cluster.types import Prompt, SamplingParameters
 from learners.collection import Collector, DynamicSampling, GreedyBaseline, PlainCollector
-from learners.config import PolicyRunConfig, QuickstartConfig, RewardModelRunConfig, TrainingRunConfig
+from learners.config import (
+    PolicyRunConfig,
+    QuickstartConfig,
+    RewardModelRunConfig,
+    TrainingRunConfig,
+    load_resolved_config,
+)
 from learners.driver import Driver, Records
 from learners.evaluation import EvaluationResult, evaluate_samples
 from learners.evaluator import Evaluator
 from learners.learner_config import RewardModelLearnerConfig
-from learners.mailbox import GeneratorLink, StartingPoint
+from learners.mailbox import CheckpointPlan, GeneratorLink, StartingPoint
 from learners.plan import role_requests
 from learners.prompt_schedule import PromptSchedule
 from learners.report import write_report
@@ -44,28 +49,48 @@ SHARED_MEMORY = Path("/dev/shm")
 NUM_CONTRACT_PROMPTS = 8
 GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
 REWARD_MODEL_STAGE = "reward model"
+BEFORE, AFTER = Path("evaluation") / "before.json", Path("evaluation") / "after.json"
 POLICY_STAGES = ("start", "evaluate before", "train", "evaluate after", "export")
 
 
-def run_quickstart(config: QuickstartConfig) -> Path:
-    """A reward model from people's judgements, then a policy aligned against it. Returns the run directory."""
+def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = None) -> Path:
+    """A reward model from people's judgements, then a policy aligned against it. Returns the run directory.
+
+    `resumed`: an earlier run of the same configuration to go on with.
+    """
     policy_run = config.policy_run()
-    with open_session(config, stages=(REWARD_MODEL_STAGE, *POLICY_STAGES), requests=role_requests(policy_run)) as session:
+    stages = (REWARD_MODEL_STAGE, *POLICY_STAGES)
+    with open_session(config, stages=stages, requests=role_requests(policy_run), resumed=resumed) as session:
         reward_model = learn_reward_model(session, config.model, config.reward_model, seed=config.seed)
         scorer = config.scorer.model_copy(update={"model": str(reward_model)})
         align_policy(session, policy_run.model_copy(update={"scorers": (scorer,)}))
     return _reported(session.path)
 
 
-def run_training(config: TrainingRunConfig) -> Path:
-    """One learner. Returns the run directory."""
+def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = None) -> Path:
+    """One learner. Returns the run directory. `resumed`: an earlier run of the same configuration to go on with."""
     if isinstance(config, RewardModelRunConfig):
-        with open_session(config, stages=(REWARD_MODEL_STAGE,), requests=role_requests(config)) as session:
+        stages: tuple[str, ...] = (REWARD_MODEL_STAGE,)
+        with open_session(config, stages=stages, requests=role_requests(config), resumed=resumed) as session:
             learn_reward_model(session, config.model, config.learner, seed=config.seed)
     else:
-        with open_session(config, stages=POLICY_STAGES, requests=role_requests(config)) as session:
+        with open_session(config, stages=POLICY_STAGES, requests=role_requests(config), resumed=resumed) as session:
             align_policy(session, config)
     return _reported(session.path)
+
+
+def resume_run(path: Path, *, fresh: bool) -> Path:
+    """Go on with a run where it stopped; `fresh`: from step 0 again, what there was set aside. Returns the run directory.
+
+    Raises `CannotResumeError` for a run that is complete, or whose checkpoints are all damaged.
+    """
+    config = load_resolved_config(path)
+    resumed = RunDirectory.open(path)
+    if fresh:
+        resumed.set_aside()
+    if isinstance(config, QuickstartConfig):
+        return run_quickstart(config, resumed=resumed)
+    return run_training(config, resumed=resumed)
 
 
 def learn_reward_model(session: Session, model: str, config: RewardModelLearnerConfig, *, seed: int) -> Path:
@@ -74,6 +99,8 @@ def learn_reward_model(session: Session, model: str, config: RewardModelLearnerC
 
     start_model = resolve_model(model)
     folder = session.path / "reward_model"
+    if folder.exists():  # a resumed run; the folder appears whole or not at all
+        return folder
     with session.stage(REWARD_MODEL_STAGE):
         snippets = split_movie_reviews(load_movie_reviews())
         pairs = preference_pairs(
@@ -133,13 +160,20 @@ def align_policy(session: Session, config: PolicyRunConfig) -> None:
             second_judge=REWARD_FUNCTIONS["vader"],
             sampling=_sampling(config, config.evaluation.samples_per_prompt, "evaluation"),
         )
-        _evaluate(session, evaluator, "before", num_steps_done=0)
-        with session.stage("train"):
-            version = _run_steps(session, config, parts, train_prompts, evaluator)
-        _evaluate(session, evaluator, "after", num_steps_done=config.learner.num_steps)
-        with session.stage("export"):
-            parts.learner.export(session.path / "policies" / f"v{version:06d}")
-            session.directory.write_summary({"policy_version": version})
+        if not (session.path / BEFORE).exists():
+            _evaluate(session, evaluator, BEFORE, num_steps_done=0)
+        driver = _driver(session, config, parts, train_prompts)
+        while True:  # until the learner keeps its ranks from the last step to the export
+            with session.stage("train"):
+                version = _run_steps(session, config, driver, evaluator)
+            try:
+                _evaluate(session, evaluator, AFTER, num_steps_done=config.learner.num_steps)
+                with session.stage("export"):
+                    _export(session, parts.learner, version)
+            except LearnerRestartedError as error:
+                session.view.note(str(error))
+            else:
+                return
 
 
 def check_logprob_contract(parts: "Parts", prompts: Sequence[Prompt], config: PolicyRunConfig) -> None:
@@ -169,7 +203,6 @@ def check_logprob_contract(parts: "Parts", prompts: Sequence[Prompt], config: Po
 class Parts:
     """The running roles of one policy run."""
 
-    generators: ActorPool[Any]
     rollouts: RolloutPool
     scoring: Scoring
     learner: LearnerHandle
@@ -178,24 +211,30 @@ class Parts:
         """Return when every role answers and weights can reach the generators."""
         self.rollouts.wait_until_ready()
         self.scoring.wait_until_ready()
-        self.learner.wait_until_ready()
+        num_steps_done = self.learner.wait_until_ready()
         if config.weight_transfer != "shm":
             self.learner.connect(
                 GeneratorLink(
                     backend=config.weight_transfer,
-                    generators=tuple(self.generators.actors.values()),
+                    generators=tuple(self.rollouts.actors.values()),
                     workers_per_generator=config.tensor_parallel_size,
                     dtype=config.dtype,
                 )
             )
+        if num_steps_done:  # the generators hold the start's weights, the learner those of its checkpoint
+            self.rollouts.publish(self.learner.publish())
 
 
 def _start_parts(stack: ExitStack, session: Session, config: PolicyRunConfig, start_policy: str) -> Parts:
     """Start all roles, which then load side by side; `stack` ends them."""
-    generators = _start_generators(start_policy, config.generator)
-    rollouts = RolloutPool(generators, max_num_sequences=config.generator.max_num_sequences)
+    rollouts = _start_generators(start_policy, config, note=session.view.note)
     stack.callback(rollouts.shutdown)
-    scoring = build_scoring(config.scorers, prompt_format=config.task.prompt_format)
+    scoring = build_scoring(
+        config.scorers,
+        prompt_format=config.task.prompt_format,
+        supervision=config.supervision,
+        note=session.view.note,
+    )
     weights_dir = Path(tempfile.mkdtemp(prefix="rayward-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
     stack.callback(shutil.rmtree, weights_dir, ignore_errors=True)
     learner = stack.enter_context(
@@ -210,15 +249,28 @@ def _start_parts(stack: ExitStack, session: Session, config: PolicyRunConfig, st
             LearnerFolders(
                 storage=session.path / "logs" / "ray_train", weights=weights_dir, weights_dtype=config.generator.dtype
             ),
+            CheckpointPlan(
+                directory=(session.path / "checkpoints").absolute(),
+                keep=config.checkpoint.keep,
+                facts={"model": model_digest(start_policy), "seed": str(config.seed)},
+            ),
         )
     )
-    return Parts(generators=generators, rollouts=rollouts, scoring=scoring, learner=learner)
+    return Parts(rollouts=rollouts, scoring=scoring, learner=learner)
 
 
-def _start_generators(model_path: str, config: GeneratorConfig) -> ActorPool[Any]:
-    actor = GENERATOR_ACTORS[config.weight_transfer].options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)
-    actors = {f"generator {index}": actor.remote(model_path, config) for index in range(config.num_replicas)}
-    return ActorPool(actors)
+def _start_generators(model_path: str, config: PolicyRunConfig, *, note: Callable[[str], None]) -> RolloutPool:
+    generator = config.generator
+    actor = GENERATOR_ACTORS[generator.weight_transfer].options(num_cpus=generator.num_cpus, num_gpus=generator.num_gpus)
+
+    return RolloutPool(
+        lambda name: actor.remote(model_path, generator),
+        num_replicas=generator.num_replicas,
+        max_num_sequences=generator.max_num_sequences,
+        # A replacement cannot join a link over devices: there, a lost generator ends the run, to be resumed.
+        supervision=config.supervision if generator.weight_transfer == "shm" else None,
+        note=note,
+    )
 
 
 def _render_prompts(session: Session, config: PolicyRunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
@@ -244,16 +296,20 @@ def _render_prompts(session: Session, config: PolicyRunConfig, start_policy: str
     return train.prompts, held_out.prompts[: config.evaluation.num_prompts]
 
 
-def _run_steps(session: Session, config: PolicyRunConfig, parts: Parts, prompts: Sequence[Prompt], evaluator: Evaluator) -> int:
-    """The training itself; returns the policy version that it ends with."""
+def _driver(session: Session, config: PolicyRunConfig, parts: Parts, prompts: Sequence[Prompt]) -> Driver:
     schedule = PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed)
-    driver = Driver(
+    return Driver(
         schedule=schedule,
         collector=_collector(config, parts, schedule),
         generators=parts.rollouts,
         learner=parts.learner,
-        records=Records(ledger=TrajectoryLedger(session.path / "trajectories"), metrics=session.metrics),
+        records=Records(ledger=TrajectoryLedger(session.path / "trajectories"), metrics=session.metrics, note=session.view.note),
+        save_every=config.checkpoint.every_num_steps,
     )
+
+
+def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evaluator: Evaluator) -> int:
+    """The steps that are still to do; returns the policy version that they end with."""
     num_steps, every = config.learner.num_steps, config.evaluation.every_num_steps
 
     def on_step(step: int, metrics: Mapping[str, float]) -> None:
@@ -284,13 +340,19 @@ def _reported(run: Path) -> Path:
     return run
 
 
-def _evaluate(session: Session, evaluator: Evaluator, moment: str, *, num_steps_done: int) -> None:
-    """Evaluate, keep the samples, and put the averages into the summary under `moment`."""
+def _export(session: Session, learner: LearnerHandle, version: int) -> None:
+    folder = session.path / "policies" / f"v{version:06d}"
+    if not folder.exists():  # a run killed after its export has it already, whole
+        learner.export(folder)
+    session.directory.write_summary({"policy_version": version})
+
+
+def _evaluate(session: Session, evaluator: Evaluator, samples_file: Path, *, num_steps_done: int) -> None:
+    """Evaluate, keep the samples in `samples_file`, and put the averages into the summary under its name."""
+    moment = samples_file.stem
     with session.stage(f"evaluate {moment}"):
         samples = evaluator.run()
-        write_atomically(
-            session.path / "evaluation" / f"{moment}.json", json.dumps([asdict(sample) for sample in samples], indent=1)
-        )
+        write_atomically(session.path / samples_file, json.dumps([asdict(sample) for sample in samples], indent=1))
         result = evaluate_samples(samples)
         session.directory.write_summary({moment: asdict(result)})
         _log_evaluation(session, num_steps_done, result)

@@ -30,6 +30,8 @@ class WorkerConfig(StrictConfig):
     num_cpus: float = Field(0.5, ge=0)
     """CPUs that Ray reserves for each rank."""
     num_gpus: float = Field(0.0, ge=0)
+    max_restarts: int = Field(3, ge=0)
+    """Times that lost ranks are replaced, each time going on from the newest checkpoint; after that the run ends."""
     num_threads: int = Field(2, ge=1)
     """Torch threads of a rank on CPU."""
     compute_dtype: DType = "bfloat16"

@@ -1,7 +1,8 @@
 """What a policy learner carries from one batch to the next beside weights and moments. Plain numbers, for checkpoints."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -17,6 +18,15 @@ class LearnerState:
     kl_coef: float  # score points a nat
     score_moments: RunningMoments = field(default_factory=RunningMoments)
     return_moments: RunningMoments = field(default_factory=RunningMoments)
+
+    @classmethod
+    def from_numbers(cls, numbers: Mapping[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(
+            kl_coef=numbers["kl_coef"],
+            score_moments=RunningMoments(**numbers["score_moments"]),
+            return_moments=RunningMoments(**numbers["return_moments"]),
+        )
 
     def with_scores(self, scores_B: Tensor) -> Self:
         """Before the batch is prepared, so that its own scores are among those seen."""

@@ -1,7 +1,7 @@
 """AdamW with warm-up, gradient clipping, and a step that happens only where everything is finite."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -47,6 +47,20 @@ class GuardedAdamW:
         self._adamw.step()
         self.num_steps += 1
         return norm.item(), True
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments of every parameter, by "number/name"; empty before the first step. Not copied."""
+        states = self._adamw.state_dict()["state"]
+        return {f"{number}/{name}": tensor for number, state in states.items() for name, tensor in state.items()}
+
+    def restore(self, state: Mapping[str, Tensor], *, num_steps: int) -> None:
+        """Go on from the `state` after `num_steps` steps."""
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            number, _, name = key.partition("/")
+            states.setdefault(int(number), {})[name] = tensor
+        self._adamw.load_state_dict({"state": states, "param_groups": self._adamw.state_dict()["param_groups"]})
+        self.num_steps = num_steps
 
     def learning_rate(self) -> float:
         """Of the first group, at the last step."""

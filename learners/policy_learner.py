@@ -7,6 +7,7 @@ the rows only. What is learned is `preparation.prepare` and `objective.Objective
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from learners.batch import (
     micro_batches,
     shard,
 )
+from learners.checkpoint import LearnerSnapshot, copied, copy_into, section
 from learners.collectives import sum_gradients, sum_over_ranks
 from learners.learner_state import LearnerState
 from learners.mailbox import GeneratorLink, StartingPoint
@@ -46,7 +48,7 @@ from learners.objective import Objective, StepCounts
 from learners.optimizer import GuardedAdamW
 from learners.policy_config import PolicyLearnerConfig
 from learners.preparation import FrozenPass, judged_scores, prepare
-from learners.weights import WeightPublisher, generator_weights
+from learners.weights import WeightPublisher, generator_weights, untied_tensors
 
 if TYPE_CHECKING:
     from learners.device_weights import WeightSender
@@ -62,8 +64,8 @@ class PolicyLearner:
         self._config = config
         self._rank = rank
         self._world_size = world_size
-        self._device = torch.device("cuda" if config.workers.num_gpus > 0 else "cpu")
-        if self._device.type == "cpu":
+        self.device = torch.device("cuda" if config.workers.num_gpus > 0 else "cpu")
+        if self.device.type == "cpu":
             torch.set_num_threads(config.workers.num_threads)
         settings = ForwardSettings(
             compute_dtype=TORCH_DTYPES[config.workers.compute_dtype],
@@ -74,12 +76,13 @@ class PolicyLearner:
         freeze_lowest_layers(policy, config.num_frozen_layers, settings.compute_dtype)
         critic = config.critic
         critic_trunk = load_critic_trunk(critic.model or start.model_path) if critic.kind == "own_model" else None
-        self._network = PolicyWithCritic(policy, critic_trunk, settings, has_critic=critic.kind != "none").to(self._device)
-        self._reference = Reference(policy, settings).to(self._device)
+        self._network = PolicyWithCritic(policy, critic_trunk, settings, has_critic=critic.kind != "none").to(self.device)
+        self._reference = Reference(policy, settings).to(self.device)
         self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
         self._objective = Objective(config)
         self._state = LearnerState(kl_coef=config.kl.coef)
         self._publisher = WeightPublisher()
+        self.num_steps_done = 0  # batches, which is the number of the next
         self._sender: WeightSender | None = None
 
     @property
@@ -87,10 +90,48 @@ class PolicyLearner:
         """Optimizer steps completed."""
         return self._optimizer.num_steps
 
+    def snapshot(self) -> LearnerSnapshot:
+        """Everything that the next step depends on."""
+        tensors = copied(untied_tensors(self._network.policy), under="policy")
+        if self._network.critic_trunk is not None:
+            tensors |= copied(self._network.critic_trunk.state_dict(), under="critic_trunk")
+        if self._network.value_head is not None:
+            tensors |= copied(self._network.value_head.state_dict(), under="value_head")
+        if self._config.kl.refresh_reference_steps:
+            tensors |= copied(untied_tensors(self._reference.policy), under="reference")
+        tensors |= copied(self._optimizer.state(), under="optimizer")
+        tensors |= copied({"torch": torch.get_rng_state()}, under="random_state")
+        return LearnerSnapshot(
+            tensors=tensors,
+            numbers={
+                "num_steps_done": self.num_steps_done,
+                "num_optimizer_steps": self._optimizer.num_steps,
+                "value_mean": self._network.value_mean,
+                "value_std": self._network.value_std,
+                "state": asdict(self._state),
+            },
+        )
+
+    def restore(self, snapshot: LearnerSnapshot) -> None:
+        """Become the learner that the snapshot was taken of."""
+        tensors, numbers = snapshot.tensors, snapshot.numbers
+        copy_into(untied_tensors(self._network.policy), section(tensors, under="policy"), what="policy")
+        if self._network.critic_trunk is not None:
+            copy_into(self._network.critic_trunk.state_dict(), section(tensors, under="critic_trunk"), what="critic")
+        if self._network.value_head is not None:
+            copy_into(self._network.value_head.state_dict(), section(tensors, under="value_head"), what="value head")
+        if self._config.kl.refresh_reference_steps:
+            copy_into(untied_tensors(self._reference.policy), section(tensors, under="reference"), what="reference")
+        self._optimizer.restore(section(tensors, under="optimizer"), num_steps=numbers["num_optimizer_steps"])
+        torch.set_rng_state(tensors["random_state/torch"])
+        self._network.value_mean, self._network.value_std = numbers["value_mean"], numbers["value_std"]
+        self._state = LearnerState.from_numbers(numbers["state"])
+        self.num_steps_done = numbers["num_steps_done"]
+
     def update(self, batch: ScoredBatch) -> UpdateResult:
         """All epochs over one batch."""
         started = time.perf_counter()
-        training_batch = collate(batch, self._device)
+        training_batch = collate(batch, self.device)
         frozen = self._frozen_pass(training_batch.tokens)
         self._state = self._state.with_scores(judged_scores(training_batch, self._config.reward))
         prepared = prepare(
@@ -100,20 +141,21 @@ class PolicyLearner:
         metrics = _batch_metrics(prepared, frozen, training_batch.scores_B, self._config)
         prepared_at = time.perf_counter()
         metrics |= self._run_epochs(prepared, step=batch.step) | {"policy/kl_coef": self._state.kl_coef}
+        self.num_steps_done = batch.step + 1
         self._finish(batch.step, metrics["policy/ref_kl_nats_per_completion"], num_completions=len(training_batch.scores_B))
         metrics |= {"time/prepare_s": prepared_at - started, "time/update_s": time.perf_counter() - prepared_at}
         return UpdateResult(policy_version=self.policy_version, metrics=metrics)
 
     def completion_logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
         """Log-probability of each completion token under the policy, to be laid beside the engine's."""
-        tokens = collate_tokens(trajectories, self._device)
+        tokens = collate_tokens(trajectories, self.device)
         logprobs_BT = self._frozen_pass(tokens).old_logprobs_BT
         rows = zip(logprobs_BT.tolist(), tokens.mask_BT.sum(1).tolist(), strict=True)
         return tuple(tuple(row[:length]) for row, length in rows)
 
     def reference_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
         """log(policy / reference) summed over each completion, in nats."""
-        tokens = collate_tokens(trajectories, self._device)
+        tokens = collate_tokens(trajectories, self.device)
         frozen = self._frozen_pass(tokens)
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
@@ -205,7 +247,7 @@ class PolicyLearner:
             max_completion_tokens=self._start.max_completion_tokens,
         )
         names = self._objective.metric_names
-        sums_K = torch.zeros(len(names), device=self._device)  # a rank without rows contributes zeros
+        sums_K = torch.zeros(len(names), device=self.device)  # a rank without rows contributes zeros
         self._optimizer.zero_grad()
         for part in self._micro_batches(prepared.tokens, rows):
             output = self._network(part, with_entropy=self._objective.needs_entropy, trains_trunk=policy_learns)

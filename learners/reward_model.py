@@ -95,6 +95,7 @@ def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: Step
             setup=_LoopSetup(job=ray.put(job), reports=reports),
             workers=job.config.workers,
             storage=storage_path,
+            max_restarts=0,
         )
     )
     try:

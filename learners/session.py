@@ -26,7 +26,7 @@ class Session:
         self.directory = directory
         self.view = view
         self.metrics = metrics
-        self._clock = StageClock()
+        self._clock = StageClock(earlier_s=directory.read_summary().get("wall_s"))
 
     @property
     def path(self) -> Path:
@@ -43,15 +43,22 @@ class Session:
 
 
 @contextmanager
-def open_session(config: RunConfig, *, stages: Sequence[str], requests: Sequence[RoleRequest]) -> Iterator[Session]:
+def open_session(
+    config: RunConfig, *, stages: Sequence[str], requests: Sequence[RoleRequest], resumed: RunDirectory | None = None
+) -> Iterator[Session]:
     """Check the placement, own the run directory, start Ray; stop everything at the end.
 
-    Ctrl-C and SIGTERM end in `RunInterruptedError`, after Ray is down and the summary says `interrupted`.
+    `resumed`: the directory of an earlier run to go on with, in place of a new one. Ctrl-C and SIGTERM end in
+    `RunInterruptedError`, after Ray is down and the summary says `interrupted`.
     """
     check_placement(requests, this_machine())
     try:
-        with RunDirectory.create(config.runs_dir, config.name) as directory, _logs_to(directory.path / "logs" / "driver.log"):
-            directory.write_config({**config.model_dump(mode="json"), "name": directory.name})
+        with (
+            resumed or RunDirectory.create(config.runs_dir, config.name) as directory,
+            _logs_to(directory.path / "logs" / "driver.log"),
+        ):
+            if resumed is None:
+                directory.write_config({**config.model_dump(mode="json"), "name": directory.name})
             directory.write_summary({"seed": config.seed, "versions": versions(), "machine": machine()})
             with (
                 build_view(stages, directory.path, Console(stderr=True)) as view,

@@ -32,6 +32,7 @@ class GroupPlan:
     setup: Any  # reaches every rank as loop_config["setup"]
     workers: WorkerConfig
     storage: Path  # Ray Train's own records
+    max_restarts: int  # of all ranks, after the loss of one; 0 where a restart would forget what was learned
 
 
 class TrainGroup:
@@ -97,9 +98,10 @@ def _trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
         train_loop_config={"setup": plan.setup},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
-        # A restarted rank would hold the start weights again: without a checkpoint a restart is a silent loss.
         run_config=RunConfig(
-            name=plan.name, storage_path=str(plan.storage.absolute()), failure_config=FailureConfig(max_failures=0)
+            name=plan.name,
+            storage_path=str(plan.storage.absolute()),
+            failure_config=FailureConfig(max_failures=plan.max_restarts),
         ),
     )
 

@@ -10,12 +10,15 @@ import ray
 from ray.exceptions import RayError
 
 from actors.config import DType
-from cluster.errors import RaywardError
-from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResult
+from cluster.errors import LearnerRestartedError, RaywardError
+from cluster.types import PublishedWeights, SaveReport, ScoredBatch, Trajectory, UpdateResult
 from learners.mailbox import (
+    Answer,
+    CheckpointPlan,
     Command,
     ConnectCommand,
     ExportCommand,
+    FinishSavingCommand,
     GeneratorLink,
     LogprobsCommand,
     Mailbox,
@@ -23,6 +26,7 @@ from learners.mailbox import (
     ReadyCommand,
     ReferenceKLCommand,
     Reply,
+    SaveCommand,
     SendWeightsCommand,
     StartingPoint,
     StopCommand,
@@ -31,6 +35,7 @@ from learners.mailbox import (
 from learners.policy_config import PolicyLearnerConfig
 from learners.train_group import GroupPlan, TrainGroup
 
+LAST_WORDS_S = 1.0  # for the answer of ranks that have just left
 STOP_TIMEOUT_S = 60.0  # for ranks to leave after StopCommand; the end of Ray ends them in any case
 
 
@@ -46,9 +51,12 @@ class LearnerFolders:
 class LearnerHandle:
     """Starts the ranks, hands them commands one at a time, and says why they ended if they do. A context manager."""
 
-    def __init__(self, start: StartingPoint, config: PolicyLearnerConfig, folders: LearnerFolders) -> None:
+    def __init__(
+        self, start: StartingPoint, config: PolicyLearnerConfig, folders: LearnerFolders, checkpoints: CheckpointPlan
+    ) -> None:
         self._start = start
         self._config = config
+        self._checkpoints = checkpoints
         self._folders = folders
         self._publish_command: Command = PublishCommand(directory=str(folders.weights.absolute()), dtype=folders.weights_dtype)
         self._mailbox = ray.remote(Mailbox).options(num_cpus=0).remote(config.workers.num_workers)
@@ -73,15 +81,16 @@ class LearnerHandle:
             GroupPlan(
                 name="learner",
                 train_loop=train_loop_per_worker,
-                setup=LoopSetup(start=self._start, config=self._config, mailbox=self._mailbox),
+                setup=LoopSetup(start=self._start, config=self._config, checkpoints=self._checkpoints, mailbox=self._mailbox),
                 workers=self._config.workers,
                 storage=self._folders.storage,
+                max_restarts=self._config.workers.max_restarts,
             )
         )
 
-    def wait_until_ready(self) -> None:
-        """Return when all ranks have loaded their models; raises what keeps them from it."""
-        self._call(ReadyCommand())
+    def wait_until_ready(self) -> int:
+        """Steps done, once all ranks have loaded their models and the newest checkpoint, if there is one."""
+        return self._call(ReadyCommand())
 
     def submit(self, batch: ScoredBatch) -> UpdateResult:
         """Train on one batch."""
@@ -94,6 +103,14 @@ class LearnerHandle:
     def reference_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
         """log(policy / reference) summed over each completion, in nats."""
         return self._call(ReferenceKLCommand(trajectories=ray.put(list(trajectories))))
+
+    def save(self) -> SaveReport | None:
+        """Begin to write a checkpoint of the steps done; how the one before ended, None where there was none."""
+        return self._call(SaveCommand())
+
+    def finish_saving(self) -> SaveReport | None:
+        """Wait for the checkpoint that is being written; how that ended, None where there is none."""
+        return self._call(FinishSavingCommand())
 
     def connect(self, link: GeneratorLink) -> None:
         """From here on, `publish` sends weights over devices instead of writing them. The generators must be ready."""
@@ -121,12 +138,16 @@ class LearnerHandle:
 
     def _call(self, command: Command) -> Reply:
         group = self._running()
-        reply = self._mailbox.send.remote(command)
-        # Ranks that have left answer nothing.
-        (first, *_), _ = ray.wait([reply, group.end], num_returns=1)
-        if first != reply:
-            raise group.failure()
+        pending = self._mailbox.send.remote(command)
+        ray.wait([pending, group.end], num_returns=1)
+        has_ended = group.has_ended()  # then nobody answers any more, but what was said before comes first
         try:
-            return ray.get(reply)
-        except RayError as error:
-            raise RaywardError(f"the learner's mailbox was lost: {error}") from error
+            answer: Answer = ray.get(pending, timeout=LAST_WORDS_S if has_ended else None)
+        except (RayError, TimeoutError) as error:
+            raise (group.failure() if has_ended else RaywardError(f"the learner's mailbox was lost: {error}")) from error
+        match answer:
+            case Answer(outcome="lost"):
+                raise LearnerRestartedError("the learner's ranks were lost and have started again from the newest checkpoint")
+            case Answer(outcome="failed", reply=error):
+                raise error
+        return answer.reply

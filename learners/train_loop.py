@@ -1,4 +1,4 @@
-"""What every rank of a Ray Train group runs: take the next command, obey it, reply from rank 0."""
+"""What every rank of a Ray Train group runs: go on from the newest checkpoint, obey commands, reply from rank 0."""
 
 import itertools
 from dataclasses import dataclass
@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
+from cluster.checkpoint import CheckpointFolder
+from cluster.errors import CannotResumeError, ConfigError, DataError
 from learners.mailbox import (
+    CheckpointPlan,
     Command,
     ConnectCommand,
     ExportCommand,
+    FinishSavingCommand,
     LogprobsCommand,
     PublishCommand,
     ReadyCommand,
     ReferenceKLCommand,
     Reply,
+    SaveCommand,
     SendWeightsCommand,
     StartingPoint,
     StopCommand,
@@ -25,7 +30,10 @@ from learners.mailbox import (
 from learners.policy_config import PolicyLearnerConfig
 
 if TYPE_CHECKING:
+    from learners.checkpoint import CheckpointWriter
     from learners.policy_learner import PolicyLearner
+
+NO_CHECKPOINT, NO_INTACT_CHECKPOINT = -1, -2  # what rank 0 tells the others in place of a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,42 +42,96 @@ class LoopSetup:
 
     start: StartingPoint
     config: PolicyLearnerConfig
+    checkpoints: CheckpointPlan
     mailbox: Any  # handle of a Mailbox actor
 
 
 def train_loop_per_worker(loop_config: dict[str, LoopSetup]) -> None:
-    """Ray Train's entry point; ends at a StopCommand. An exception ends the whole group, and the handle reports it."""
+    """Ray Train's entry point; ends at a StopCommand.
+
+    Where a rank dies or raises, Ray Train starts all ranks anew. What a restart would only repeat goes to the mailbox instead.
+    """
+    setup = loop_config["setup"]
+    try:
+        _serve(setup)
+    except (ConfigError, DataError, CannotResumeError) as error:
+        ray.get(setup.mailbox.fail.remote(error))
+
+
+def _serve(setup: LoopSetup) -> None:
+    from learners.checkpoint import CheckpointWriter
     from learners.policy_learner import PolicyLearner
 
-    setup = loop_config["setup"]
     context = ray.train.get_context()
-    rank = context.get_world_rank()
-    learner = PolicyLearner(setup.start, setup.config, rank=rank, world_size=context.get_world_size())
-    for sequence in itertools.count():
-        command = ray.get(setup.mailbox.receive.remote(sequence))
-        reply = _obey(learner, command, rank)
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    learner = PolicyLearner(setup.start, setup.config, rank=rank, world_size=world_size)
+    plan = setup.checkpoints
+    writer = CheckpointWriter(plan.directory, keep=plan.keep, facts=plan.facts)
+    group, first = _join(setup, learner, rank=rank, world_size=world_size)
+    for sequence in itertools.count(first):
+        command = ray.get(setup.mailbox.receive.remote(group, sequence))
+        reply = _obey(learner, writer, command, rank)
         if rank == 0:
-            ray.get(setup.mailbox.reply.remote(sequence, reply))
+            ray.get(setup.mailbox.reply.remote(group, sequence, reply))
         if isinstance(command, StopCommand):
             return
 
 
-def _obey(learner: "PolicyLearner", command: Command, rank: int) -> Reply:
+def _join(setup: LoopSetup, learner: "PolicyLearner", *, rank: int, world_size: int) -> tuple[int, int]:
+    """Restore what rank 0 found to restore; returns (number of this group of ranks, number of its first command)."""
+    from learners.checkpoint import check_facts, read_snapshot
+    from learners.collectives import numbers_of_rank_0
+
+    folder = CheckpointFolder(setup.checkpoints.directory)
+    problem = CannotResumeError("rank 0 found no intact checkpoint")
+    numbers = [0, 0, NO_CHECKPOINT]
+    if rank == 0:
+        try:
+            newest = folder.newest_intact()
+        except CannotResumeError as error:
+            problem, numbers[2] = error, NO_INTACT_CHECKPOINT
+        else:
+            numbers[2] = NO_CHECKPOINT if newest is None else newest.manifest.step
+        numbers[:2] = ray.get(setup.mailbox.join.remote())
+    group, first, step = numbers_of_rank_0(numbers, rank=rank, world_size=world_size, device=learner.device)
+    if step == NO_INTACT_CHECKPOINT:
+        raise problem
+    if step != NO_CHECKPOINT:
+        checkpoint = folder.verified(step)
+        check_facts(checkpoint, setup.checkpoints.facts)
+        learner.restore(read_snapshot(checkpoint))
+    return group, first
+
+
+def _obey(learner: "PolicyLearner", writer: "CheckpointWriter", command: Command, rank: int) -> Reply:
     """All ranks compute together; files are rank 0's alone."""
     match command:
+        case ReadyCommand():
+            return learner.num_steps_done
         case UpdateCommand(batch=batch):
             return learner.update(ray.get(batch))
         case LogprobsCommand(trajectories=trajectories):
             return learner.completion_logprobs(ray.get(trajectories))
         case ReferenceKLCommand(trajectories=trajectories):
             return learner.reference_kl(ray.get(trajectories))
-        case PublishCommand(directory=directory, dtype=dtype):
-            return learner.publish(Path(directory), dtype) if rank == 0 else None
         case ConnectCommand(link=link):
             return learner.connect(link)
         case SendWeightsCommand():
             return learner.send_weights()
-        case ExportCommand(directory=directory, dtype=dtype):
-            return learner.export(Path(directory), dtype) if rank == 0 else None
-        case ReadyCommand() | StopCommand():
+        case _ if rank == 0:
+            return _write(learner, writer, command)
+        case _:
             return None
+
+
+def _write(learner: "PolicyLearner", writer: "CheckpointWriter", command: Command) -> Reply:
+    match command:
+        case PublishCommand(directory=directory, dtype=dtype):
+            return learner.publish(Path(directory), dtype)
+        case ExportCommand(directory=directory, dtype=dtype):
+            return learner.export(Path(directory), dtype)
+        case SaveCommand():
+            return writer.begin(learner.num_steps_done, learner.snapshot(), policy_version=learner.policy_version)
+        case FinishSavingCommand():
+            return writer.finish()
+    return None

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import ray
 
-from actors.config import BuiltInFunctionScorerConfig, HttpScorerConfig, PythonScorerConfig, RewardModelScorerConfig
+from actors.config import (
+    BuiltInFunctionScorerConfig,
+    HttpScorerConfig,
+    PythonScorerConfig,
+    RewardModelScorerConfig,
+    SupervisionConfig,
+)
 from actors.model_source import resolve_model
 from actors.reward_head import start_reward_model
 from actors.reward_model import RewardModel
@@ -174,7 +180,7 @@ def test_no_groups_give_no_scores() -> None:
         ("nan", DataError, "task 'a', sample 0.*broken"),
         ("short", DataError, "'broken' returned 0 scores for 1"),
         ("refuse", DataError, "no reference"),
-        ("crash", RaywardError, "scorer 'broken' failed.*oops"),
+        ("crash", RaywardError, "actor 'broken 0' failed.*oops"),
     ],
 )
 def test_a_failure_names_the_scorer_or_the_task(failure: str, error: type[Exception], message: str) -> None:
@@ -192,7 +198,7 @@ def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
         RewardModelScorerConfig(model=str(_reward_model_folder(tmp_path)), dtype="float32", num_threads=1, num_cpus=0.5),
         BuiltInFunctionScorerConfig(function="length", weight=-1.0),
     )
-    scoring = build_scoring(configs, prompt_format="plain")
+    scoring = build_scoring(configs, prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
     (scored,) = scoring.score_stream([_group("a", "x")])
     assert dict(scored.rewards[0].breakdown) == {"reward_model": 0.0, "length": 1.0}  # a new head; one token
@@ -201,7 +207,7 @@ def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
 
 def test_a_function_of_the_user_starts_in_an_actor() -> None:
     config = PythonScorerConfig(name="truth", path="operator:truth", weight=3.0, num_cpus=0)
-    scoring = build_scoring([config], prompt_format="plain")
+    scoring = build_scoring([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
     (scored,) = scoring.score_stream([_group("a", "x", "y")])
     assert [dict(reward.breakdown) for reward in scored.rewards] == [{"truth": 1.0}] * 2  # a trajectory is not empty
@@ -209,14 +215,16 @@ def test_a_function_of_the_user_starts_in_an_actor() -> None:
 
 
 def test_a_failing_function_of_the_user_is_named() -> None:
-    scoring = build_scoring([PythonScorerConfig(path="json:dumps", num_cpus=0)], prompt_format="plain")
+    scoring = build_scoring(
+        [PythonScorerConfig(path="json:dumps", num_cpus=0)], prompt_format="plain", supervision=SupervisionConfig(), note=print
+    )
     with pytest.raises(RaywardError, match="reward function json:dumps: task 'a', sample 0: raised TypeError"):
         list(scoring.score_stream([_group("a", "x")]))
 
 
 def test_a_remote_scorer_starts_in_an_actor() -> None:
     config = HttpScorerConfig.model_validate({"url": "http://127.0.0.1:1/", "max_retries": 0, "num_cpus": 0})
-    scoring = build_scoring([config], prompt_format="plain")
+    scoring = build_scoring([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
     with pytest.raises(RaywardError, match="scorer 'http' at http://127.0.0.1:1/: ConnectError"):
         list(scoring.score_stream([_group("a", "x")]))

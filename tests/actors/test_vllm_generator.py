@@ -41,7 +41,9 @@ def running() -> Iterator[Fixture]:
     folder = resolve_model("tiny")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     actor = GeneratorActor.options(num_cpus=1).remote(folder, CONFIG)
-    pool = RolloutPool(ActorPool({"generator-0": actor}), max_num_sequences=CONFIG.max_num_sequences)
+    pool = RolloutPool(
+        lambda name: actor, num_replicas=1, max_num_sequences=CONFIG.max_num_sequences, supervision=None, note=print
+    )
     pool.wait_until_ready()
     yield Fixture(actor, pool, folder)
     pool.shutdown()

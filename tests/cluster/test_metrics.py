@@ -29,6 +29,28 @@ def test_a_log_opened_again_appends(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
+def test_lines_that_are_given_up_are_gone_and_others_follow(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path, tmp_path / "tensorboard") as log:
+        for step in range(4):
+            log.log(step, {"score/mean": float(step)})
+        log.discard(lambda line: line["step"] >= 2, from_step=2)
+        log.log(2, {"score/mean": 20.0})
+    assert [json.loads(line)["score/mean"] for line in path.read_text().splitlines()] == [0.0, 1.0, 20.0]
+
+
+def test_tensorboard_hides_what_was_given_up(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard") as log:
+        for step in range(4):
+            log.log(step, {"score/mean": float(step)})
+        log.discard(lambda line: line["step"] >= 2, from_step=2)
+        log.log(2, {"score/mean": 20.0})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [tensor.step for tensor in events.Scalars("score/mean")] == [0, 1, 2]
+
+
 def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 

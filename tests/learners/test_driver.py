@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, LearnerRestartedError, RaywardError
 from cluster.ledger import TrajectoryLedger, read_ledger
 from cluster.metrics import MetricsLog
 from cluster.types import (
@@ -16,6 +17,7 @@ from cluster.types import (
     PublishedWeights,
     Reward,
     SamplingParameters,
+    SaveReport,
     ScoredBatch,
     ScoredGroup,
     Task,
@@ -77,15 +79,38 @@ class RecordingScoring:
 
 
 class RecordingLearner:
-    """Two optimizer steps an update."""
+    """Two optimizer steps an update. At the first submission of a step in `lost_at` its ranks go back to what was saved."""
 
-    def __init__(self, calls: list[str]) -> None:
+    def __init__(self, calls: list[str], *, lost_at: Sequence[int] = (), num_steps_saved: int = 0, problem: str = "") -> None:
         self._calls = calls
+        self._still_lost_at = list(lost_at)
+        self._num_steps_done = self._num_steps_saved = num_steps_saved
+        self._problem = problem
+        self._saving: SaveReport | None = None
         self.batches: list[ScoredBatch] = []
 
+    def wait_until_ready(self) -> int:
+        return self._num_steps_done
+
+    def save(self) -> SaveReport | None:
+        self._calls.append(f"save after {self._num_steps_done}")
+        before = self.finish_saving()
+        self._saving = SaveReport(step=self._num_steps_done, seconds=0.5, problem=self._problem)
+        self._num_steps_saved = self._num_steps_done
+        return before
+
+    def finish_saving(self) -> SaveReport | None:
+        saving, self._saving = self._saving, None
+        return saving
+
     def submit(self, batch: ScoredBatch) -> UpdateResult:
+        if batch.step in self._still_lost_at:
+            self._still_lost_at.remove(batch.step)
+            self._num_steps_done = self._num_steps_saved
+            raise LearnerRestartedError("the ranks were lost")
         self._calls.append(f"submit step {batch.step}")
         self.batches.append(batch)
+        self._num_steps_done = batch.step + 1
         return UpdateResult(policy_version=self._version, metrics={"policy/loss": 0.5})
 
     def publish(self) -> PublishedWeights:
@@ -94,16 +119,17 @@ class RecordingLearner:
 
     @property
     def _version(self) -> int:
-        return 2 * len(self.batches)
+        return 2 * self._num_steps_done
 
 
 class Loop:
     """A driver among fakes, with everything they recorded."""
 
-    def __init__(self, folder: Path, *, last_first: bool = False, num_prompts: int = 6) -> None:
+    def __init__(self, folder: Path, *, last_first: bool = False, num_prompts: int = 6, **learner: Any) -> None:
         self.calls: list[str] = []
+        self.notes: list[str] = []
         self.rollouts = RecordingRollouts(self.calls, last_first=last_first)
-        self.learner = RecordingLearner(self.calls)
+        self.learner = RecordingLearner(self.calls, **learner)
         self.folder = folder
         self._log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard")
         self._driver = Driver(
@@ -111,7 +137,8 @@ class Loop:
             collector=PlainCollector(self.rollouts, RecordingScoring(), SAMPLING),
             generators=self.rollouts,
             learner=self.learner,
-            records=Records(ledger=TrajectoryLedger(folder / "trajectories"), metrics=self._log),
+            records=Records(ledger=TrajectoryLedger(folder / "trajectories"), metrics=self._log, note=self.notes.append),
+            save_every=2,
         )
 
     def run(self, num_steps: int) -> list[tuple[int, Mapping[str, float]]]:
@@ -125,6 +152,8 @@ def test_each_step_rolls_out_updates_and_publishes_in_this_order(tmp_path: Path)
     loop = Loop(tmp_path)
     loop.run(2)
     assert loop.calls == [
+        "learner publishes version 0",  # whatever the generators started with, they hold the learner's weights
+        "generators take version 0",
         "collect at version 0",
         "submit step 0",
         "learner publishes version 2",
@@ -133,7 +162,53 @@ def test_each_step_rolls_out_updates_and_publishes_in_this_order(tmp_path: Path)
         "submit step 1",
         "learner publishes version 4",
         "generators take version 4",
+        "save after 2",
     ]
+
+
+def test_lost_ranks_go_back_to_the_checkpoint_and_leave_the_records_of_a_clean_run(tmp_path: Path) -> None:
+    clean, broken = Loop(tmp_path / "clean"), Loop(tmp_path / "broken", lost_at=(1, 3, 3))
+    clean.run(5)
+    broken.run(5)
+    assert broken.notes == [
+        "the ranks were lost: back from step 1 to 0",
+        "the ranks were lost: back from step 3 to 2",
+        "the ranks were lost: back from step 3 to 2",
+    ]
+    assert list(read_ledger(tmp_path / "clean" / "trajectories")) == list(read_ledger(tmp_path / "broken" / "trajectories"))
+    clean_steps, broken_steps = ([line["step"] for line in metric_lines(tmp_path / name)] for name in ("clean", "broken"))
+    assert clean_steps == broken_steps == [0, 1, 2, 3, 4]
+
+
+def metric_lines(folder: Path) -> list[dict[str, Any]]:
+    """Those of the training steps."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "stage" not in line]
+
+
+def test_a_resumed_run_does_the_steps_that_are_missing(tmp_path: Path) -> None:
+    Loop(tmp_path).run(3)  # killed after step 2, when the newest checkpoint was that of two steps
+    resumed = Loop(tmp_path, num_steps_saved=2)
+    resumed.run(4)
+    assert [batch.step for batch in resumed.learner.batches] == [2, 3]
+    assert resumed.calls[:3] == ["learner publishes version 4", "generators take version 4", "collect at version 4"]
+    assert [entry.step for entry in read_ledger(tmp_path / "trajectories")] == [step for step in range(4) for _ in range(6)]
+    assert [line["step"] for line in metric_lines(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_full_disk_is_told_and_ends_the_run_after_three_in_a_row(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, problem="OSError: No space left on device")
+    with pytest.raises(RaywardError, match="3rd in a row"):
+        loop.run(20)
+    assert [batch.step for batch in loop.learner.batches] == list(range(8))  # saved after 2, 4, 6; the third is known at 8
+    assert len(loop.notes) == 2
+    assert "No space left on device; training goes on" in loop.notes[0]
+
+
+def test_a_checkpoint_is_written_every_so_often_and_after_the_last_step(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.run(5)
+    assert [call for call in loop.calls if call.startswith("save")] == ["save after 2", "save after 4", "save after 5"]
 
 
 def test_the_batch_does_not_depend_on_who_was_faster(tmp_path: Path) -> None:
@@ -179,8 +254,8 @@ def test_what_was_trained_on_is_written_down_once(tmp_path: Path) -> None:
     assert len({entry.key for entry in entries}) == len(entries) == 2 * 3 * 2
     assert [entry.policy_version for entry in entries] == [0] * 6 + [2] * 6
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 1]
-    assert all(line["policy/loss"] == 0.5 for line in lines)
+    assert [line["step"] for line in lines if "stage" not in line] == [0, 1]
+    assert all(line["policy/loss"] == 0.5 for line in lines if "stage" not in line)
 
 
 @pytest.mark.parametrize(("num_prompts", "prompts_per_step"), [(12, 4), (10, 4), (7, 7), (1, 1)])

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from cluster.errors import RaywardError
+from cluster.errors import LearnerRestartedError, RaywardError
 from cluster.types import ScoredBatch
-from learners.mailbox import StartingPoint
+from learners.mailbox import CheckpointPlan, StartingPoint
 from learners.policy_config import PolicyLearnerConfig
 from learners.train_handle import LearnerFolders, LearnerHandle
 
@@ -27,7 +28,12 @@ def ray_cluster() -> Iterator[None]:
 
 def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> LearnerHandle:
     folders = LearnerFolders(storage=folder / "storage", weights=folder / "weights", weights_dtype="float32")
-    return LearnerHandle(StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, seed=0), config, folders)
+    return LearnerHandle(
+        StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, seed=0),
+        config,
+        folders,
+        CheckpointPlan(directory=folder / "checkpoints", keep=2, facts={"seed": "0"}),
+    )
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -68,6 +74,38 @@ def test_a_failing_rank_is_reported_to_the_caller(
         learner.submit(ScoredBatch(step=0, groups=()))
     with pytest.raises(RaywardError, match="every rollout of the step failed"):  # still the reason
         learner.submit(scored_batch())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_lost_ranks_go_on_from_the_newest_checkpoint(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    with _handle(tiny_model, ppo_config(num_workers=2, num_steps=3), tmp_path / "broken") as learner:
+        assert learner.wait_until_ready() == 0
+        learner.submit(scored_batch(step=0))
+        assert learner.save() is None
+        saved = learner.finish_saving()
+        assert saved is not None
+        assert (saved.step, saved.problem) == (1, "")
+        learner.submit(scored_batch(step=1))
+        _kill_one_rank()
+        with pytest.raises(LearnerRestartedError):
+            learner.submit(scored_batch(step=2))
+        assert learner.wait_until_ready() == 1
+        for step in (1, 2):
+            learner.submit(scored_batch(step=step))
+        found = load_file(learner.publish().path)
+    with _handle(tiny_model, ppo_config(num_workers=2, num_steps=3), tmp_path / "unbroken") as learner:
+        for step in range(3):
+            learner.submit(scored_batch(step=step))
+        expected = load_file(learner.publish().path)
+    for name, tensor in expected.items():
+        assert_close(found[name], tensor, atol=0, rtol=0)
+
+
+def _kill_one_rank() -> None:
+    ranks = [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(process.cmdline())]
+    ranks[-1].kill()
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,0 +1,148 @@
+"""Actors that die, hang or lose their engine: replaced, admitted, and their work done by another; over real Ray actors."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.errors import ActorLostError, RaywardError
+from cluster.pool import ActorPool, Supervision
+
+DEADLINE_S = 3.0
+
+
+class Worker:
+    def __init__(self) -> None:
+        self._admitted = False
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def admit(self) -> None:
+        self._admitted = True
+
+    def is_admitted(self) -> bool:
+        return self._admitted
+
+    def double(self, number: int) -> int:
+        time.sleep(0.05)
+        return 2 * number
+
+    def lose_engine(self, number: int) -> int:
+        if not self._admitted:
+            raise ActorLostError("its engine has died")
+        return self.double(number)
+
+    def die_if_first(self, number: int) -> int:
+        if not self._admitted:
+            os._exit(1)
+        return self.double(number)
+
+    def die(self, number: int) -> int:
+        os._exit(number)
+
+
+RemoteWorker = ray.remote(num_cpus=0)(Worker)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster() -> Iterator[None]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def admission(actor: Any) -> Generator[ray.ObjectRef, Any, None]:
+    assert (yield actor.is_admitted.remote()) is False
+    yield actor.admit.remote()
+
+
+class Watched:
+    """A pool of two, and what was told about it."""
+
+    def __init__(self, *, max_losses: int = 3) -> None:
+        self.notes: list[str] = []
+        self.pool: ActorPool[Any] = ActorPool(
+            {name: RemoteWorker.remote() for name in ("a", "b")},
+            Supervision(
+                start=lambda name: RemoteWorker.remote(),
+                admission=admission,
+                deadline_s=DEADLINE_S,
+                max_losses=max_losses,
+                note=self.notes.append,
+            ),
+        )
+        self.pids = self.pool.broadcast(lambda actor: actor.pid.remote())
+
+    def doubled(self, numbers: range) -> Iterator[tuple[int, int]]:
+        return self.pool.map_unordered(lambda actor, number: actor.double.remote(number), numbers, max_in_flight=2)
+
+    def wait_for(self, num_actors: int) -> None:
+        while len(self.pool) < num_actors:
+            self.pool.finished([], timeout_s=1.0)
+
+
+@pytest.mark.parametrize("kill_after", [0, 1, 7])
+def test_each_item_is_done_once_when_an_actor_is_killed(kill_after: int) -> None:
+    watched = Watched()
+    results = []
+    for done, result in enumerate(watched.doubled(range(30))):
+        if done == kill_after:
+            os.kill(watched.pids["a"], signal.SIGKILL)
+        results.append(result)
+    assert sorted(results) == [(number, 2 * number) for number in range(30)]
+    watched.wait_for(2)
+    assert watched.pool.num_lost == 1
+    assert [note.split(" (")[0] for note in watched.notes] == ["a is lost", "a is back"]
+    assert watched.pool.broadcast(lambda actor: actor.is_admitted.remote()) == {"b": False, "a": True}
+
+
+def test_an_actor_that_hangs_is_lost_by_its_deadline() -> None:
+    watched = Watched()
+    started = 0.0
+    results = []
+    for result in watched.doubled(range(30)):
+        if not results:
+            os.kill(watched.pids["a"], signal.SIGSTOP)
+            started = time.monotonic()
+        results.append(result)
+    assert sorted(results) == [(number, 2 * number) for number in range(30)]
+    assert time.monotonic() - started >= DEADLINE_S  # its items were waited for so long
+    assert f"none has finished for {DEADLINE_S:g} s" in watched.notes[0]
+    watched.wait_for(2)
+
+
+def test_all_actors_lost_at_once_is_a_wait_and_not_an_end() -> None:
+    watched = Watched()
+    for pid in watched.pids.values():
+        os.kill(pid, signal.SIGKILL)
+    assert sorted(watched.doubled(range(4))) == [(number, 2 * number) for number in range(4)]
+    watched.wait_for(2)
+    assert watched.pool.num_lost == 2
+
+
+def test_an_actor_without_its_engine_is_replaced() -> None:
+    watched = Watched()
+    call = lambda actor, number: actor.lose_engine.remote(number)  # noqa: E731
+    assert sorted(watched.pool.map_unordered(call, range(4), max_in_flight=1)) == [(number, 2 * number) for number in range(4)]
+    assert "its engine has died" in watched.notes[0]
+
+
+def test_a_broadcast_reaches_those_that_live() -> None:
+    watched = Watched()
+    os.kill(watched.pids["a"], signal.SIGKILL)
+    assert watched.pool.broadcast(lambda actor: actor.double.remote(3)) == {"b": 6}
+    watched.wait_for(2)
+    assert set(watched.pool.broadcast(lambda actor: actor.double.remote(3))) == {"a", "b"}
+
+
+def test_an_item_that_kills_every_actor_ends_the_run() -> None:
+    watched = Watched(max_losses=2)
+    with pytest.raises(RaywardError, match="was lost 3 times in a row"):
+        list(watched.pool.map_unordered(lambda actor, number: actor.die.remote(number), [3], max_in_flight=1))
