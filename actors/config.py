@@ -180,6 +180,8 @@ class SupervisionConfig(StrictConfig):
     completion takes longer."""
     max_losses: int = Field(3, ge=0)
     """Of one and its replacements, with nothing finished in between; one more ends the run."""
+    max_unscored_frac: float = Field(0.2, ge=0, le=1)
+    """Trajectories without a score are left out of a step; above this share the run ends."""
 
 
 class RewardModelScorerConfig(StrictConfig):

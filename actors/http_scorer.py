@@ -15,7 +15,7 @@ from pydantic import ConfigDict, ValidationError
 from actors.config import HttpScorerConfig
 from cluster.config import StrictConfig
 from cluster.errors import ConfigError, DataError, RaywardError
-from cluster.types import Score, Trajectory
+from cluster.types import Score, Trajectory, Unscored
 
 logger = logging.getLogger("rayward")
 
@@ -35,11 +35,11 @@ class ScoresReply(StrictConfig):
 
 
 class _TryAgainError(Exception):
-    """A failure that may pass; becomes a `RaywardError` when the retries are used up."""
+    """A failure that may pass, or would have."""
 
 
 class HttpScorer:
-    """Implements `Scorer` with requests to one URL. A score that cannot be had is an error, never a zero."""
+    """Implements `Scorer` with requests to one URL. A score that cannot be had is never a zero."""
 
     def __init__(self, config: HttpScorerConfig, sleep: Callable[[float], None] = time.sleep) -> None:
         self._config = config
@@ -52,13 +52,19 @@ class HttpScorer:
             trust_env=False,  # neither proxies nor passwords that lie about on this machine
         )
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
-        """One score a trajectory, in order."""
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score | Unscored]:
+        """One score a trajectory, in order. A batch without a good reply has none; a request that is refused raises."""
         size = self._config.batch_size
         batches = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
-        return [Score(value=value) for batch in batches for value in self._score_batch(batch)]
+        return [score for batch in batches for score in self._score_batch(batch)]
 
-    def _score_batch(self, batch: Sequence[Trajectory]) -> tuple[float, ...]:
+    def _score_batch(self, batch: Sequence[Trajectory]) -> Sequence[Score | Unscored]:
+        try:
+            return [Score(value=value) for value in self._values(batch)]
+        except (_TryAgainError, DataError) as error:
+            return [Unscored(problem=str(error))] * len(batch)
+
+    def _values(self, batch: Sequence[Trajectory]) -> tuple[float, ...]:
         for num_failures in range(self._config.max_retries + 1):
             try:
                 return self._scores(self._request(batch), num_expected=len(batch))
@@ -68,7 +74,7 @@ class HttpScorer:
                 wait_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2**num_failures) * random.uniform(0.5, 1)
                 logger.warning("%s: %s; trying again in %.1f s", self._where, problem, wait_s)
                 self._sleep(wait_s)
-        raise RaywardError(f"{self._where}: {problem}; gave up after {self._config.max_retries + 1} tries")
+        raise _TryAgainError(f"{self._where}: {problem}; gave up after {self._config.max_retries + 1} tries")
 
     def _request(self, batch: Sequence[Trajectory]) -> bytes:
         """The body of a good reply."""

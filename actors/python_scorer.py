@@ -5,15 +5,15 @@ from typing import Any
 
 from actors.child_process import ChildError, ChildProcess, ChildTimeoutError
 from actors.config import PythonScorerConfig
-from cluster.errors import ConfigError, RaywardError
-from cluster.types import Score, StepScore, Trajectory
+from cluster.errors import ConfigError
+from cluster.types import Score, StepScore, Trajectory, Unscored
 
 GRACE_S = 0.5  # an async function's own time-out comes first: it ends one call, not the process
-MAX_PROBLEMS = 5  # shown at once
+MAX_STOPS = 3  # of the process in one call: each may cost a time-out
 
 
 class PythonScorer:
-    """Implements `Scorer` with a user's function. A score that cannot be had is an error, never a zero."""
+    """Implements `Scorer` with a user's function. A score that cannot be had is never a zero."""
 
     def __init__(self, config: PythonScorerConfig) -> None:
         self._path = config.path
@@ -29,23 +29,22 @@ class PythonScorer:
             },
         )
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
-        """One score a trajectory, in order. Raises with the function, the task and what happened."""
-        if not trajectories:
-            self._start()
-            return []
-        outcomes, stopped = self._outcomes(trajectories)
-        problems = [
-            _where(trajectory, outcome["error"])
-            for trajectory, outcome in zip(trajectories, outcomes, strict=False)
-            if "error" in outcome
-        ]
-        if stopped:
-            problems.append(self._where_it_stopped(trajectories, len(outcomes), stopped))
-        if problems:
-            more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
-            raise RaywardError("\n".join(f"reward function {self._path}: {line}" for line in problems[:MAX_PROBLEMS] + more))
-        return [_score(outcome) for outcome in outcomes]
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score | Unscored]:
+        """One score a trajectory, in order, or what happened instead. Raises `ConfigError` where the function cannot start."""
+        self._start()
+        if self._batched:
+            return self._score_together(trajectories)
+        scores: list[Score | Unscored] = []
+        for _ in range(MAX_STOPS):
+            outcomes, stopped = self._outcomes(trajectories[len(scores) :])
+            scores += [self._score(outcome) for outcome in outcomes]
+            if not stopped:
+                return scores
+            scores.append(self._unscored(stopped))  # the one that was being judged; those after it are tried again
+            if len(scores) == len(trajectories):
+                return scores
+        untried = len(trajectories) - len(scores)
+        return scores + [self._unscored(f"was not asked, after {MAX_STOPS} others of the call had stopped it")] * untried
 
     def close(self) -> None:
         """End the process."""
@@ -57,8 +56,14 @@ class PythonScorer:
         except ChildError as error:
             raise ConfigError(f"reward function {self._path} {error}") from error
 
+    def _score_together(self, trajectories: Sequence[Trajectory]) -> list[Score | Unscored]:
+        outcomes, stopped = self._outcomes(trajectories)
+        return [self._unscored(stopped)] * len(trajectories) if stopped else [self._score(outcome) for outcome in outcomes]
+
     def _outcomes(self, trajectories: Sequence[Trajectory]) -> tuple[list[dict[str, Any]], str]:
         """Outcomes in order, and what ended them early; empty where nothing did."""
+        if not trajectories:
+            return [], ""
         try:
             return self._child.call(tuple(trajectories), timeout_s=self._timeout_s + GRACE_S), ""
         except ChildTimeoutError as error:
@@ -66,17 +71,11 @@ class PythonScorer:
         except ChildError as error:
             return error.results, str(error)
 
-    def _where_it_stopped(self, trajectories: Sequence[Trajectory], num_outcomes: int, problem: str) -> str:
-        if self._batched:
-            first, last = trajectories[0].prompt.task.task_id, trajectories[-1].prompt.task.task_id
-            return f"{len(trajectories)} trajectories, tasks {first!r} to {last!r}: {problem}"
-        return _where(trajectories[min(num_outcomes, len(trajectories) - 1)], problem)
+    def _score(self, outcome: dict[str, Any]) -> Score | Unscored:
+        if "error" in outcome:
+            return self._unscored(outcome["error"])
+        steps = tuple(StepScore(token_index=token_index, score=score) for token_index, score in outcome["steps"])
+        return Score(value=outcome["score"], steps=steps)
 
-
-def _score(outcome: dict[str, Any]) -> Score:
-    steps = tuple(StepScore(token_index=token_index, score=score) for token_index, score in outcome["steps"])
-    return Score(value=outcome["score"], steps=steps)
-
-
-def _where(trajectory: Trajectory, problem: str) -> str:
-    return f"task {trajectory.prompt.task.task_id!r}, sample {trajectory.sample_index}: {problem}"
+    def _unscored(self, problem: str) -> Unscored:
+        return Unscored(problem=f"reward function {self._path} {problem}")

@@ -7,14 +7,14 @@ from actors.config import BuiltInFunctionScorerConfig, RewardModelScorerConfig
 from actors.rendering import PromptFormat, conversation_text
 from actors.reward_model import RewardModel
 from actors.rewards import REWARD_FUNCTIONS
-from cluster.types import Score, Trajectory
+from cluster.types import Score, Trajectory, Unscored
 
 
 class Scorer(Protocol):
     """Judges trajectories, in a Ray actor."""
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
-        """One score a trajectory, in order."""
+    def score(self, trajectories: Sequence[Trajectory]) -> Sequence[Score | Unscored]:
+        """One score a trajectory, in order, or why there is none. Raises where no trajectory of the run can be judged."""
 
 
 class RewardModelScorer:

@@ -15,7 +15,7 @@ from actors.remote import HttpScorerActor, PythonScorerActor, RewardFunctionScor
 from actors.rendering import PromptFormat
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.pool import LOST, ActorPool, Supervision
-from cluster.types import Reward, Score, ScoredGroup, StepScore, TrajectoryGroup
+from cluster.types import Reward, Score, ScoredGroup, StepScore, TrajectoryGroup, Unscored
 
 POLL_S = 0.5
 FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorerActor, "http": HttpScorerActor}
@@ -32,7 +32,7 @@ class WeightedScorer:
 @dataclass(slots=True, kw_only=True)
 class _PendingGroup:
     group: TrajectoryGroup
-    scores: dict[str, list[Score]] = field(default_factory=dict)  # scorer name -> [G]
+    scores: dict[str, list[Score | Unscored]] = field(default_factory=dict)  # scorer name -> [G]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +135,20 @@ class _ScoringStream:
             self._running[pool.start(idle.pop(), lambda actor, given=trajectories: actor.score.remote(given))] = call  # type: ignore[misc]
 
     def _scored(self, pending: _PendingGroup) -> ScoredGroup:
-        rewards = []
+        rewards: list[Reward] = []
+        problems: dict[int, str] = {}
         for index, trajectory in enumerate(pending.group.trajectories):
+            scores = {name: pending.scores[name][index] for name in self._scorers}
+            missing = [score.problem for score in scores.values() if isinstance(score, Unscored)]
             try:
-                rewards.append(self._reward({name: pending.scores[name][index] for name in self._scorers}))
-            except DataError as error:
-                raise DataError(f"task {trajectory.prompt.task.task_id!r}, sample {trajectory.sample_index}: {error}") from error
-        return ScoredGroup(group=pending.group, rewards=tuple(rewards))
+                reward = self._reward({name: score for name, score in scores.items() if isinstance(score, Score)})
+            except DataError as error:  # not finite
+                missing.append(str(error))
+            if missing:
+                problems[trajectory.sample_index] = "; ".join(missing)
+            else:
+                rewards.append(reward)
+        return ScoredGroup(group=pending.group, rewards=tuple(rewards), problems=problems)
 
     def _reward(self, scores: Mapping[str, Score]) -> Reward:
         """`scores`: by scorer."""
@@ -201,7 +208,7 @@ def _admission(scorer: Any) -> Generator[ObjectRef, Any, None]:
     yield scorer.score.remote([])
 
 
-def _checked_scores(call: _Call, scores: list[Score]) -> list[Score]:
+def _checked_scores(call: _Call, scores: Sequence[Score | Unscored]) -> Sequence[Score | Unscored]:
     expected = sum(len(pending.group.trajectories) for pending in call.groups)
     if len(scores) != expected:
         raise DataError(f"scorer {call.scorer!r} returned {len(scores)} scores for {expected} trajectories; it owes one each")

@@ -17,18 +17,20 @@ from cluster.types import FinishReason, ScoredGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One trajectory that was trained on. Produced by `TrajectoryLedger`, consumed by reports and by checks."""
+    """One trajectory that was sampled for training. Produced by `TrajectoryLedger`, consumed by reports and by checks."""
 
     step: int
     task_id: str
     sample_index: int
     policy_version: int  # of the weights that sampled
     attempt: int  # 1: the first generator asked delivered it
-    outcome: Literal["trained"]
+    outcome: Literal["trained", "unscored", "left_out"]
+    """unscored: no scorer's fault made it a zero; `problem` says what happened. left_out: its group had too few rewards."""
     finish_reason: FinishReason
     completion_tokens: int
-    reward: float
+    reward: float | None  # None where it is unscored
     breakdown: dict[str, float]  # scorer name -> unweighted score
+    problem: str = ""
     prompt: str
     completion: str
 
@@ -44,11 +46,12 @@ class TrajectoryLedger:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def record(self, step: int, scored_groups: Iterable[ScoredGroup]) -> None:
+    def record(self, step: int, trained: Iterable[ScoredGroup], left_out: Iterable[ScoredGroup] = ()) -> None:
         """Add trajectories to the step's file. Raises `DataError`, and writes nothing, if one is there already."""
         path = self._directory / f"step-{step:06d}.jsonl"
         entries = list(_read_file(path)) if path.exists() else []
-        entries += [entry for scored in scored_groups for entry in _entries(step, scored)]
+        entries += [entry for scored in trained for entry in _entries(step, scored, "trained")]
+        entries += [entry for scored in left_out for entry in _entries(step, scored, "left_out")]
         seen: set[tuple[int, str, int]] = set()
         for entry in entries:
             if entry.key in seen:
@@ -72,19 +75,23 @@ def read_ledger(directory: Path) -> Iterator[LedgerEntry]:
         yield from _read_file(path)
 
 
-def _entries(step: int, scored: ScoredGroup) -> Iterator[LedgerEntry]:
-    for trajectory, reward in zip(scored.group.trajectories, scored.rewards, strict=True):
+def _entries(step: int, scored: ScoredGroup, outcome: Literal["trained", "left_out"]) -> Iterator[LedgerEntry]:
+    rewards = iter(scored.rewards)
+    for trajectory in scored.group.trajectories:
+        problem = scored.problems.get(trajectory.sample_index, "")
+        reward = None if problem else next(rewards)
         yield LedgerEntry(
             step=step,
             task_id=trajectory.prompt.task.task_id,
             sample_index=trajectory.sample_index,
             policy_version=trajectory.completion.policy_version,
             attempt=1,
-            outcome="trained",
+            outcome=outcome if reward else "unscored",
             finish_reason=trajectory.completion.finish_reason,
             completion_tokens=len(trajectory.completion.token_ids),
-            reward=reward.total,
-            breakdown=dict(reward.breakdown),
+            reward=reward.total if reward else None,
+            breakdown=dict(reward.breakdown) if reward else {},
+            problem=problem,
             prompt=trajectory.prompt.text,
             completion=trajectory.completion.text,
         )

@@ -6,7 +6,7 @@ Log-probabilities are in nats.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cluster.errors import DataError
@@ -110,6 +110,13 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unscored:
+    """A scorer has no score for a trajectory, which then counts for nothing, never as a zero. In place of a `Score`."""
+
+    problem: str  # what happened, with the scorer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
     """The score of one trajectory. Produced by `Scoring`, consumed by the learner; the breakdown goes to the ledger."""
 
@@ -127,15 +134,21 @@ class Reward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A group with one reward a trajectory. Produced by `Scoring`, consumed by the driver."""
+    """A group with the rewards of its trajectories. Produced by `Scoring`, consumed by the driver."""
 
-    group: TrajectoryGroup
-    rewards: tuple[Reward, ...]  # [G]
+    group: TrajectoryGroup  # as it was sampled
+    rewards: tuple[Reward, ...]  # [G], of `trajectories`
+    problems: Mapping[int, str] = field(default_factory=dict)  # sample_index -> why that trajectory has no reward
     greedy_score: float = 0.0  # of the prompt's greedy completion, where the method has that as its baseline
 
     def __post_init__(self) -> None:
-        if len(self.rewards) != len(self.group.trajectories):
-            raise DataError(f"{len(self.group.trajectories)} trajectories but {len(self.rewards)} rewards in one group")
+        if len(self.rewards) != len(self.trajectories):
+            raise DataError(f"{len(self.trajectories)} trajectories but {len(self.rewards)} rewards in one group")
+
+    @property
+    def trajectories(self) -> tuple[Trajectory, ...]:
+        """[G] those that have a reward."""
+        return tuple(each for each in self.group.trajectories if each.sample_index not in self.problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

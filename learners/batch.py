@@ -74,7 +74,7 @@ class MicroBatch:
 
 def collate(batch: ScoredBatch, device: torch.device) -> TrainingBatch:
     """All trajectories of a step, in order."""
-    trajectories = [trajectory for scored in batch.groups for trajectory in scored.group.trajectories]
+    trajectories = [trajectory for scored in batch.groups for trajectory in scored.trajectories]
     rewards = [reward for scored in batch.groups for reward in scored.rewards]
     greedy_scores = [scored.greedy_score for scored in batch.groups]
     groups = [group for group, scored in enumerate(batch.groups) for _ in scored.rewards]

@@ -29,6 +29,7 @@ class Collected:
     """Produced by a collector, consumed by the driver."""
 
     groups: tuple[ScoredGroup, ...]  # in the order of the prompts, for a batch must not depend on who was faster
+    left_out: tuple[ScoredGroup, ...] = ()  # with too few rewards to learn from
     metrics: dict[str, float]
 
 
@@ -41,10 +42,12 @@ class Collector(Protocol):
 class PlainCollector:
     """One group a prompt. Scoring of the first groups overlaps the generation of the last."""
 
-    def __init__(self, rollouts: Rollouts, scoring: Scoring, sampling: SamplingParameters) -> None:
+    def __init__(self, rollouts: Rollouts, scoring: Scoring, sampling: SamplingParameters, *, min_rewards: int = 1) -> None:
+        """`min_rewards`: that a group needs; 2 for a method that compares the completions of one prompt."""
         self._rollouts = rollouts
         self._scoring = scoring
         self._sampling = sampling
+        self._min_rewards = min_rewards
 
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
         """Sample with seeds derived from the step."""
@@ -52,7 +55,11 @@ class PlainCollector:
         scored = list(self._scoring.score_stream(self._rollouts.collect(prompts, sampling)))
         position = {prompt.task.task_id: index for index, prompt in enumerate(prompts)}
         scored.sort(key=lambda group: position[group.group.prompt.task.task_id])
-        return Collected(groups=tuple(scored), metrics={})
+        return Collected(
+            groups=tuple(group for group in scored if len(group.rewards) >= self._min_rewards),
+            left_out=tuple(group for group in scored if len(group.rewards) < self._min_rewards),
+            metrics={},
+        )
 
 
 class GreedyBaseline:
@@ -69,9 +76,18 @@ class GreedyBaseline:
             scored.group.prompt.task.task_id: scored.rewards[0].total for scored in self._greedy.collect(step, prompts).groups
         }
         collected = self._sampled.collect(step, prompts)
-        groups = tuple(replace(scored, greedy_score=baselines[scored.group.prompt.task.task_id]) for scored in collected.groups)
-        mean = sum(baselines.values()) / len(baselines)
-        return Collected(groups=groups, metrics={**collected.metrics, "score/greedy_mean": mean})
+        groups = tuple(
+            replace(scored, greedy_score=baselines[scored.group.prompt.task.task_id])
+            for scored in collected.groups
+            if scored.group.prompt.task.task_id in baselines
+        )
+        without_baseline = tuple(scored for scored in collected.groups if scored.group.prompt.task.task_id not in baselines)
+        mean = sum(baselines.values()) / max(1, len(baselines))
+        return Collected(
+            groups=groups,
+            left_out=collected.left_out + without_baseline,
+            metrics={**collected.metrics, "score/greedy_mean": mean},
+        )
 
 
 class DynamicSampling:
@@ -87,6 +103,7 @@ class DynamicSampling:
         collected = self._inner.collect(step, prompts)
         useful = [scored for scored in collected.groups if has_contrast(scored)]
         flat = [scored for scored in collected.groups if not has_contrast(scored)]
+        left_out = list(collected.left_out)
         asked, rounds = list(prompts), 0
         while len(useful) < len(prompts) and rounds < self._max_rounds:
             further = self._schedule.further_prompts(step, asked, count=len(prompts) - len(useful))
@@ -95,11 +112,13 @@ class DynamicSampling:
             more = self._inner.collect(step, further)
             useful += [scored for scored in more.groups if has_contrast(scored)]
             flat += [scored for scored in more.groups if not has_contrast(scored)]
+            left_out += more.left_out
             asked += further
             rounds += 1
         groups = (useful + flat)[: len(prompts)]
         return Collected(
             groups=tuple(groups),
+            left_out=tuple(left_out),
             metrics={
                 **collected.metrics,
                 "buffer/resampling_rounds": float(rounds),

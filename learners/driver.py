@@ -10,10 +10,11 @@ from cluster.errors import LearnerRestartedError, RaywardError
 from cluster.ledger import TrajectoryLedger
 from cluster.metrics import MetricsLog, StageClock
 from cluster.types import PublishedWeights, SaveReport, ScoredBatch, UpdateResult
-from learners.collection import Collector
+from learners.collection import Collected, Collector
 from learners.prompt_schedule import PromptSchedule
 
 MAX_FAILED_SAVES = 3  # in a row
+MAX_SHOWN_PROBLEMS = 5
 
 
 class Generators(Protocol):
@@ -72,14 +73,16 @@ class Driver:
         learner: Learner,
         records: Records,
         save_every: int,
+        max_unscored_frac: float,
     ) -> None:
-        """`save_every`: steps from one checkpoint to the next."""
+        """`save_every`: steps from one checkpoint to the next. `max_unscored_frac`: of a step; above it the run ends."""
         self._schedule = schedule
         self._collector = collector
         self._generators = generators
         self._learner = learner
         self._records = records
         self._save_every = save_every
+        self._max_unscored_frac = max_unscored_frac
         self._num_failed_saves = 0  # in a row
 
     def run(self, num_steps: int, *, on_step: Callable[[int, Mapping[str, float]], None]) -> int:
@@ -140,26 +143,52 @@ class Driver:
         prompts = self._schedule.prompts_of(step)
         with clock.stage("rollout"):
             collected = self._collector.collect(step, prompts)
+        unscored = self._checked_share(step, collected)
         batch = ScoredBatch(step=step, groups=collected.groups)
         with clock.stage("learn"):
             update = self._learner.submit(batch)
         with clock.stage("publish"):
             self._generators.publish(self._learner.publish())
-        self._records.ledger.record(step, batch.groups)
+        self._records.ledger.record(step, batch.groups, collected.left_out)
         metrics = {
             **_rollout_metrics(batch, seconds=clock.wall_s["rollout"]),
             **collected.metrics,
             **update.metrics,
             **{f"time/{stage}_s": seconds for stage, seconds in clock.wall_s.items()},
             "policy/version": float(update.policy_version),
+            "score/unscored_frac": unscored,
         }
         self._records.metrics.log(step, metrics)
         return metrics
 
+    def _checked_share(self, step: int, collected: Collected) -> float:
+        """The share of the step's trajectories without a reward. Raises where it is more than the limit."""
+        groups = collected.groups + collected.left_out
+        problems = [
+            f"task {group.group.prompt.task.task_id!r}, sample {sample_index}: {problem}"
+            for group in groups
+            for sample_index, problem in group.problems.items()
+        ]
+        share = len(problems) / sum(len(group.group.trajectories) for group in groups)
+        if share > self._max_unscored_frac:
+            shown = problems[:MAX_SHOWN_PROBLEMS] + ["..."] * (len(problems) > MAX_SHOWN_PROBLEMS)
+            raise RaywardError(
+                "\n".join(
+                    [
+                        f"step {step}: {share:.0%} of the trajectories have no score, more than supervision.max_unscored_frac="
+                        f"{self._max_unscored_frac:g}; mend the scorer and resume the run",
+                        *shown,
+                    ]
+                )
+            )
+        if problems:
+            self._records.note(f"step {step}: {len(problems)} trajectories without a score are left out; first, {problems[0]}")
+        return share
+
 
 def _rollout_metrics(batch: ScoredBatch, *, seconds: float) -> dict[str, float]:
     """Throughput, and each scorer's mean score."""
-    completions = [trajectory.completion for scored in batch.groups for trajectory in scored.group.trajectories]
+    completions = [trajectory.completion for scored in batch.groups for trajectory in scored.trajectories]
     rewards = [reward for scored in batch.groups for reward in scored.rewards]
     num_tokens = sum(len(completion.token_ids) for completion in completions)
     scores = {

@@ -42,7 +42,7 @@ class Evaluator:
         judged = [
             (trajectory, reward.total)
             for group in scored
-            for trajectory, reward in zip(group.group.trajectories, group.rewards, strict=True)
+            for trajectory, reward in zip(group.trajectories, group.rewards, strict=True)
         ]
         kls = self._learner.reference_kl([trajectory for trajectory, _ in judged])
         return [

@@ -39,6 +39,7 @@ from learners.evaluator import Evaluator
 from learners.learner_config import RewardModelLearnerConfig
 from learners.mailbox import CheckpointPlan, GeneratorLink, StartingPoint
 from learners.plan import role_requests
+from learners.policy_config import GROUP_ESTIMATORS
 from learners.prompt_schedule import PromptSchedule
 from learners.report import write_report
 from learners.reward_model import ComparedTexts, RatedTexts, RewardModelJob, train_reward_model
@@ -305,6 +306,7 @@ def _driver(session: Session, config: PolicyRunConfig, parts: Parts, prompts: Se
         learner=parts.learner,
         records=Records(ledger=TrajectoryLedger(session.path / "trajectories"), metrics=session.metrics, note=session.view.note),
         save_every=config.checkpoint.every_num_steps,
+        max_unscored_frac=config.supervision.max_unscored_frac,
     )
 
 
@@ -324,7 +326,8 @@ def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evalua
 def _collector(config: PolicyRunConfig, parts: Parts, schedule: PromptSchedule) -> Collector:
     """The way to scored groups that the method asks for."""
     sampling = _sampling(config, config.sampling.samples_per_prompt, "rollout")
-    collector: Collector = PlainCollector(parts.rollouts, parts.scoring, sampling)
+    min_rewards = 2 if config.learner.advantage.estimator in GROUP_ESTIMATORS else 1
+    collector: Collector = PlainCollector(parts.rollouts, parts.scoring, sampling, min_rewards=min_rewards)
     if config.learner.advantage.estimator == "remax":
         greedy = replace(sampling, temperature=0.0, samples_per_prompt=1)
         collector = GreedyBaseline(collector, PlainCollector(parts.rollouts, parts.scoring, greedy))

@@ -24,7 +24,7 @@ from actors.scoring import Scoring, WeightedScorer, build_scoring
 from actors.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.pool import ActorPool
-from cluster.types import Completion, Message, Prompt, Score, StepScore, Task, Trajectory, TrajectoryGroup
+from cluster.types import Completion, Message, Prompt, Score, StepScore, Task, Trajectory, TrajectoryGroup, Unscored
 
 
 class LengthJudge:
@@ -61,6 +61,16 @@ class StepJudge:
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         return [Score(value=3.0, steps=(StepScore(token_index=0, score=1.0),))] * len(trajectories)
+
+
+class HalfJudge:
+    """Gives a point to everything but "bad"."""
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score | Unscored]:
+        return [
+            Unscored(problem="it is bad") if trajectory.completion.text == "bad" else Score(value=1.0)
+            for trajectory in trajectories
+        ]
 
 
 class BrokenJudge:
@@ -177,7 +187,6 @@ def test_no_groups_give_no_scores() -> None:
 @pytest.mark.parametrize(
     ("failure", "error", "message"),
     [
-        ("nan", DataError, "task 'a', sample 0.*broken"),
         ("short", DataError, "'broken' returned 0 scores for 1"),
         ("refuse", DataError, "no reference"),
         ("crash", RaywardError, "actor 'broken 0' failed.*oops"),
@@ -214,20 +223,35 @@ def test_a_function_of_the_user_starts_in_an_actor() -> None:
     assert [reward.total for reward in scored.rewards] == [3.0, 3.0]
 
 
+def test_a_score_that_is_no_number_is_no_score_and_never_a_zero() -> None:
+    (scored,) = _scoring(broken=(1.0, [_actor(BrokenJudge)])).score_stream([_group("a", "nan", "x")])
+    assert scored.rewards == scored.trajectories == ()
+    assert scored.problems.keys() == {0, 1}
+    assert "not finite: {'total': nan, 'broken': nan}" in scored.problems[0]
+
+
+def test_a_trajectory_without_a_score_leaves_the_others_of_its_group() -> None:
+    scoring = _scoring(half=(2.0, [_actor(HalfJudge)]), length=(1.0, [_actor(LengthJudge)]))
+    (scored,) = scoring.score_stream([_group("a", "good", "bad", "fine")])
+    assert [trajectory.completion.text for trajectory in scored.trajectories] == ["good", "fine"]
+    assert [reward.total for reward in scored.rewards] == [6.0, 6.0]  # 2 x 1 + 4
+    assert dict(scored.problems) == {1: "it is bad"}
+
+
 def test_a_failing_function_of_the_user_is_named() -> None:
     scoring = build_scoring(
         [PythonScorerConfig(path="json:dumps", num_cpus=0)], prompt_format="plain", supervision=SupervisionConfig(), note=print
     )
-    with pytest.raises(RaywardError, match="reward function json:dumps: task 'a', sample 0: raised TypeError"):
-        list(scoring.score_stream([_group("a", "x")]))
+    (scored,) = scoring.score_stream([_group("a", "x")])
+    assert scored.problems[0].startswith("reward function json:dumps raised TypeError")
 
 
 def test_a_remote_scorer_starts_in_an_actor() -> None:
     config = HttpScorerConfig.model_validate({"url": "http://127.0.0.1:1/", "max_retries": 0, "num_cpus": 0})
     scoring = build_scoring([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
-    with pytest.raises(RaywardError, match="scorer 'http' at http://127.0.0.1:1/: ConnectError"):
-        list(scoring.score_stream([_group("a", "x")]))
+    (scored,) = scoring.score_stream([_group("a", "x")])
+    assert scored.problems[0].startswith("scorer 'http' at http://127.0.0.1:1/: ConnectError")
 
 
 def test_a_function_scores_each_trajectory() -> None:

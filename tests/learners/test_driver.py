@@ -1,7 +1,7 @@
 """The loop's order of work, its independence of who was faster, and the prompts it uses."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,20 @@ class RecordingRollouts:
 
 
 class RecordingScoring:
-    """Scores a trajectory by its task and sample: task 3, sample 1 is 3.1."""
+    """Scores a trajectory by its task and sample: task 3, sample 1 is 3.1. `unscored`: (task, sample) that have no score."""
+
+    def __init__(self, unscored: Collection[tuple[int, int]] = ()) -> None:
+        self._unscored = unscored
 
     def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
         for group in groups:
-            scores = [int(group.prompt.task.task_id.split("-")[1]) + each.sample_index / 10 for each in group.trajectories]
-            yield ScoredGroup(group=group, rewards=tuple(Reward(total=score, breakdown={"length": score}) for score in scores))
+            task = int(group.prompt.task.task_id.split("-")[1])
+            scores = {each.sample_index: task + each.sample_index / 10 for each in group.trajectories}
+            problems = {sample: "the judge fell asleep" for sample in scores if (task, sample) in self._unscored}
+            rewards = (
+                Reward(total=score, breakdown={"length": score}) for sample, score in scores.items() if sample not in problems
+            )
+            yield ScoredGroup(group=group, rewards=tuple(rewards), problems=problems)
 
 
 class RecordingLearner:
@@ -125,7 +133,16 @@ class RecordingLearner:
 class Loop:
     """A driver among fakes, with everything they recorded."""
 
-    def __init__(self, folder: Path, *, last_first: bool = False, num_prompts: int = 6, **learner: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        last_first: bool = False,
+        num_prompts: int = 6,
+        unscored: Collection[tuple[int, int]] = (),
+        min_rewards: int = 1,
+        **learner: Any,
+    ) -> None:
         self.calls: list[str] = []
         self.notes: list[str] = []
         self.rollouts = RecordingRollouts(self.calls, last_first=last_first)
@@ -134,11 +151,12 @@ class Loop:
         self._log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard")
         self._driver = Driver(
             schedule=PromptSchedule([prompt(index) for index in range(num_prompts)], prompts_per_step=3, seed=1),
-            collector=PlainCollector(self.rollouts, RecordingScoring(), SAMPLING),
+            collector=PlainCollector(self.rollouts, RecordingScoring(unscored), SAMPLING, min_rewards=min_rewards),
             generators=self.rollouts,
             learner=self.learner,
             records=Records(ledger=TrajectoryLedger(folder / "trajectories"), metrics=self._log, note=self.notes.append),
             save_every=2,
+            max_unscored_frac=0.2,
         )
 
     def run(self, num_steps: int) -> list[tuple[int, Mapping[str, float]]]:
@@ -203,6 +221,35 @@ def test_a_full_disk_is_told_and_ends_the_run_after_three_in_a_row(tmp_path: Pat
     assert [batch.step for batch in loop.learner.batches] == list(range(8))  # saved after 2, 4, 6; the third is known at 8
     assert len(loop.notes) == 2
     assert "No space left on device; training goes on" in loop.notes[0]
+
+
+def test_a_trajectory_without_a_score_is_left_out_and_written_down(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, unscored=[(0, 1)], num_prompts=3)
+    ((_, metrics),) = loop.run(1)
+    assert metrics["score/unscored_frac"] == pytest.approx(1 / 6)
+    trained = [each for group in loop.learner.batches[0].groups for each in group.trajectories]
+    assert len(trained) == 5
+    entries = {(entry.task_id, entry.sample_index): entry for entry in read_ledger(tmp_path / "trajectories")}
+    missing = entries.pop(("task-0", 1))
+    assert (missing.outcome, missing.reward, missing.problem) == ("unscored", None, "the judge fell asleep")
+    assert {entry.outcome for entry in entries.values()} == {"trained"}
+    assert "1 trajectories without a score are left out; first, task 'task-0', sample 1" in loop.notes[0]
+
+
+def test_a_group_with_too_few_scores_is_left_out_for_a_method_that_compares(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, unscored=[(0, 1)], num_prompts=3, min_rewards=2)
+    loop.run(1)
+    assert {group.group.prompt.task.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
+    outcomes = {(entry.task_id, entry.sample_index): entry.outcome for entry in read_ledger(tmp_path / "trajectories")}
+    assert (outcomes["task-0", 0], outcomes["task-0", 1], outcomes["task-1", 0]) == ("left_out", "unscored", "trained")
+
+
+def test_too_many_without_a_score_end_the_run_before_it_learns(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, unscored=[(0, 0), (0, 1)], num_prompts=3)
+    with pytest.raises(RaywardError, match="33% of the trajectories have no score") as caught:
+        loop.run(1)
+    assert "task 'task-0', sample 1: the judge fell asleep" in str(caught.value)
+    assert loop.learner.batches == []
 
 
 def test_a_checkpoint_is_written_every_so_often_and_after_the_last_step(tmp_path: Path) -> None:

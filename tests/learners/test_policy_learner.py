@@ -34,7 +34,7 @@ def _weights(learner: PolicyLearner, directory: Path) -> dict[str, Tensor]:
 
 
 def _trajectories(batch: ScoredBatch) -> list[Trajectory]:
-    return [trajectory for scored in batch.groups for trajectory in scored.group.trajectories]
+    return [trajectory for scored in batch.groups for trajectory in scored.trajectories]
 
 
 @pytest.mark.parametrize(
