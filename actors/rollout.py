@@ -1,6 +1,7 @@
 """The rollout stage, driver side: completions from a pool of generators, and new weights into it."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import ObjectRef
@@ -62,8 +63,8 @@ class RolloutPool:
         results = self._generators.map_unordered(
             lambda generator, prompt: generator.generate.remote(prompt, sampling), prompts, max_in_flight=max_in_flight
         )
-        for _, group in results:
-            yield group
+        for _, attempt, group in results:
+            yield group if attempt == 1 else replace(group, attempt=attempt)
 
     def publish(self, weights: PublishedWeights) -> None:
         """Load `weights` into every generator; returns only when all of them report this version and this checksum.

@@ -4,7 +4,9 @@ A step's file is whole or absent, and no (step, task, sample) is in it twice: tr
 checked from these files alone.
 """
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ class LedgerEntry:
     task_id: str
     sample_index: int
     policy_version: int  # of the weights that sampled
-    attempt: int  # 1: the first generator asked delivered it
+    attempt: int  # 1: the first generator that was asked delivered it
     outcome: Literal["trained", "unscored", "left_out"]
     """unscored: no scorer's fault made it a zero; `problem` says what happened. left_out: its group had too few rewards."""
     finish_reason: FinishReason
@@ -75,6 +77,54 @@ def read_ledger(directory: Path) -> Iterator[LedgerEntry]:
         yield from _read_file(path)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerAudit:
+    """What a ledger says about its run. Produced by `audit_ledger`, consumed by `rayward show --ledger` and by tests."""
+
+    num_steps: int
+    num_trained: int
+    num_unscored: int
+    num_left_out: int
+    num_retried: int  # trajectories that took more than one attempt
+    digest: str  # sha256 of what was trained on; equal for runs that trained on the same text with the same rewards, in any order
+    problems: tuple[str, ...]
+
+
+def audit_ledger(directory: Path) -> LedgerAudit:
+    """Recompute from the files alone what was trained on, and check that nothing is missing or double."""
+    problems: list[str] = []
+    steps: list[int] = []
+    seen: set[tuple[int, str, int]] = set()
+    versions: dict[int, set[int]] = {}
+    outcomes: Counter[str] = Counter()
+    num_retried = 0
+    trained: list[str] = []
+    for entry in read_ledger(directory):
+        if entry.key in seen:
+            problems.append(f"step {entry.step}: task {entry.task_id!r} sample {entry.sample_index} is there twice")
+        seen.add(entry.key)
+        if entry.step not in versions:
+            steps.append(entry.step)
+        versions.setdefault(entry.step, set()).add(entry.policy_version)
+        outcomes[entry.outcome] += 1
+        num_retried += entry.attempt > 1
+        if entry.outcome == "trained":
+            trained.append(json.dumps([*entry.key, entry.policy_version, entry.completion, entry.reward]))
+    problems += [f"step {step} is missing" for step in sorted(set(range(max(steps, default=-1) + 1)) - set(steps))]
+    problems += [
+        f"step {step}: sampled by several policy versions: {sorted(found)}" for step, found in versions.items() if len(found) > 1
+    ]
+    return LedgerAudit(
+        num_steps=len(steps),
+        num_trained=outcomes["trained"],
+        num_unscored=outcomes["unscored"],
+        num_left_out=outcomes["left_out"],
+        num_retried=num_retried,
+        digest=hashlib.sha256("\n".join(sorted(trained)).encode()).hexdigest(),
+        problems=tuple(problems),
+    )
+
+
 def _entries(step: int, scored: ScoredGroup, outcome: Literal["trained", "left_out"]) -> Iterator[LedgerEntry]:
     rewards = iter(scored.rewards)
     for trajectory in scored.group.trajectories:
@@ -85,7 +135,7 @@ def _entries(step: int, scored: ScoredGroup, outcome: Literal["trained", "left_o
             task_id=trajectory.prompt.task.task_id,
             sample_index=trajectory.sample_index,
             policy_version=trajectory.completion.policy_version,
-            attempt=1,
+            attempt=scored.group.attempt,
             outcome=outcome if reward else "unscored",
             finish_reason=trajectory.completion.finish_reason,
             completion_tokens=len(trajectory.completion.token_ids),

@@ -86,29 +86,30 @@ class ActorPool(Generic[ActorT]):
 
     def map_unordered(
         self, call: Callable[[ActorT, ItemT], ObjectRef], items: Iterable[ItemT], *, max_in_flight: int
-    ) -> Iterator[tuple[ItemT, Any]]:
-        """Yield (item, result) as results arrive; each item goes to the actor with the fewest calls in flight.
+    ) -> Iterator[tuple[ItemT, int, Any]]:
+        """Yield (item, attempt, result) as results arrive; each item goes to the actor with the fewest calls in flight.
 
         No actor gets more than `max_in_flight` calls at a time, so that a fast one takes more items than a slow one. Items of a
         lost actor go to another. The first other failure is raised and ends the iteration; what is still running then, or when
         the caller stops early, is cancelled.
         """
-        waiting = deque(items)
-        running: dict[ObjectRef, ItemT] = {}
+        waiting = deque((item, 1) for item in items)
+        running: dict[ObjectRef, tuple[ItemT, int]] = {}
         try:
             while waiting or running:
                 # With nothing of its own running a map starts one call in any case: the pool's room may be taken by another map.
                 while waiting and self._actors and (not running or min(self.loads().values()) < max_in_flight):
-                    item = waiting.popleft()
-                    running[self.start(self._least_loaded(), lambda actor, item=item: call(actor, item))] = item  # type: ignore[misc]
+                    item, attempt = waiting.popleft()
+                    ref = self.start(self._least_loaded(), lambda actor, item=item: call(actor, item))  # type: ignore[misc]
+                    running[ref] = item, attempt
                 for ref, result in self.finished(running):
-                    item = running.pop(ref)
+                    item, attempt = running.pop(ref)
                     if result is LOST:
-                        waiting.appendleft(item)
+                        waiting.appendleft((item, attempt + 1))
                     elif isinstance(result, RaywardError):
                         raise result
                     else:
-                        yield item, result
+                        yield item, attempt, result
         finally:
             for ref in running:
                 self._in_flight.pop(ref, None)

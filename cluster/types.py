@@ -83,6 +83,7 @@ class TrajectoryGroup:
     """The trajectories of one prompt. Produced by a generator, consumed by scorers."""
 
     trajectories: tuple[Trajectory, ...]  # [G], in order of sample_index
+    attempt: int = 1  # generators that were asked; more than 1 where some were lost over it
 
     def __post_init__(self) -> None:
         if not self.trajectories:

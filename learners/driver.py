@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from learners.prompt_schedule import PromptSchedule
 
 MAX_FAILED_SAVES = 3  # in a row
 MAX_SHOWN_PROBLEMS = 5
+MAX_SKIPPED_STEPS = 5  # optimizer steps in a row
 
 
 class Generators(Protocol):
@@ -43,6 +45,7 @@ class Records:
 
     ledger: TrajectoryLedger
     metrics: MetricsLog
+    failed_batches: Path  # where a batch is kept that ended the run
     note: Callable[[str], None]  # one line to the people who watch
 
     def go_back_to(self, num_steps_done: int) -> None:
@@ -147,6 +150,7 @@ class Driver:
         batch = ScoredBatch(step=step, groups=collected.groups)
         with clock.stage("learn"):
             update = self._learner.submit(batch)
+        self._check_numbers(batch, update)
         with clock.stage("publish"):
             self._generators.publish(self._learner.publish())
         self._records.ledger.record(step, batch.groups, collected.left_out)
@@ -160,6 +164,17 @@ class Driver:
         }
         self._records.metrics.log(step, metrics)
         return metrics
+
+    def _check_numbers(self, batch: ScoredBatch, update: UpdateResult) -> None:
+        """Raise where no optimizer step has been finite for long: the weights are still good, and the batch is kept."""
+        num_skipped = update.metrics.get("optim/skipped_in_a_row", 0.0)
+        if num_skipped >= MAX_SKIPPED_STEPS:
+            TrajectoryLedger(self._records.failed_batches).record(batch.step, batch.groups)
+            raise RaywardError(
+                f"step {batch.step}: loss or gradient was not finite in {num_skipped:.0f} optimizer steps in a row; the weights "
+                f"are as they were before, and the batch is in {self._records.failed_batches}; mend the reward, or lower the "
+                "learning rate, and resume the run"
+            )
 
     def _checked_share(self, step: int, collected: Collected) -> float:
         """The share of the step's trajectories without a reward. Raises where it is more than the limit."""

@@ -304,7 +304,12 @@ def _driver(session: Session, config: PolicyRunConfig, parts: Parts, prompts: Se
         collector=_collector(config, parts, schedule),
         generators=parts.rollouts,
         learner=parts.learner,
-        records=Records(ledger=TrajectoryLedger(session.path / "trajectories"), metrics=session.metrics, note=session.view.note),
+        records=Records(
+            ledger=TrajectoryLedger(session.path / "trajectories"),
+            metrics=session.metrics,
+            failed_batches=session.path / "failed_batches",
+            note=session.view.note,
+        ),
         save_every=config.checkpoint.every_num_steps,
         max_unscored_frac=config.supervision.max_unscored_frac,
     )

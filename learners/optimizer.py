@@ -26,6 +26,7 @@ class GuardedAdamW:
             fused=True,
         )
         self.num_steps = 0  # completed
+        self.num_skipped_in_a_row = 0  # for want of a finite loss or gradient
 
     def zero_grad(self) -> None:
         self._adamw.zero_grad(set_to_none=True)
@@ -39,7 +40,9 @@ class GuardedAdamW:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
         if not math.isfinite(loss) or not math.isfinite(norm.item()):
+            self.num_skipped_in_a_row += 1
             return norm.item(), False
+        self.num_skipped_in_a_row = 0
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self._config.max_grad_norm, norm)
         factor = rate_factor(self.num_steps, self._config, total_steps=total_steps)
         for group, peak in zip(self._adamw.param_groups, self._peak_rates, strict=True):

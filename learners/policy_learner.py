@@ -229,6 +229,7 @@ class PolicyLearner:
         return metrics | {
             "optim/learning_rate": self._optimizer.learning_rate(),
             "optim/skipped_steps": sum(outcome["optim/skipped_steps"] for outcome in outcomes),
+            "optim/skipped_in_a_row": float(self._optimizer.num_skipped_in_a_row),
             "policy/minibatches_left_out": float(len(minibatches) - len(outcomes)),
         }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import DataError
+from cluster.ledger import audit_ledger
 from cluster.run_directory import SUMMARY_NAME, read_summary
 from learners.evaluation import EvaluatedCompletion, verdicts
 from learners.report_data import ReportData, load_report_data
@@ -26,6 +27,7 @@ CURVES = {  # metric -> its name on the screen
 SPARK_LEVELS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"  # eighths of a line, from low to full
 SPARK_WIDTH = 40
 NUM_SHOWN_SAMPLES = 3
+DIGEST_WIDTH = 16  # of 64 characters; --json has all
 STATE_STYLE = {"completed": "green", "running": "cyan", "failed": "bold red", "interrupted": "yellow"}
 
 
@@ -76,6 +78,27 @@ def run_view(run: Path) -> "RenderableType":
     data = load_report_data(_find_run(run))
     sections = (_header, _reward_model, _comparison, _curves, _samples, _stages, _next)
     return Group(*(part for section in sections for part in section(data)))
+
+
+def audit_of(run: Path) -> dict[str, Any]:
+    """What a run's ledger says that it was trained on, recomputed; `problems` is empty where each trajectory counts once."""
+    return asdict(audit_ledger(_find_run(run) / "trajectories"))
+
+
+def audit_view(audit: dict[str, Any]) -> "RenderableType":
+    """The audit for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("ledger", "")
+    for name, value in audit.items():
+        if name != "problems":
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value[:DIGEST_WIDTH])
+    verdict = [Text(problem, style="bold red") for problem in audit["problems"]] or [
+        Text("each trajectory is there once, and no step is missing", style="green")
+    ]
+    return Group(table, *verdict)
 
 
 def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import ray
 
-from cluster.errors import ConfigError, DataError, RaywardError
+from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError
 from learners.learner_config import WorkerConfig
 
 TRAIN_ENVIRONMENT: Mapping[str, str] = {
@@ -71,7 +71,7 @@ class TrainGroup:
         try:
             return ray.get(self.end)
         except ray.exceptions.RayError as error:
-            return RaywardError(f"the {self._name} stopped: the process that ran Ray Train was lost: {error}")
+            return ActorLostError(f"the {self._name} stopped: the process that ran Ray Train was lost: {error}")
 
 
 def _fit(plan: GroupPlan) -> RaywardError | None:
@@ -108,8 +108,11 @@ def _trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
 
 def _explained(name: str, error: Exception) -> RaywardError:
     """The first failing rank's own words, without Ray Train's frame around them; what the user must mend stays as it is."""
+    from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
 
+    if isinstance(error, RayActorError):
+        return ActorLostError(f"the {name} stopped: Ray Train's controller was lost: {error}")
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = min(error.worker_failures.items())
         if isinstance(failure, ConfigError | DataError):

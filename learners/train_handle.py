@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.config import DType
-from cluster.errors import LearnerRestartedError, RaywardError
+from cluster.errors import ActorLostError, LearnerRestartedError, RaywardError
 from cluster.types import PublishedWeights, SaveReport, ScoredBatch, Trajectory, UpdateResult
 from learners.mailbox import (
     Answer,
@@ -59,8 +59,9 @@ class LearnerHandle:
         self._checkpoints = checkpoints
         self._folders = folders
         self._publish_command: Command = PublishCommand(directory=str(folders.weights.absolute()), dtype=folders.weights_dtype)
-        self._mailbox = ray.remote(Mailbox).options(num_cpus=0).remote(config.workers.num_workers)
+        self._mailbox = self._new_mailbox()
         self._group: TrainGroup | None = None
+        self._num_restarts = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -131,12 +132,31 @@ class LearnerHandle:
         self._running().wait(timeout_s=STOP_TIMEOUT_S)
         ray.kill(self._mailbox)
 
+    def _new_mailbox(self) -> "ray.actor.ActorHandle":
+        return ray.remote(Mailbox).options(num_cpus=0).remote(self._config.workers.num_workers)
+
     def _running(self) -> TrainGroup:
         if self._group is None:
             raise RaywardError("the learner was not started; call start() first")
         return self._group
 
     def _call(self, command: Command) -> Reply:
+        """Ask the ranks. What they run in, and Ray Train beside them, is started anew where it is lost, as often as ranks are."""
+        try:
+            return self._ask(command)
+        except ActorLostError as error:
+            if self._num_restarts == self._config.workers.max_restarts:
+                raise
+            self._num_restarts += 1
+            self._running().kill()
+            ray.kill(self._mailbox)
+            self._mailbox = self._new_mailbox()
+            self.start()
+            raise LearnerRestartedError(
+                f"{str(error).splitlines()[0]}; it has started again from the newest checkpoint"
+            ) from error
+
+    def _ask(self, command: Command) -> Reply:
         group = self._running()
         pending = self._mailbox.send.remote(command)
         ray.wait([pending, group.end], num_returns=1)
@@ -144,7 +164,7 @@ class LearnerHandle:
         try:
             answer: Answer = ray.get(pending, timeout=LAST_WORDS_S if has_ended else None)
         except (RayError, TimeoutError) as error:
-            raise (group.failure() if has_ended else RaywardError(f"the learner's mailbox was lost: {error}")) from error
+            raise (group.failure() if has_ended else ActorLostError(f"the learner's mailbox was lost: {error}")) from error
         match answer:
             case Answer(outcome="lost"):
                 raise LearnerRestartedError("the learner's ranks were lost and have started again from the newest checkpoint")

@@ -152,7 +152,7 @@ def test_a_short_group_arrives_before_a_long_one(running: Fixture) -> None:
     def call(actor: Any, limit: int) -> ray.ObjectRef:
         return actor.generate.remote(PROMPTS[0], dataclasses.replace(SAMPLING, max_completion_tokens=limit))
 
-    assert [limit for limit, _ in pool.map_unordered(call, [64, 1], max_in_flight=2)] == [1, 64]
+    assert [limit for limit, _, _ in pool.map_unordered(call, [64, 1], max_in_flight=2)] == [1, 64]
 
 
 def test_given_tokens_are_scored(running: Fixture) -> None:

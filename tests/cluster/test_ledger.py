@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import DataError
-from cluster.ledger import TrajectoryLedger, read_ledger
+from cluster.ledger import TrajectoryLedger, audit_ledger, read_ledger
 from cluster.types import Completion, Message, Prompt, Reward, ScoredGroup, Task, Trajectory, TrajectoryGroup
 
 
@@ -39,6 +39,31 @@ def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
     assert (second.step, second.task_id, second.policy_version, second.attempt, second.outcome) == (10, "a", 4, 1, "trained")
     assert (second.finish_reason, second.completion_tokens, second.reward, second.breakdown) == ("length", 3, 0.5, {"rm": 0.25})
     assert (second.prompt, second.completion) == ("A film\u2028that", " is\n1")
+
+
+def test_an_audit_recomputes_what_was_trained_on_whatever_the_order(tmp_path: Path) -> None:
+    for folder, tasks in (("one", "ab"), ("two", "ba")):
+        ledger = TrajectoryLedger(tmp_path / folder)
+        ledger.record(0, [scored_group(task) for task in tasks], [scored_group("c")])
+        ledger.record(1, [scored_group("a")])
+    one, two = (audit_ledger(tmp_path / folder) for folder in ("one", "two"))
+    assert one == two
+    assert (one.num_steps, one.num_trained, one.num_left_out, one.problems) == (2, 6, 2, ())
+    TrajectoryLedger(tmp_path / "two").record(1, [scored_group("d")])
+    assert audit_ledger(tmp_path / "two").digest != one.digest
+
+
+def test_an_audit_finds_what_is_missing_and_what_is_double(tmp_path: Path) -> None:
+    ledger = TrajectoryLedger(tmp_path)
+    for step in (0, 2):
+        ledger.record(step, [scored_group("a")])
+    double = tmp_path / "step-000002.jsonl"
+    double.write_text(double.read_text() * 2)
+    assert audit_ledger(tmp_path).problems == (
+        "step 2: task 'a' sample 0 is there twice",
+        "step 2: task 'a' sample 1 is there twice",
+        "step 1 is missing",
+    )
 
 
 def test_a_trajectory_is_refused_a_second_time_even_after_a_restart(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def pool(gate: Any) -> ActorPool[Any]:
     return ActorPool({name: RemoteWorker.remote(name, gate) for name in ("a", "b")})
 
 
-def _map(pool: ActorPool[Any], test: str, numbers: range, *, held: int, max_in_flight: int) -> Iterator[tuple[int, Any]]:
+def _map(pool: ActorPool[Any], test: str, numbers: range, *, held: int, max_in_flight: int) -> Iterator[tuple[int, int, Any]]:
     """Double the numbers; `held` waits at the gate."""
 
     def call(actor: Any, number: int) -> ray.ObjectRef:
@@ -84,7 +84,9 @@ def _map(pool: ActorPool[Any], test: str, numbers: range, *, held: int, max_in_f
 
 
 def test_every_item_comes_back_with_its_result_and_work_is_shared(pool: ActorPool[Any]) -> None:
-    results = dict(pool.map_unordered(lambda actor, n: actor.double.remote(n), range(10), max_in_flight=2))
+    results = {
+        n: result for n, _, result in pool.map_unordered(lambda actor, n: actor.double.remote(n), range(10), max_in_flight=2)
+    }
     assert {n: doubled for n, (_, doubled) in results.items()} == {n: 2 * n for n in range(10)}
     assert {name for name, _ in results.values()} == {"a", "b"}
 
@@ -93,21 +95,21 @@ def test_results_come_as_they_finish(pool: ActorPool[Any], gate: Any) -> None:
     results = _map(pool, "order", range(4), held=0, max_in_flight=4)
     assert sorted(next(results)[0] for _ in range(3)) == [1, 2, 3]
     ray.get(gate.open.remote("order"))
-    assert [number for number, _ in results] == [0]
+    assert [number for number, _, _ in results] == [0]
 
 
 def test_a_busy_actor_gets_no_more_than_its_share(pool: ActorPool[Any], gate: Any) -> None:
     results = _map(pool, "share", range(8), held=0, max_in_flight=1)
-    quick = [next(results)[1][0] for _ in range(7)]
+    quick = [next(results)[2][0] for _ in range(7)]
     assert len(set(quick)) == 1  # the actor that holds item 0 got nothing else
     assert sorted(pool.loads().values()) == [0, 1]
     ray.get(gate.open.remote("share"))
-    assert [number for number, _ in results] == [0]
+    assert [number for number, _, _ in results] == [0]
 
 
 def test_stopping_early_cancels_what_runs(pool: ActorPool[Any]) -> None:
     results = _map(pool, "early", range(4), held=0, max_in_flight=2)
-    names = [next(results)[1][0] for _ in range(3)]
+    names = [next(results)[2][0] for _ in range(3)]
     holder = "a" if names.count("a") == 1 else "b"  # it answered for one item of its two
     results.close()
     assert pool.loads() == {"a": 0, "b": 0}

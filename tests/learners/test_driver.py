@@ -89,11 +89,14 @@ class RecordingScoring:
 class RecordingLearner:
     """Two optimizer steps an update. At the first submission of a step in `lost_at` its ranks go back to what was saved."""
 
-    def __init__(self, calls: list[str], *, lost_at: Sequence[int] = (), num_steps_saved: int = 0, problem: str = "") -> None:
+    def __init__(
+        self, calls: list[str], *, lost_at: Sequence[int] = (), num_steps_saved: int = 0, problem: str = "", skips: bool = False
+    ) -> None:
         self._calls = calls
         self._still_lost_at = list(lost_at)
         self._num_steps_done = self._num_steps_saved = num_steps_saved
         self._problem = problem
+        self._skips = skips
         self._saving: SaveReport | None = None
         self.batches: list[ScoredBatch] = []
 
@@ -119,7 +122,8 @@ class RecordingLearner:
         self._calls.append(f"submit step {batch.step}")
         self.batches.append(batch)
         self._num_steps_done = batch.step + 1
-        return UpdateResult(policy_version=self._version, metrics={"policy/loss": 0.5})
+        skipped = 2.0 * len(self.batches) if self._skips else 0.0
+        return UpdateResult(policy_version=self._version, metrics={"policy/loss": 0.5, "optim/skipped_in_a_row": skipped})
 
     def publish(self) -> PublishedWeights:
         self._calls.append(f"learner publishes version {self._version}")
@@ -154,7 +158,12 @@ class Loop:
             collector=PlainCollector(self.rollouts, RecordingScoring(unscored), SAMPLING, min_rewards=min_rewards),
             generators=self.rollouts,
             learner=self.learner,
-            records=Records(ledger=TrajectoryLedger(folder / "trajectories"), metrics=self._log, note=self.notes.append),
+            records=Records(
+                ledger=TrajectoryLedger(folder / "trajectories"),
+                metrics=self._log,
+                failed_batches=folder / "failed_batches",
+                note=self.notes.append,
+            ),
             save_every=2,
             max_unscored_frac=0.2,
         )
@@ -250,6 +259,15 @@ def test_too_many_without_a_score_end_the_run_before_it_learns(tmp_path: Path) -
         loop.run(1)
     assert "task 'task-0', sample 1: the judge fell asleep" in str(caught.value)
     assert loop.learner.batches == []
+
+
+def test_numbers_that_stay_bad_end_the_run_and_keep_the_batch(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, skips=True)
+    with pytest.raises(RaywardError, match="not finite in 6 optimizer steps in a row"):
+        loop.run(9)
+    assert [batch.step for batch in loop.learner.batches] == [0, 1, 2]  # two optimizer steps each; five is the limit
+    assert {entry.step for entry in read_ledger(tmp_path / "failed_batches")} == {2}
+    assert {entry.step for entry in read_ledger(tmp_path / "trajectories")} == {0, 1}
 
 
 def test_a_checkpoint_is_written_every_so_often_and_after_the_last_step(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_lost_ranks_go_on_from_the_newest_checkpoint(
         assert saved is not None
         assert (saved.step, saved.problem) == (1, "")
         learner.submit(scored_batch(step=1))
-        _kill_one_rank()
+        kill_a_process("RayTrainWorker")
         with pytest.raises(LearnerRestartedError):
             learner.submit(scored_batch(step=2))
         assert learner.wait_until_ready() == 1
@@ -103,9 +103,33 @@ def test_lost_ranks_go_on_from_the_newest_checkpoint(
         assert_close(found[name], tensor, atol=0, rtol=0)
 
 
-def _kill_one_rank() -> None:
-    ranks = [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(process.cmdline())]
-    ranks[-1].kill()
+def kill_a_process(title: str) -> None:
+    """The last one started of those whose title holds `title`."""
+    found = [process for process in psutil.Process().children(recursive=True) if title in " ".join(process.cmdline())]
+    max(found, key=lambda process: process.create_time()).kill()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_ranks_run_in_is_started_anew(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    to_kill = ["ray::Mailbox", "ray::TrainController", "ray::ray train: learner"]
+    num_restarts = 0
+    with _handle(tiny_model, ppo_config(num_steps=6), tmp_path) as learner:
+        num_done = learner.wait_until_ready()
+        while num_done < 6:
+            try:
+                learner.submit(scored_batch(step=num_done))
+                num_done += 1
+                learner.save()
+                if num_done % 2 and to_kill:
+                    kill_a_process(to_kill.pop())
+            except LearnerRestartedError:
+                num_restarts += 1
+                num_done = learner.wait_until_ready()
+        published = learner.publish()
+    assert num_restarts == 3
+    assert published.policy_version == 12  # two optimizer steps for each of the six, none of them twice
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,0 +1,135 @@
+"""A real run of the tiny model in a process of its own, for tests that hurt it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.ledger import LedgerAudit, audit_ledger
+
+REPOSITORY = Path(__file__).parents[2]
+SETTINGS = (
+    "learner.num_steps=24",
+    "checkpoint.every_num_steps=4",
+    "learner.workers.max_restarts=20",
+    "supervision.max_losses=20",
+)
+END_TIMEOUT_S = 600.0
+POLL_S = 0.05
+
+# What the processes of each kind are called.
+GENERATOR, ENGINE, SCORER = "ray::VLLMGenerator", "VLLM::EngineCore", "ray::RewardFunctionScorer"
+RANK, MAILBOX, CONTROLLER, TRAIN_TASK = "ray::RayTrainWorker", "ray::Mailbox", "ray::TrainController", "ray::ray train: learner"
+
+
+class FaultyRun:
+    """`rayward train configs/train/ppo_tiny.yaml` under test. Started by `start`, or by `resume` after its end."""
+
+    def __init__(self, folder: Path, name: str, *overrides: str) -> None:
+        self.path = folder / name
+        self._log = folder / f"{name}.log"
+        config = REPOSITORY / "configs" / "train" / "ppo_tiny.yaml"
+        self._arguments = ["train", str(config), f"name={name}", f"runs_dir={folder}", *SETTINGS, *overrides]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: set[psutil.Process] = set()
+
+    def start(self) -> "FaultyRun":
+        self._process = self._rayward(self._arguments)
+        return self
+
+    def resume(self, *options: str) -> "FaultyRun":
+        self._process = self._rayward(["resume", str(self.path), *options])
+        return self
+
+    @property
+    def driver(self) -> psutil.Process:
+        assert self._process is not None, "the test starts the run first"
+        return psutil.Process(self._process.pid)
+
+    @property
+    def output(self) -> str:
+        """Of all its processes so far."""
+        return self._log.read_text()
+
+    def processes(self, kind: str) -> list[psutil.Process]:
+        """Living processes of a kind, newest first."""
+        self._processes.update(self.driver.children(recursive=True))
+        found = [process for process in self._processes if _title(process).startswith(kind)]
+        return sorted(found, key=lambda process: process.create_time(), reverse=True)
+
+    def hurt(self, kind: str, blow: signal.Signals = signal.SIGKILL) -> float:
+        """Waits for a process of the kind, sends it the signal; returns when."""
+        wait_until(lambda: bool(self.processes(kind)), f"a process {kind}")
+        self.processes(kind)[0].send_signal(blow)
+        return time.monotonic()
+
+    def wait_for_step(self, step: int) -> None:
+        """Until so many steps are done."""
+        wait_until(lambda: self.num_steps_done >= step or not self.driver.is_running(), f"step {step}")
+
+    @property
+    def num_steps_done(self) -> int:
+        return max((line["step"] + 1 for line in self.metrics()), default=0)
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Lines of the training steps."""
+        path = self.path / "metrics.jsonl"
+        for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+            if line.endswith("\n") and "stage" not in (values := json.loads(line)):
+                yield values
+
+    def wait(self) -> int:
+        """The exit code, at the end."""
+        assert self._process is not None, "the test starts the run first"
+        return self._process.wait(END_TIMEOUT_S)
+
+    def audit(self) -> LedgerAudit:
+        return audit_ledger(self.path / "trajectories")
+
+    def policy(self) -> bytes:
+        """The bytes of the exported weights."""
+        (folder,) = (self.path / "policies").iterdir()
+        return (folder / "model.safetensors").read_bytes()
+
+    def _rayward(self, arguments: list[str]) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "rayward", *arguments],
+                cwd=REPOSITORY,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "COLUMNS": "200"},
+                start_new_session=True,
+            )
+
+
+def wait_until(holds: Callable[[], bool], what: str, *, timeout_s: float = END_TIMEOUT_S) -> None:
+    """Raises `TimeoutError` naming what did not happen."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come within {timeout_s:g} s")
+        time.sleep(POLL_S)
+
+
+def at_some_instant(seed: int) -> None:
+    """Somewhere within a step of the tiny run, which takes about a second."""
+    time.sleep(random.Random(seed).random())
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) if process.is_running() else ""
+    except psutil.Error:
+        return ""
+
+
+RunStarter = Callable[..., FaultyRun]
