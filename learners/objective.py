@@ -117,14 +117,16 @@ class Objective:
         self, output: PolicyOutput, prepared: PreparedBatch, part: MicroBatch, tokens: LossTokens, *, kl_coef: float
     ) -> LossOutput:
         logprobs_BT = spread(output.logprobs_N, part.mask_BT)
+        old_logprobs_BT = rows_of(prepared.old_logprobs_BT, part)
         policy = self._policy_loss(
             logprobs_BT,
-            rows_of(prepared.old_logprobs_BT, part),
+            old_logprobs_BT,
             rows_of(prepared.advantages_BT, part),
             rows_of(prepared.importance_weights_BT, part),
             tokens,
         )
-        loss, metrics = policy.loss, {**policy.metrics, "policy/loss": policy.loss}
+        approx_kl = tokens.mean(k3(old_logprobs_BT, logprobs_BT))
+        loss, metrics = policy.loss, {**policy.metrics, "policy/loss": policy.loss, "policy/approx_kl": approx_kl}
         if output.entropy_N is not None:
             entropy = entropy_loss(spread(output.entropy_N, part.mask_BT), tokens)
             loss, metrics = loss + self._config.policy_loss.entropy_coef * entropy.loss, metrics | entropy.metrics

@@ -109,6 +109,7 @@ def kill_a_process(title: str) -> None:
     max(found, key=lambda process: process.create_time()).kill()
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_ranks_run_in_is_started_anew(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path

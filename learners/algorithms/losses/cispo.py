@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learners.algorithms.aggregation import LossTokens
-from learners.algorithms.kl import k3, log_ratio
+from learners.algorithms.kl import log_ratio
 from learners.algorithms.loss_output import LossOutput
 
 
@@ -25,8 +25,5 @@ def cispo_loss(
     ratio_BT = log_ratio(logprobs_BT, old_logprobs_BT, tokens.mask_BT).detach().exp()
     limited_BT = ratio_BT.clamp(1 - clip_eps, 1 + clip_eps_high)
     objective_BT = importance_weights_BT * limited_BT * advantages_BT * torch.where(tokens.mask_BT, logprobs_BT, 0.0)
-    metrics = {
-        "policy/clip_frac": tokens.mean((ratio_BT != limited_BT).float()),
-        "policy/approx_kl": tokens.mean(k3(old_logprobs_BT, logprobs_BT)),
-    }
+    metrics = {"policy/clip_frac": tokens.mean((ratio_BT != limited_BT).float())}
     return LossOutput(loss=-tokens.loss(objective_BT), metrics=metrics)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learners.algorithms.aggregation import LossTokens
-from learners.algorithms.kl import k3, log_ratio
+from learners.algorithms.kl import log_ratio
 from learners.algorithms.loss_output import LossOutput
 from learners.algorithms.masking import row_mean
 
@@ -29,8 +29,5 @@ def gspo_loss(
     # A ratio reaches all tokens of its completion, and so would whatever stands where a token is masked.
     weighted_BT = torch.where(tokens.mask_BT, importance_weights_BT * advantages_BT, 0.0)
     objective_BT = torch.minimum(ratio_B1 * weighted_BT, limited_B1 * weighted_BT)
-    metrics = {
-        "policy/clip_frac": tokens.mean((ratio_B1 != limited_B1).float().expand_as(advantages_BT)),
-        "policy/approx_kl": tokens.mean(k3(old_logprobs_BT, logprobs_BT)),
-    }
+    metrics = {"policy/clip_frac": tokens.mean((ratio_B1 != limited_B1).float().expand_as(advantages_BT))}
     return LossOutput(loss=-tokens.loss(objective_BT), metrics=metrics)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from learners.algorithms.aggregation import LossTokens
-from learners.algorithms.kl import k3
 from learners.algorithms.loss_output import LossOutput
 
 
@@ -17,8 +16,5 @@ def policy_gradient_loss(
 ) -> LossOutput:
     """-A * log pi."""
     objective_BT = importance_weights_BT * advantages_BT * torch.where(tokens.mask_BT, logprobs_BT, 0.0)
-    metrics = {
-        "policy/clip_frac": torch.zeros((), device=logprobs_BT.device),
-        "policy/approx_kl": tokens.mean(k3(old_logprobs_BT, logprobs_BT)),
-    }
+    metrics = {"policy/clip_frac": torch.zeros((), device=logprobs_BT.device)}
     return LossOutput(loss=-tokens.loss(objective_BT), metrics=metrics)

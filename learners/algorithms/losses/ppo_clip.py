@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learners.algorithms.aggregation import LossTokens
-from learners.algorithms.kl import k3, log_ratio
+from learners.algorithms.kl import log_ratio
 from learners.algorithms.loss_output import LossOutput
 
 
@@ -31,8 +31,5 @@ def ppo_clip_loss(
     clipped_BT = torch.minimum(ratio_BT * advantages_BT, limited_BT * advantages_BT)
     floor_BT = torch.where(advantages_BT < 0, dual_clip * advantages_BT, -math.inf)
     objective_BT = importance_weights_BT * torch.maximum(clipped_BT, floor_BT)
-    metrics = {
-        "policy/clip_frac": tokens.mean((ratio_BT != limited_BT).float()),
-        "policy/approx_kl": tokens.mean(k3(old_logprobs_BT, logprobs_BT)),
-    }
+    metrics = {"policy/clip_frac": tokens.mean((ratio_BT != limited_BT).float())}
     return LossOutput(loss=-tokens.loss(objective_BT), metrics=metrics)

@@ -36,8 +36,11 @@ def test_ppo_loss_matches_hand_computation() -> None:
     # min(1.5 * 2, 1.2 * 2) = 2.4; min(.5 * -1, .8 * -1) = -.8; -(2.4 - .8) / 2
     assert_close(output.loss, tensor(-0.8))
     assert_close(output.metrics["policy/clip_frac"], tensor(1.0))
+
+
+def test_the_kl_of_one_update_matches_hand_computation() -> None:
     # k3 of KL(old || new), the sample being old's: ratio - 1 - log ratio = .5 - .4054651; -.5 + .6931472
-    assert_close(output.metrics["policy/approx_kl"], tensor((0.0945349 + 0.1931472) / 2))
+    assert_close(TWO.mean(k3(OLD, RATIOS)), tensor((0.0945349 + 0.1931472) / 2))
 
 
 def test_clip_higher_lets_good_tokens_go_further_up() -> None:
