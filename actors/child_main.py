@@ -6,6 +6,7 @@ Started as `python -m actors.child_main FILE_DESCRIPTOR`. A reply is {"result": 
 
 import json
 import os
+import resource
 import sys
 import threading
 import traceback
@@ -15,13 +16,16 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
+import psutil
+
 Handler = Callable[[Any], Iterable[Any]]
 
 
 def main(file_descriptor: int) -> None:
     """Serve until the parent hangs up."""
     connection = Connection(file_descriptor)
-    builder, settings = connection.recv()
+    builder, settings, limits = connection.recv()
+    _limit(**limits)
     requests: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, requests), daemon=True).start()
     try:
@@ -32,6 +36,21 @@ def main(file_descriptor: int) -> None:
     _end(connection, None)
     while True:
         _answer(connection, handler, requests.get())
+
+
+def _limit(*, max_memory_bytes: int | None, max_file_bytes: int | None, max_processes: int | None) -> None:
+    """Of this process and those that it starts, before any code of others runs in it."""
+    if max_processes is not None:
+        own = [each for each in psutil.process_iter(["uids", "num_threads"]) if each.info["uids"].real == os.getuid()]
+        max_processes += sum(each.info["num_threads"] for each in own)
+    limits = (
+        (resource.RLIMIT_AS, max_memory_bytes),
+        (resource.RLIMIT_FSIZE, max_file_bytes),
+        (resource.RLIMIT_NPROC, max_processes),
+    )
+    for kind, value in limits:
+        if value is not None:
+            resource.setrlimit(kind, (value, value))
 
 
 def _read(connection: Connection, requests: "SimpleQueue[Any]") -> None:

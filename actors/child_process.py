@@ -5,19 +5,22 @@ Requests go out pickled, as to any process of ours. Replies come back as JSON: n
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
 from cluster.errors import RaywardError
 
+SAFE_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
 START_TIMEOUT_S = 120.0  # the interpreter and what the handler imports
 EXIT_TIMEOUT_S = 5.0  # of a process that was killed or has hung up; the kernel may be busy with its memory
 CHILD_STDERR = 2  # what a child prints goes to our stderr; our stdout may be read by a program
@@ -48,9 +51,19 @@ class ChildFailedError(ChildError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChildLimits:
+    """What a child may take. Produced by whoever starts one, consumed by `child_main`; None is no limit."""
+
+    max_memory_bytes: int | None = None  # of address space
+    max_file_bytes: int | None = None  # of any file that it writes
+    max_processes: int | None = None  # that it adds to those of its user, threads among them; the kernel spares root
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Running:
     process: subprocess.Popen[bytes]
     connection: Connection
+    folder: str  # its working folder, empty at the start
 
 
 class ChildProcess:
@@ -58,11 +71,23 @@ class ChildProcess:
 
     `builder` ("module:function") is called in the child with `settings` and returns the handler; the handler takes a request
     and returns an iterable of JSON values. Calls from several threads wait for each other.
+
+    The child sees of our environment what Python needs, and the variables named in `environment`: no secrets by accident.
+    It works in an empty folder of its own.
     """
 
-    def __init__(self, builder: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        builder: str,
+        settings: Mapping[str, Any],
+        *,
+        limits: ChildLimits = ChildLimits(),
+        environment: Collection[str] = (),
+    ) -> None:
         self._builder = builder
         self._settings = dict(settings)
+        self._limits = limits
+        self._environment = {*SAFE_ENVIRONMENT, *environment}
         self._lock = threading.Lock()
         self._running: _Running | None = None
 
@@ -85,7 +110,7 @@ class ChildProcess:
         if self._running is None:
             self._running = self._started()
             try:
-                self._exchange(self._running, (self._builder, self._settings), START_TIMEOUT_S)
+                self._exchange(self._running, (self._builder, self._settings, asdict(self._limits)), START_TIMEOUT_S)
             except ChildError as error:
                 self._kill()
                 raise ChildStartError(f"could not start: {error}") from error
@@ -109,19 +134,25 @@ class ChildProcess:
             raise ChildFailedError(reply["end"], results)
         return results
 
-    @staticmethod
-    def _started() -> _Running:
+    def _started(self) -> _Running:
         ours, theirs = Pipe()
+        folder = tempfile.mkdtemp(prefix="rayward-child-")
+        environment = {name: value for name, value in os.environ.items() if name in self._environment}
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "actors.child_main", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=CHILD_STDERR,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path)},
+                cwd=folder,
+                env={
+                    **environment,
+                    "HOME": folder,
+                    "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path),
+                },
                 start_new_session=True,  # a group of its own: killed with all that it started, spared by Ctrl-C
             )
-        return _Running(process=process, connection=ours)
+        return _Running(process=process, connection=ours, folder=folder)
 
     @staticmethod
     def _reply(child: _Running, timeout_s: float) -> dict[str, Any]:
@@ -147,3 +178,4 @@ class ChildProcess:
         with suppress(ProcessLookupError):
             os.killpg(child.process.pid, signal.SIGKILL)
         child.process.wait(EXIT_TIMEOUT_S)
+        shutil.rmtree(child.folder, ignore_errors=True)

@@ -250,6 +250,14 @@ class PythonScorerConfig(RewardFunctionScorerConfig):
     """For one call; the import of the module does not count."""
     max_concurrency: int = Field(16, ge=1)
     """Calls of an `async def` function that a replica awaits at the same time."""
+    max_memory_gib: float | None = Field(8.0, gt=0)
+    """Address space of its process; None is no limit, which a function that uses a GPU needs."""
+    max_file_mib: float = Field(64.0, gt=0)
+    """Of any file that it writes."""
+    max_processes: int = Field(64, ge=1)
+    """That it may start, threads among them. Linux does not limit root: there, its process group is killed at the time-out."""
+    environment: tuple[str, ...] = ()
+    """Variables of this machine that the function may read, such as a key of its own. Others are hidden from it."""
 
     @field_validator("path")
     @classmethod

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from actors.child_process import ChildError, ChildProcess, ChildTimeoutError
+from actors.child_process import ChildError, ChildLimits, ChildProcess, ChildTimeoutError
 from actors.config import PythonScorerConfig
 from cluster.errors import ConfigError
 from cluster.types import Score, StepScore, Trajectory, Unscored
 
+MIB_BYTES, GIB_BYTES = 1 << 20, 1 << 30
 GRACE_S = 0.5  # an async function's own time-out comes first: it ends one call, not the process
 MAX_STOPS = 3  # of the process in one call: each may cost a time-out
 
@@ -27,6 +28,12 @@ class PythonScorer:
                 "timeout_s": config.timeout_s,
                 "max_concurrency": config.max_concurrency,
             },
+            limits=ChildLimits(
+                max_memory_bytes=None if config.max_memory_gib is None else int(config.max_memory_gib * GIB_BYTES),
+                max_file_bytes=int(config.max_file_mib * MIB_BYTES),
+                max_processes=config.max_processes,
+            ),
+            environment=config.environment,
         )
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[Score | Unscored]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from actors.config import PythonScorerConfig
@@ -69,6 +70,23 @@ def too_few(trajectories):
 
 def hang_together(trajectories):
     time.sleep(60)
+
+def greedy(trajectory):
+    match trajectory.completion.text:
+        case "memory":
+            bytearray(2 << 30)
+        case "file":
+            with open("large", "wb") as file:
+                file.write(bytes(2 << 20))
+        case "secret":
+            return len(os.environ.get("A_SECRET", ""))
+        case "folder":
+            return os.listdir() in ([], ["large"])
+        case "processes":
+            import subprocess
+            for _ in range(20):
+                subprocess.Popen([sys.executable, "-c", "import time; left_by_a_reward = time.sleep(60)"])
+            time.sleep(60)
 
 loop_of_first_call = None
 
@@ -164,6 +182,33 @@ def test_an_async_hang_ends_one_call_and_not_the_others(scorer: Scorers, judged:
     scores = slow.score([judged("x"), judged("hang"), judged("raise")])
     assert isinstance(scores[0], Score)
     assert scores[1:] == [unscored("slow", "no result within 0.2 s"), unscored("slow", "raised ValueError: no such thing")]
+
+
+def test_a_function_that_takes_too_much_is_contained(
+    scorer: Scorers, judged: Callable[..., Trajectory], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("A_SECRET", "abc")
+    greedy = scorer("greedy", max_memory_gib=1.0, max_file_mib=1.0, timeout_s=5.0)
+    memory, file, secret, folder = greedy.score([judged(text) for text in ("memory", "file", "secret", "folder")])
+    assert memory == Unscored(problem="reward function rewards_of_a_test:greedy raised MemoryError: ")
+    assert isinstance(file, Unscored)
+    assert "File too large" in file.problem
+    assert secret == Score(value=0.0)
+    assert folder == Score(value=1.0)  # an empty one of its own
+    assert scorer("greedy", environment=["A_SECRET"]).score([judged("secret")]) == values(3.0)
+
+
+def test_what_a_function_started_ends_with_it(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:
+    (bomb,) = scorer("greedy", timeout_s=2.0).score([judged("processes")])
+    assert bomb == unscored("greedy", "no result within 2 s")
+    assert [process for process in psutil.process_iter() if "left_by_a_reward" in " ".join(cmdline_of(process))] == []
+
+
+def cmdline_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def test_what_returns_an_awaitable_is_awaited(scorer: Scorers, judged: Callable[..., Trajectory]) -> None:

@@ -26,5 +26,4 @@ def start_run(tmp_path: Path) -> Iterator[RunStarter]:
 
     yield start
     for run in started:
-        if run.driver.is_running():
-            run.driver.kill()
+        run.kill()

@@ -91,6 +91,12 @@ class FaultyRun:
         assert self._process is not None, "the test starts the run first"
         return self._process.wait(END_TIMEOUT_S)
 
+    def kill(self) -> None:
+        """The driver, if it still runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
     def audit(self) -> LedgerAudit:
         return audit_ledger(self.path / "trajectories")
 
