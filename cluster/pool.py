@@ -36,7 +36,7 @@ class Supervision(Generic[ActorT]):
     admission: Callable[[ActorT], Generator[ObjectRef, Any, None]]
     """What a replacement must do before it gets work: yields calls, is sent their results, and ends when the actor may join."""
     deadline_s: float
-    """An actor with work that finishes none of it for so long is lost, whether or not its process lives."""
+    """An actor that has answered once, has work, and finishes none of it for so long is lost, even if its process lives."""
     max_losses: int
     """Of one actor and its replacements, with no finished call in between; one more ends the run."""
     note: Callable[[str], None]
@@ -67,7 +67,8 @@ class ActorPool(Generic[ActorT]):
         self._in_flight: dict[ObjectRef, _Call[ActorT]] = {}
         self._lost_calls: set[ObjectRef] = set()  # of actors that hang: these references may never resolve
         self._joining: dict[ObjectRef, _Joining[ActorT]] = {}
-        self._progress_s: dict[str, float] = {}  # when an actor last finished a call, or got its first
+        self._progress_s: dict[str, float] = {}  # when an actor last finished a call, or got work after it had none
+        self._has_answered: set[str] = set()  # before, it may still be loading, for which there is no deadline
         self._losses: Counter[str] = Counter()  # since the last finished call
         self.num_lost = 0  # since the start
 
@@ -159,7 +160,7 @@ class ActorPool(Generic[ActorT]):
         now_s = time.monotonic()
         ends_s = [until_s] if until_s is not None else []
         if self._supervision is not None:
-            ends_s += [self._progress_s[name] + self._supervision.deadline_s for name, load in self.loads().items() if load]
+            ends_s += [self._progress_s[name] + self._supervision.deadline_s for name in self._those_at_work()]
         if self._lost_calls or not awaited:
             ends_s.append(now_s)
         timeout_s = max(0.0, min(ends_s) - now_s) if ends_s else None
@@ -185,6 +186,7 @@ class ActorPool(Generic[ActorT]):
                 return self._lost(call, error.cause)
             return error.cause if isinstance(error.cause, RaywardError) else _failure(call.name, error)
         self._progress_s[call.name] = time.monotonic()
+        self._has_answered.add(call.name)
         self._losses[call.name] = 0
         return result
 
@@ -197,18 +199,22 @@ class ActorPool(Generic[ActorT]):
             self._replace(call.name, reason)
         return LOST
 
+    def _those_at_work(self) -> list[str]:
+        """Actors of whom an answer can be expected."""
+        return [name for name, load in self.loads().items() if load and name in self._has_answered]
+
     def _lose_those_that_hang(self) -> None:
         if self._supervision is None:
             return
         deadline_s = self._supervision.deadline_s
-        for name, load in self.loads().items():
-            if load and time.monotonic() - self._progress_s[name] > deadline_s:
+        for name in self._those_at_work():
+            if time.monotonic() - self._progress_s[name] > deadline_s:
                 actor = self._actors[name]
                 hanging = {ref for ref, call in self._in_flight.items() if call.actor is actor}
                 for ref in hanging:
                     del self._in_flight[ref]
                 self._lost_calls |= hanging
-                self._replace(name, f"{load} calls in flight, and none has finished for {deadline_s:g} s")
+                self._replace(name, f"{len(hanging)} calls in flight, and none has finished for {deadline_s:g} s")
 
     def _replace(self, name: str, reason: str) -> None:
         assert self._supervision is not None, "the caller knows"

@@ -17,7 +17,8 @@ DEADLINE_S = 3.0
 
 
 class Worker:
-    def __init__(self) -> None:
+    def __init__(self, *, load_s: float = 0.0) -> None:
+        time.sleep(load_s)
         self._admitted = False
 
     def pid(self) -> int:
@@ -66,10 +67,10 @@ def admission(actor: Any) -> Generator[ray.ObjectRef, Any, None]:
 class Watched:
     """A pool of two, and what was told about it."""
 
-    def __init__(self, *, max_losses: int = 3) -> None:
+    def __init__(self, *, max_losses: int = 3, load_s: float = 0.0) -> None:
         self.notes: list[str] = []
         self.pool: ActorPool[Any] = ActorPool(
-            {name: RemoteWorker.remote() for name in ("a", "b")},
+            {name: RemoteWorker.remote(load_s=load_s) for name in ("a", "b")},
             Supervision(
                 start=lambda name: RemoteWorker.remote(),
                 admission=admission,
@@ -118,6 +119,11 @@ def test_an_actor_that_hangs_is_lost_by_its_deadline() -> None:
     assert time.monotonic() - started >= DEADLINE_S  # its items were waited for so long
     assert f"none has finished for {DEADLINE_S:g} s" in watched.notes[0]
     watched.wait_for(2)
+
+
+def test_an_actor_that_still_loads_has_no_deadline() -> None:
+    watched = Watched(load_s=DEADLINE_S + 2)
+    assert (watched.pool.num_lost, watched.notes) == (0, [])
 
 
 def test_all_actors_lost_at_once_is_a_wait_and_not_an_end() -> None:
