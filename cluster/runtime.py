@@ -18,6 +18,7 @@ import psutil
 import ray
 
 from cluster.placement import this_machine
+from cluster.session_guard import SessionGuard
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_process_group_cleanup_enabled": "1",  # an engine's child processes die with the actor that started them
@@ -42,7 +43,12 @@ class RaySession:
     dashboard_url: str  # empty where the dashboard is off
     session_logs: Path  # Ray's own log folder on the head node
     run_logs: Path | None  # where they end up: <run>/logs/ray
-    is_local: bool  # this process started the cluster
+    guard: SessionGuard | None  # of a cluster that this process started
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this process started the cluster."""
+        return self.guard is not None
 
 
 @contextmanager
@@ -66,26 +72,35 @@ def start_ray(
     logs stand there as `ray`, a link while the session lives and a copy afterwards.
     """
     _set_environment()
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is not None:
-        context = ray.init(address=address, runtime_env={"env_vars": dict(WORKER_ENVIRONMENT)}, **quiet)
-    else:
-        _protect_token_file()
-        context = ray.init(
-            address="local",
-            num_cpus=this_machine().num_cpus if num_cpus is None else num_cpus,
-            include_dashboard=include_dashboard,
-            dashboard_host="127.0.0.1",
-            **quiet,
-        )
+    guard = SessionGuard() if address is None else None
+    try:
+        context = _connect(num_cpus, address, include_dashboard=include_dashboard)
+    except BaseException:
+        if guard is not None:
+            guard.dismiss()
+        raise
     session = RaySession(
         dashboard_url=f"http://{context.dashboard_url}" if context.dashboard_url else "",
         session_logs=Path(context.address_info["session_dir"]) / "logs",
         run_logs=None if log_dir is None else log_dir / "ray",
-        is_local=address is None,
+        guard=guard,
     )
     _link_logs(session)
     return session
+
+
+def _connect(num_cpus: float | None, address: str | None, *, include_dashboard: bool) -> "ray.client_builder.ClientContext":
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is not None:
+        return ray.init(address=address, runtime_env={"env_vars": dict(WORKER_ENVIRONMENT)}, **quiet)
+    _protect_token_file()
+    return ray.init(
+        address="local",
+        num_cpus=this_machine().num_cpus if num_cpus is None else num_cpus,
+        include_dashboard=include_dashboard,
+        dashboard_host="127.0.0.1",
+        **quiet,
+    )
 
 
 def stop_ray(session: RaySession) -> None:
@@ -93,7 +108,8 @@ def stop_ray(session: RaySession) -> None:
     processes = _cluster_processes(session) if session.is_local else []
     ray.shutdown()
     _wait_for_end(processes)
-    if session.is_local:
+    if session.guard is not None:
+        session.guard.dismiss()
         _keep_logs(session)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -55,6 +57,29 @@ def test_token_file_belongs_to_the_owner_alone(monkeypatch: pytest.MonkeyPatch, 
     _environment_at_init(monkeypatch, tmp_path)
     assert token_file.read_text() == token
     assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
+
+
+DRIVER = """
+import time, ray
+from cluster.runtime import start_ray
+start_ray(num_cpus=1, include_dashboard=False)
+ray.get(ray.remote(lambda: None).remote())
+print("up", flush=True)
+time.sleep(600)
+"""
+ORPHANS_GONE_S = 15.0
+
+
+def test_a_killed_driver_leaves_no_process() -> None:
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, cwd=Path(runtime.__file__).parents[1])
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == b"up\n"
+    started = psutil.Process(driver.pid).children(recursive=True)
+    assert len(started) > 4  # Ray's daemons, a worker, the guard
+    driver.kill()
+    driver.wait()
+    _, left = psutil.wait_procs(started, timeout=ORPHANS_GONE_S)
+    assert [process.pid for process in left] == []
 
 
 def test_a_session_leaves_logs_and_no_process(tmp_path: Path) -> None:

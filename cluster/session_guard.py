@@ -1,0 +1,73 @@
+"""Ends what a killed driver leaves behind: a small process beside a local Ray, which waits for its parent's end.
+
+Ray's daemons end with their driver, but the node's agents first try for a minute to report to a server that is gone (seen with
+ray 2.60: `report_raylet_error_logs`). The guard looks now and then who descends from the driver, for a process without parents
+tells nothing any more. Started as `python -m cluster.session_guard PID`, with a pipe from the driver as its standard input.
+"""
+
+import os
+import select
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import psutil
+
+LOOK_S = 1.0  # between two looks, 5 ms each
+GRACE_S = 3.0  # for those that end by themselves
+END_S = 10.0  # for the rest, which is killed
+POLL_S = 0.2
+
+
+class SessionGuard:
+    """Ends everything that descends from this process, should it be killed."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.session_guard", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # spared by Ctrl-C, and by what is sent to the driver's group
+        )
+
+    def dismiss(self) -> None:
+        """The session has ended in order."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def main(driver_pid: int) -> None:
+    """Wait for the driver's end, then for that of its descendants."""
+    driver = psutil.Process(driver_pid)
+    descendants: set[psutil.Process] = set()
+    while not _has_ended(sys.stdin.fileno()):
+        descendants = set(filter(_lives, descendants))
+        with suppress(psutil.Error):
+            descendants.update(driver.children(recursive=True))
+    descendants.discard(psutil.Process())
+    deadline = time.monotonic() + GRACE_S
+    while (left := [process for process in descendants if _lives(process)]) and time.monotonic() < deadline + END_S:
+        if time.monotonic() > deadline:
+            for process in left:
+                with suppress(psutil.Error):
+                    process.kill()
+        time.sleep(POLL_S)
+
+
+def _has_ended(pipe: int) -> bool:
+    """Whether the other end of the pipe has gone; waits a while for it."""
+    readable, _, _ = select.select([pipe], [], [], LOOK_S)
+    return bool(readable) and not os.read(pipe, 1)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
