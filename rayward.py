@@ -62,13 +62,14 @@ def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
+    overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again from step 0; what there was is set aside.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that was interrupted, killed, or failed, from its newest intact checkpoint."""
     from learners.launch import resume_run
 
-    _report_run(resume_run(run, fresh=fresh), as_json=as_json)
+    _report_run(resume_run(run, overrides or [], fresh=fresh), as_json=as_json)
 
 
 @app.command()

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.yaml"
 SUMMARY_NAME = "summary.json"
+RUNS_DIR = Path("runs")  # where a bare name is looked for
 FOLDERS = ("trajectories", "policies", "evaluation", "tensorboard", "logs")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NEXT_STATES = {
@@ -130,6 +131,16 @@ class RunDirectory:
         """We hold the lock, so a state `running` on disk is that of a process that died."""
         if (self.path / SUMMARY_NAME).is_file() and self.read_summary()["state"] == "running":
             self.write_summary({"state": "interrupted", "error": "the process died without a word"})
+
+
+def find_run(run: Path) -> Path:
+    """A run directory by its path, or by its bare name under runs/."""
+    candidates = [run, RUNS_DIR / run] if len(run.parts) == 1 and not run.is_absolute() else [run]
+    for folder in candidates:
+        if (folder / SUMMARY_NAME).is_file():
+            return folder
+    looked = " or ".join(str(folder) for folder in candidates)
+    raise DataError(f"{looked} is not a run directory: it has no {SUMMARY_NAME}; `rayward runs` lists what there is")
 
 
 def read_summary(path: Path) -> dict[str, Any]:

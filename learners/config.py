@@ -193,12 +193,12 @@ _RUN_CONFIGS: dict[str, type[PolicyRunConfig] | type[RewardModelRunConfig]] = {
 }
 
 
-def load_resolved_config(run: Path) -> "TrainingRunConfig | QuickstartConfig":
-    """What a run directory was started with."""
+def load_resolved_config(run: Path, overrides: Sequence[str] = ()) -> "TrainingRunConfig | QuickstartConfig":
+    """What a run directory was started with, but for the overrides."""
     path = run / CONFIG_NAME
     if "reward_model" in read_yaml(path):
-        return load_config(QuickstartConfig, path)
-    return load_run_config(path)
+        return load_config(QuickstartConfig, path, overrides)
+    return load_run_config(path, overrides)
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> TrainingRunConfig:

@@ -22,7 +22,7 @@ from actors.tasks import build_task_sets
 from cluster.atomic_file import write_atomically
 from cluster.errors import ConfigError, LearnerRestartedError
 from cluster.ledger import TrajectoryLedger
-from cluster.run_directory import RunDirectory
+from cluster.run_directory import RunDirectory, find_run
 from cluster.seeding import derive_seed
 from cluster.types import Prompt, SamplingParameters
 from learners.collection import Collector, DynamicSampling, GreedyBaseline, PlainCollector
@@ -80,15 +80,18 @@ def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = No
     return _reported(session.path)
 
 
-def resume_run(path: Path, *, fresh: bool) -> Path:
+def resume_run(run: Path, overrides: Sequence[str], *, fresh: bool) -> Path:
     """Go on with a run where it stopped; `fresh`: from step 0 again, what there was set aside. Returns the run directory.
 
-    Raises `CannotResumeError` for a run that is complete, or whose checkpoints are all damaged.
+    `overrides` become part of the run's configuration, for example another number of workers. Raises `CannotResumeError` for
+    a run that is complete, or whose checkpoints are all damaged.
     """
-    config = load_resolved_config(path)
+    path = find_run(run)
+    config = load_resolved_config(path, overrides)
     resumed = RunDirectory.open(path)
     if fresh:
         resumed.set_aside()
+    resumed.write_config(config.model_dump(mode="json"))
     if isinstance(config, QuickstartConfig):
         return run_quickstart(config, resumed=resumed)
     return run_training(config, resumed=resumed)

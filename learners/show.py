@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import DataError
 from cluster.ledger import audit_ledger
-from cluster.run_directory import SUMMARY_NAME, read_summary
+from cluster.run_directory import SUMMARY_NAME, find_run, read_summary
 from learners.evaluation import EvaluatedCompletion, verdicts
 from learners.report_data import ReportData, load_report_data
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-RUNS_DIR = Path("runs")  # where a bare name is looked for
 CURVES = {  # metric -> its name on the screen
     "score/mean": "score",
     "policy/ref_kl_nats_per_completion": "KL to the start, nats a completion",
@@ -67,7 +66,7 @@ def runs_table(runs: Sequence[dict[str, Any]]) -> "RenderableType":
 
 def summary_of(run: Path) -> dict[str, Any]:
     """summary.json of a run directory, or of `runs/<run>`, with its folder as "path"."""
-    folder = _find_run(run)
+    folder = find_run(run)
     return {**read_summary(folder), "path": str(folder)}
 
 
@@ -75,14 +74,14 @@ def run_view(run: Path) -> "RenderableType":
     """One run: state, before and after, curves, samples, time by stage, next commands. Parts that it lacks are left out."""
     from rich.console import Group
 
-    data = load_report_data(_find_run(run))
+    data = load_report_data(find_run(run))
     sections = (_header, _reward_model, _comparison, _curves, _samples, _stages, _next)
     return Group(*(part for section in sections for part in section(data)))
 
 
 def audit_of(run: Path) -> dict[str, Any]:
     """What a run's ledger says that it was trained on, recomputed; `problems` is empty where each trajectory counts once."""
-    return asdict(audit_ledger(_find_run(run) / "trajectories"))
+    return asdict(audit_ledger(find_run(run) / "trajectories"))
 
 
 def audit_view(audit: dict[str, Any]) -> "RenderableType":
@@ -113,16 +112,6 @@ def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH) -> str:
         return SPARK_LEVELS[len(SPARK_LEVELS) // 2] * num_bins
     top = len(SPARK_LEVELS) - 1
     return "".join(SPARK_LEVELS[round((mean - low) / (high - low) * top)] for mean in means)
-
-
-def _find_run(run: Path) -> Path:
-    """A run directory by its path, or by its bare name under runs/."""
-    candidates = [run, RUNS_DIR / run] if len(run.parts) == 1 and not run.is_absolute() else [run]
-    for folder in candidates:
-        if (folder / SUMMARY_NAME).is_file():
-            return folder
-    looked = " or ".join(str(folder) for folder in candidates)
-    raise DataError(f"{looked} is not a run directory: it has no {SUMMARY_NAME}; `rayward runs` lists what there is")
 
 
 def _summary_or_error(folder: Path) -> dict[str, Any]:

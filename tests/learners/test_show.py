@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from cluster import run_directory
 from cluster.errors import DataError
 from learners import show
 from learners.show import SPARK_LEVELS, list_runs, run_view, runs_table, sparkline, summary_of
@@ -146,7 +147,7 @@ def test_the_summary_is_what_the_file_says(tmp_path: Path) -> None:
 
 
 def test_a_bare_name_is_found_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(show, "RUNS_DIR", tmp_path / "runs")
+    monkeypatch.setattr(run_directory, "RUNS_DIR", tmp_path / "runs")
     run = write_run(tmp_path / "runs" / "night")
     assert summary_of(Path("night"))["path"] == str(run)
 
@@ -200,3 +201,14 @@ def test_sparkline_scales_from_lowest_to_highest() -> None:
 def test_sparkline_averages_what_does_not_fit() -> None:
     assert sparkline([0, 2, 6, 8], width=2) == SPARK_LEVELS[0] + SPARK_LEVELS[7]
     assert len(sparkline([float(value) for value in range(1003)])) == show.SPARK_WIDTH
+
+
+def test_a_ledger_is_audited_on_the_terminal(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "trajectories").mkdir(exist_ok=True)
+    for path in (run / "trajectories").iterdir():
+        path.unlink()
+    audit = show.audit_of(run)
+    assert (audit["num_steps"], audit["problems"]) == (0, ())
+    assert "each trajectory is there once" in rendered(show.audit_view(audit))
+    assert "step 3 is missing" in rendered(show.audit_view({**audit, "problems": ("step 3 is missing",)}))
