@@ -36,6 +36,11 @@ class MetricsLog:
         self._file.flush()
         self._writer.add_event(_scalars(step, values))
 
+    def last_step(self, stage: str) -> int:
+        """Of the lines of a stage so far, also of an earlier process of the run; 0 where there is none."""
+        lines = (json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines())
+        return max((line["step"] for line in lines if line.get("stage", "") == stage), default=0)
+
     def discard(self, is_given_up: Callable[[Mapping[str, Any]], bool], *, from_step: int) -> None:
         """Remove the lines that `is_given_up` says; TensorBoard hides its points from `from_step` on."""
         lines = [line for line in self._path.read_text(encoding="utf-8").splitlines() if not is_given_up(json.loads(line))]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,9 +20,12 @@ from torch import Tensor
 from cluster.checkpoint import Checkpoint, CheckpointFolder
 from cluster.errors import CannotResumeError
 from cluster.types import SaveReport
+from learners.collectives import numbers_of_rank_0
+from learners.mailbox import CheckpointPlan
 
 logger = logging.getLogger(__name__)
 
+NO_CHECKPOINT, NO_INTACT_CHECKPOINT = -1, -2  # what rank 0 tells the others in place of a step
 TENSORS_NAME = "learner.safetensors"
 NUMBERS_NAME = "learner.json"
 
@@ -68,14 +71,46 @@ def read_snapshot(checkpoint: Checkpoint) -> LearnerSnapshot:
     )
 
 
+class Checkpointed(Protocol):
+    """A learner that can be written down, one replica on every rank."""
+
+    device: torch.device
+
+    def snapshot(self) -> LearnerSnapshot: ...
+
+    def restore(self, snapshot: LearnerSnapshot) -> None: ...
+
+
+def restore_newest(learner: Checkpointed, plan: CheckpointPlan, *, rank: int, world_size: int) -> None:
+    """Restore on every rank the checkpoint that rank 0 finds, so that none goes on from another; nothing where there is none.
+
+    Raises `CannotResumeError` on all ranks where every checkpoint is damaged, or was written under other facts.
+    """
+    folder = CheckpointFolder(plan.directory)
+    problem = CannotResumeError("rank 0 found no intact checkpoint")
+    step = NO_CHECKPOINT
+    if rank == 0:
+        try:
+            newest = folder.newest_intact()
+        except CannotResumeError as error:
+            problem, step = error, NO_INTACT_CHECKPOINT
+        else:
+            step = NO_CHECKPOINT if newest is None else newest.manifest.step
+    (step,) = numbers_of_rank_0([step], rank=rank, world_size=world_size, device=learner.device)
+    if step == NO_INTACT_CHECKPOINT:
+        raise problem
+    if step != NO_CHECKPOINT:
+        checkpoint = folder.verified(step)
+        check_facts(checkpoint, plan.facts)
+        learner.restore(read_snapshot(checkpoint))
+
+
 class CheckpointWriter:
     """Writes snapshots in a thread while training goes on; at most one is on its way."""
 
-    def __init__(self, directory: Path, *, keep: int, facts: Mapping[str, str]) -> None:
-        """`facts`: what must be the same where training goes on."""
-        self._folder = CheckpointFolder(directory)
-        self._keep = keep
-        self._facts = facts
+    def __init__(self, plan: CheckpointPlan) -> None:
+        self._folder = CheckpointFolder(plan.directory)
+        self._plan = plan
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[SaveReport] | None = None
 
@@ -98,8 +133,8 @@ class CheckpointWriter:
         started_s = time.monotonic()
         problem = ""
         try:
-            self._folder.write(step, policy_version=policy_version, facts=self._facts, write_files=write_files)
-            self._folder.prune(keep=self._keep)
+            self._folder.write(step, policy_version=policy_version, facts=self._plan.facts, write_files=write_files)
+            self._folder.prune(keep=self._plan.keep)
         except Exception as error:  # noqa: BLE001 - a full disk shows as OSError or as safetensors' own error; training goes on
             logger.warning("the checkpoint of step %d was not written: %s", step, error)
             problem = f"{type(error).__name__}: {error}"

@@ -128,9 +128,20 @@ def learn_reward_model(session: Session, model: str, config: RewardModelLearnerC
             config=config,
             seed=seed,
             output_dir=folder,
+            checkpoints=CheckpointPlan(
+                directory=(session.path / "reward_model_checkpoints").absolute(),
+                keep=1,
+                facts={"model": model_digest(start_model), "seed": str(seed)},
+            ),
         )
 
+        num_steps_seen = session.metrics.last_step("reward_model")
+
         def on_step(step: int, num_steps: int, metrics: Mapping[str, float]) -> None:
+            nonlocal num_steps_seen
+            if step <= num_steps_seen:  # lost ranks went on from a checkpoint
+                session.metrics.discard(lambda line: line.get("stage") == "reward_model" and line["step"] >= step, from_step=step)
+            num_steps_seen = step
             session.metrics.log(step, metrics, stage="reward_model")
             session.view.step(step, num_steps, metrics)
 
@@ -141,6 +152,7 @@ def learn_reward_model(session: Session, model: str, config: RewardModelLearnerC
             num_pairs=config.num_eval_pairs,
             seed=derive_seed(seed, "human agreement"),
         )
+        shutil.rmtree(job.checkpoints.directory, ignore_errors=True)  # the reward model itself is on disk, whole
         session.directory.write_summary({"reward_model": {**asdict(result), "human_agreement": agreement}})
         session.view.note(f"reward model: {result.accuracy:.3f} of held-out pairs right; one human rater: {agreement:.3f}")
     return folder

@@ -56,6 +56,8 @@ class RewardModelLearnerConfig(StrictConfig):
     """Lowest transformer layers of the start that become the reward model; None is all. Fewer train and score faster."""
     num_frozen_layers: int = Field(0, ge=0)
     """Lowest transformer layers (with the embeddings) that keep their weights; saves their backward pass."""
+    checkpoint_every_num_steps: int = Field(50, ge=1)
+    """A lost process or a killed run costs so many steps at most."""
     max_tokens: int = Field(64, ge=2)
     """Texts are cut to this many tokens."""
     num_eval_pairs: int = Field(2000, ge=1)

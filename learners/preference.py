@@ -17,6 +17,7 @@ from cluster.errors import ConfigError
 from cluster.seeding import derive_seed
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.batch import micro_batches, shard
+from learners.checkpoint import LearnerSnapshot, copied, copy_into, section
 from learners.collectives import sum_gradients, sum_over_ranks
 from learners.learner_config import RewardModelLearnerConfig
 from learners.models import TORCH_DTYPES, export_policy, freeze_lowest_layers
@@ -35,12 +36,13 @@ class RewardModelLearner:
         self._config = job.config
         self._rank = rank
         self._world_size = world_size
+        self.num_steps_done = 0
         self.num_steps = _num_steps(len(job.train.ratings), job.config)
         self._compute_dtype = TORCH_DTYPES[job.config.workers.compute_dtype]
-        self._device = torch.device("cuda" if job.config.workers.num_gpus > 0 else "cpu")
-        if self._device.type == "cpu":
+        self.device = torch.device("cuda" if job.config.workers.num_gpus > 0 else "cpu")
+        if self.device.type == "cpu":
             torch.set_num_threads(job.config.workers.num_threads)
-        self._model = start_reward_model(job.model_path, dtype="float32", num_layers=job.config.num_layers).to(self._device)
+        self._model = start_reward_model(job.model_path, dtype="float32", num_layers=job.config.num_layers).to(self.device)
         freeze_lowest_layers(self._model, job.config.num_frozen_layers, self._compute_dtype)
         trunk = [parameter for parameter in self._model.base_model.parameters() if parameter.requires_grad]
         head = list(self._model.score.parameters())
@@ -48,16 +50,31 @@ class RewardModelLearner:
             [(trunk, job.config.optimizer.learning_rate), (head, job.config.head_learning_rate)], job.config.optimizer
         )
 
+    def snapshot(self) -> LearnerSnapshot:
+        """Everything that the next step depends on."""
+        return LearnerSnapshot(
+            tensors=copied(self._model.state_dict(), under="model") | copied(self._optimizer.state(), under="optimizer"),
+            numbers={"num_steps_done": self.num_steps_done, "num_optimizer_steps": self._optimizer.num_steps},
+        )
+
+    def restore(self, snapshot: LearnerSnapshot) -> None:
+        """Become the learner that the snapshot was taken of."""
+        copy_into(self._model.state_dict(), section(snapshot.tensors, under="model"), what="reward model")
+        num_steps = snapshot.numbers["num_optimizer_steps"]
+        self._optimizer.restore(section(snapshot.tensors, under="optimizer"), num_steps=num_steps)
+        self.num_steps_done = snapshot.numbers["num_steps_done"]
+
     def batches(self) -> Iterator[list[int]]:
-        """Texts of each optimizer step: every pass over the texts is one permutation, drawn from (seed, epoch)."""
+        """Texts of each optimizer step still to do: every pass over the texts is one permutation, drawn from (seed, epoch)."""
         waiting: list[int] = []
         epoch = 0
-        for _ in range(self.num_steps):
+        for step in range(self.num_steps):
             while len(waiting) < self._config.batch_size:
                 rng = np.random.default_rng(derive_seed(self._job.seed, "preference batches", epoch))
                 waiting += rng.permutation(len(self._job.train.ratings)).tolist()
                 epoch += 1
-            yield waiting[: self._config.batch_size]
+            if step >= self.num_steps_done:
+                yield waiting[: self._config.batch_size]
             waiting = waiting[self._config.batch_size :]
 
     def update(self, batch: Sequence[int]) -> dict[str, float]:
@@ -65,7 +82,7 @@ class RewardModelLearner:
         started_s = time.monotonic()
         rows_N, own_scores_N = self._own_scores([self._job.train.token_ids[text] for text in batch])
         scores_B = self._gathered(rows_N, own_scores_N, len(batch)).requires_grad_()
-        ratings_B = torch.tensor([self._job.train.ratings[text] for text in batch], dtype=torch.float64, device=self._device)
+        ratings_B = torch.tensor([self._job.train.ratings[text] for text in batch], dtype=torch.float64, device=self.device)
         output = preference_loss(scores_B, comparisons(ratings_B, min_rating_gap=self._config.min_rating_gap))
         # The loss needs all scores, the network this rank's only: so the gradient is cut at the scores and sent on from there.
         (loss_gradient_B,) = torch.autograd.grad(output.loss, scores_B)
@@ -74,6 +91,7 @@ class RewardModelLearner:
         sum_gradients(self._optimizer.parameters, self._world_size)
         loss = output.loss.item()
         grad_norm, _ = self._optimizer.step(loss, total_steps=self.num_steps)
+        self.num_steps_done += 1
         return {
             "reward_model/loss": loss,
             **{name: value.item() for name, value in output.metrics.items()},
@@ -114,16 +132,16 @@ class RewardModelLearner:
         own = shard(range(len(token_ids)), self._rank, self._world_size)
         lengths = [len(ids) for ids in token_ids]
         packs = list(micro_batches(own, lengths, max_tokens=self._config.workers.micro_batch_tokens))
-        scores = [torch.zeros(0, device=self._device)]  # there are fewer texts than ranks where few are held out
+        scores = [torch.zeros(0, device=self.device)]  # there are fewer texts than ranks where few are held out
         # One autocast region over all packs, so that each weight is converted once.
-        with torch.autocast(self._device.type, dtype=self._compute_dtype, enabled=self._compute_dtype != torch.float32):
+        with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=self._compute_dtype != torch.float32):
             scores += [last_token_scores(self._model, [token_ids[row] for row in pack]) for pack in packs]
         rows = [row for pack in packs for row in pack]
-        return torch.tensor(rows, dtype=torch.long, device=self._device), torch.cat(scores)
+        return torch.tensor(rows, dtype=torch.long, device=self.device), torch.cat(scores)
 
     def _gathered(self, rows_N: Tensor, own_scores_N: Tensor, num_texts: int) -> Tensor:
         """scores_B of all ranks, without gradient."""
-        scores_B = torch.zeros(num_texts, device=self._device)
+        scores_B = torch.zeros(num_texts, device=self.device)
         scores_B[rows_N] = own_scores_N.detach()
         sum_over_ranks(scores_B, self._world_size)
         return scores_B

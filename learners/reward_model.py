@@ -11,9 +11,11 @@ from ray.util.queue import Empty, Queue
 
 from cluster.errors import DataError
 from learners.learner_config import RewardModelLearnerConfig
+from learners.mailbox import CheckpointPlan
 from learners.train_group import GroupPlan, TrainGroup
 
 if TYPE_CHECKING:
+    from learners.checkpoint import CheckpointWriter
     from learners.preference import RewardModelLearner
 
 REPORT_TIMEOUT_S = 1.0  # after so long without a report, look whether the ranks are still there
@@ -55,6 +57,7 @@ class RewardModelJob:
     config: RewardModelLearnerConfig
     seed: int
     output_dir: Path  # must not exist; a Hugging Face folder afterwards
+    checkpoints: CheckpointPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +98,7 @@ def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: Step
             setup=_LoopSetup(job=ray.put(job), reports=reports),
             workers=job.config.workers,
             storage=storage_path,
-            max_restarts=0,
+            max_restarts=job.config.workers.max_restarts,
         )
     )
     try:
@@ -123,23 +126,40 @@ def _next_report(reports: Queue, group: TrainGroup) -> _StepReport | RewardModel
 
 def train_loop_per_worker(loop_config: dict[str, _LoopSetup]) -> None:
     """Ray Train's entry point, on every rank; rank 0 reports and writes."""
+    from learners.checkpoint import CheckpointWriter, restore_newest
     from learners.preference import RewardModelLearner
 
     setup = loop_config["setup"]
     job: RewardModelJob = ray.get(setup.job)
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    learner = RewardModelLearner(job, rank=rank, world_size=context.get_world_size())
-    result = _run(learner, job, report=setup.reports.put if rank == 0 else lambda report: None)
+    world_size = context.get_world_size()
+    learner = RewardModelLearner(job, rank=rank, world_size=world_size)
+    restore_newest(learner, job.checkpoints, rank=rank, world_size=world_size)
+    writer = CheckpointWriter(job.checkpoints) if rank == 0 else None
+    result = _run(learner, job, writer, report=setup.reports.put if rank == 0 else lambda report: None)
     if rank == 0:
-        learner.export()
+        if not job.output_dir.exists():  # else the ranks before these were lost just after they had written it
+            learner.export()
         setup.reports.put(result)
 
 
-def _run(learner: "RewardModelLearner", job: RewardModelJob, *, report: Callable[[_StepReport], None]) -> RewardModelResult:
+def _run(
+    learner: "RewardModelLearner",
+    job: RewardModelJob,
+    writer: "CheckpointWriter | None",
+    *,
+    report: Callable[[_StepReport], None],
+) -> RewardModelResult:
     started_s = time.monotonic()
-    for step, batch in enumerate(learner.batches(), start=1):
-        report(_StepReport(step=step, num_steps=learner.num_steps, metrics=learner.update(batch)))
+    for batch in learner.batches():
+        metrics = learner.update(batch)
+        step = learner.num_steps_done
+        report(_StepReport(step=step, num_steps=learner.num_steps, metrics=metrics))
+        if writer is not None and step % job.config.checkpoint_every_num_steps == 0:
+            writer.begin(step, learner.snapshot(), policy_version=step)
+    if writer is not None:
+        writer.finish()
     trained_s = time.monotonic()
     accuracy = learner.accuracy()
     learner.normalise()

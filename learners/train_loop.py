@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
-from cluster.checkpoint import CheckpointFolder
 from cluster.errors import CannotResumeError, ConfigError, DataError
 from learners.mailbox import (
     CheckpointPlan,
@@ -32,8 +31,6 @@ from learners.policy_config import PolicyLearnerConfig
 if TYPE_CHECKING:
     from learners.checkpoint import CheckpointWriter
     from learners.policy_learner import PolicyLearner
-
-NO_CHECKPOINT, NO_INTACT_CHECKPOINT = -1, -2  # what rank 0 tells the others in place of a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +56,17 @@ def train_loop_per_worker(loop_config: dict[str, LoopSetup]) -> None:
 
 
 def _serve(setup: LoopSetup) -> None:
-    from learners.checkpoint import CheckpointWriter
+    from learners.checkpoint import CheckpointWriter, restore_newest
+    from learners.collectives import numbers_of_rank_0
     from learners.policy_learner import PolicyLearner
 
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     learner = PolicyLearner(setup.start, setup.config, rank=rank, world_size=world_size)
-    plan = setup.checkpoints
-    writer = CheckpointWriter(plan.directory, keep=plan.keep, facts=plan.facts)
-    group, first = _join(setup, learner, rank=rank, world_size=world_size)
+    restore_newest(learner, setup.checkpoints, rank=rank, world_size=world_size)
+    writer = CheckpointWriter(setup.checkpoints)
+    joined = ray.get(setup.mailbox.join.remote()) if rank == 0 else (0, 0)
+    group, first = numbers_of_rank_0(joined, rank=rank, world_size=world_size, device=learner.device)
     for sequence in itertools.count(first):
         command = ray.get(setup.mailbox.receive.remote(group, sequence))
         reply = _obey(learner, writer, command, rank)
@@ -75,32 +74,6 @@ def _serve(setup: LoopSetup) -> None:
             ray.get(setup.mailbox.reply.remote(group, sequence, reply))
         if isinstance(command, StopCommand):
             return
-
-
-def _join(setup: LoopSetup, learner: "PolicyLearner", *, rank: int, world_size: int) -> tuple[int, int]:
-    """Restore what rank 0 found to restore; returns (number of this group of ranks, number of its first command)."""
-    from learners.checkpoint import check_facts, read_snapshot
-    from learners.collectives import numbers_of_rank_0
-
-    folder = CheckpointFolder(setup.checkpoints.directory)
-    problem = CannotResumeError("rank 0 found no intact checkpoint")
-    numbers = [0, 0, NO_CHECKPOINT]
-    if rank == 0:
-        try:
-            newest = folder.newest_intact()
-        except CannotResumeError as error:
-            problem, numbers[2] = error, NO_INTACT_CHECKPOINT
-        else:
-            numbers[2] = NO_CHECKPOINT if newest is None else newest.manifest.step
-        numbers[:2] = ray.get(setup.mailbox.join.remote())
-    group, first, step = numbers_of_rank_0(numbers, rank=rank, world_size=world_size, device=learner.device)
-    if step == NO_INTACT_CHECKPOINT:
-        raise problem
-    if step != NO_CHECKPOINT:
-        checkpoint = folder.verified(step)
-        check_facts(checkpoint, setup.checkpoints.facts)
-        learner.restore(read_snapshot(checkpoint))
-    return group, first
 
 
 def _obey(learner: "PolicyLearner", writer: "CheckpointWriter", command: Command, rank: int) -> Reply:

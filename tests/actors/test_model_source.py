@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.model_source import resolve_model
+from actors.model_source import model_digest, resolve_model
 from cluster.errors import DataError, FetchError
 
 
@@ -70,3 +70,11 @@ def test_tiny_is_made_without_a_network(tmp_path: Path, monkeypatch: pytest.Monk
     folder = Path(resolve_model("tiny"))
     assert folder == tmp_path / "models/tiny"
     assert resolve_model(str(folder)) == str(folder)
+
+
+def test_the_digest_of_a_model_follows_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = model_digest(str(tmp_path))
+    assert model_digest(str(tmp_path)) == before
+    (tmp_path / "config.json").write_text("{ }")
+    assert model_digest(str(tmp_path)) != before

@@ -9,8 +9,8 @@ import torch
 from cluster.checkpoint import CheckpointFolder
 from cluster.errors import CannotResumeError
 from cluster.types import ScoredBatch
-from learners.checkpoint import CheckpointWriter, LearnerSnapshot, check_facts, model_digest, read_snapshot
-from learners.mailbox import StartingPoint
+from learners.checkpoint import CheckpointWriter, LearnerSnapshot, check_facts, read_snapshot
+from learners.mailbox import CheckpointPlan, StartingPoint
 from learners.policy_config import PolicyLearnerConfig
 from learners.policy_learner import PolicyLearner
 
@@ -42,7 +42,7 @@ def test_a_resumed_learner_goes_on_bit_by_bit(
     unbroken = learner_of(tiny_model, config)
     for batch in batches[:2]:
         unbroken.update(batch)
-    writer = CheckpointWriter(tmp_path, keep=1, facts=FACTS)
+    writer = CheckpointWriter(CheckpointPlan(directory=tmp_path, keep=1, facts=FACTS))
     assert writer.begin(2, unbroken.snapshot(), policy_version=unbroken.policy_version) is None
     expected = [unbroken.update(batch).metrics for batch in batches[2:]]  # while the checkpoint is written
     report = writer.finish()
@@ -76,7 +76,7 @@ def test_a_checkpoint_of_another_shape_is_refused(tiny_model: str, ppo_config: C
 
 
 def test_other_facts_are_refused_by_name(tmp_path: Path) -> None:
-    writer = CheckpointWriter(tmp_path, keep=1, facts=FACTS)
+    writer = CheckpointWriter(CheckpointPlan(directory=tmp_path, keep=1, facts=FACTS))
     writer.begin(1, LearnerSnapshot(tensors={"a": torch.zeros(1)}, numbers={}), policy_version=1)
     writer.finish()
     checkpoint = CheckpointFolder(tmp_path).newest_intact()
@@ -87,7 +87,7 @@ def test_other_facts_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_old_one_stays(tmp_path: Path) -> None:
-    writer = CheckpointWriter(tmp_path, keep=2, facts=FACTS)
+    writer = CheckpointWriter(CheckpointPlan(directory=tmp_path, keep=2, facts=FACTS))
     snapshot = LearnerSnapshot(tensors={"a": torch.zeros(4)}, numbers={})
     writer.begin(1, snapshot, policy_version=1)
     broken = LearnerSnapshot(tensors=snapshot.tensors, numbers={"not a number": float("nan")})
@@ -100,11 +100,3 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_old_one_stays(tmp_p
     assert "ValueError" in second.problem
     writer.finish()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000003"]
-
-
-def test_the_digest_of_a_model_follows_its_files(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    before = model_digest(tmp_path)
-    assert model_digest(tmp_path) == before
-    (tmp_path / "config.json").write_text("{ }")
-    assert model_digest(tmp_path) != before

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, tensor
 from torch.testing import assert_close
@@ -18,6 +19,7 @@ from actors.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.learner_config import RewardModelLearnerConfig
+from learners.mailbox import CheckpointPlan
 from learners.preference import RewardModelLearner
 from learners.reward_model import ComparedTexts, RatedTexts, RewardModelJob, train_reward_model
 
@@ -49,6 +51,7 @@ def job(tiny_model: str, tmp_path: Path) -> JobBuilder:
             config=config,
             seed=0,
             output_dir=tmp_path / output,
+            checkpoints=CheckpointPlan(directory=tmp_path / f"{output}-checkpoints", keep=1, facts={"seed": "0"}),
         )
 
     return build
@@ -81,6 +84,22 @@ def test_a_batch_without_comparisons_has_no_loss_and_no_gradient() -> None:
     assert loss == 0.0
     assert scores_B.grad is not None
     assert scores_B.grad.tolist() == [0.0, 0.0]
+
+
+def test_a_resumed_learner_goes_on_bit_by_bit(job: JobBuilder) -> None:
+    unbroken = RewardModelLearner(job())
+    batches = unbroken.batches()
+    for _ in range(3):
+        unbroken.update(next(batches))
+    resumed = RewardModelLearner(job())
+    resumed.restore(unbroken.snapshot())
+    for batch in batches:
+        unbroken.update(batch)
+    for batch in resumed.batches():
+        resumed.update(batch)
+    expected, found = unbroken.snapshot(), resumed.snapshot()
+    assert found.numbers == expected.numbers == {"num_steps_done": 6, "num_optimizer_steps": 6}
+    assert [name for name, tensor in expected.tensors.items() if not torch.equal(tensor, found.tensors[name])] == []
 
 
 def test_the_update_does_not_depend_on_the_micro_batches(job: JobBuilder) -> None:
