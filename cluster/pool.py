@@ -106,6 +106,7 @@ class ActorPool(Generic[ActorT]):
                 for ref, result in self.finished(running):
                     item, attempt = running.pop(ref)
                     if result is LOST:
+                        self._check_attempts(item, attempt)
                         waiting.appendleft((item, attempt + 1))
                     elif isinstance(result, RaywardError):
                         raise result
@@ -151,7 +152,8 @@ class ActorPool(Generic[ActorT]):
             for ref in self._lost_calls.intersection(refs):
                 self._lost_calls.remove(ref)
                 ended.append((ref, LOST))
-            if ended or len(self._actors) > num_actors or (until_s is not None and time.monotonic() >= until_s):
+            has_joined, is_late = len(self._actors) > num_actors, until_s is not None and time.monotonic() >= until_s
+            if ended or has_joined or is_late or not (refs or self._joining):
                 return ended
 
     def _wait(self, refs: list[ObjectRef], until_s: float | None) -> list[ObjectRef]:
@@ -170,6 +172,12 @@ class ActorPool(Generic[ActorT]):
         if ready:  # and whatever else is
             ready, _ = ray.wait(awaited, num_returns=len(awaited), timeout=0)
         return ready
+
+    def _check_attempts(self, item: ItemT, attempt: int) -> None:
+        """An item that takes every actor with it would otherwise be handed on for ever, while others finish in between."""
+        assert self._supervision is not None, "without one a loss is an error"
+        if attempt > self._supervision.max_losses:
+            raise RaywardError(f"{attempt} actors were lost while they worked on {item!r:.300}")
 
     def _least_loaded(self) -> str:
         loads = self.loads()

@@ -39,13 +39,13 @@ class Worker:
             raise ActorLostError("its engine has died")
         return self.double(number)
 
-    def die_if_first(self, number: int) -> int:
-        if not self._admitted:
-            os._exit(1)
-        return self.double(number)
-
     def die(self, number: int) -> int:
         os._exit(number)
+
+    def die_of_three(self, number: int) -> int:
+        if number == 3:
+            os._exit(number)
+        return self.double(number)
 
 
 RemoteWorker = ray.remote(num_cpus=0)(Worker)
@@ -151,7 +151,14 @@ def test_a_broadcast_reaches_those_that_live() -> None:
     assert set(watched.pool.broadcast(lambda actor: actor.double.remote(3))) == {"a", "b"}
 
 
+def test_an_item_that_kills_its_actors_ends_the_run_though_others_finish_in_between() -> None:
+    watched = Watched(max_losses=1)
+    call = lambda actor, number: actor.die_of_three.remote(number)  # noqa: E731
+    with pytest.raises(RaywardError, match="2 actors were lost while they worked on 3|lost 2 times in a row"):
+        list(watched.pool.map_unordered(call, range(40), max_in_flight=1))
+
+
 def test_an_item_that_kills_every_actor_ends_the_run() -> None:
     watched = Watched(max_losses=2)
-    with pytest.raises(RaywardError, match="was lost 3 times in a row"):
+    with pytest.raises(RaywardError, match="3 actors were lost while they worked on 3|was lost 3 times in a row"):
         list(watched.pool.map_unordered(lambda actor, number: actor.die.remote(number), [3], max_in_flight=1))

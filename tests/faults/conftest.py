@@ -1,11 +1,15 @@
 """One clean run that every hurt one is laid beside, and the table of what was measured."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults import fault_table
+from tests.faults.fault_table import FaultRow
 from tests.faults.faulty_run import FaultyRun, RunStarter
+
+ROWS = pytest.StashKey[list[FaultRow]]()
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +21,7 @@ def clean_run(tmp_path_factory: pytest.TempPathFactory) -> FaultyRun:
 
 @pytest.fixture
 def start_run(tmp_path: Path) -> Iterator[RunStarter]:
-    """Starts a run; keyword overrides as on the command line. Whatever is left of it is killed after the test."""
+    """Starts a run; overrides as on the command line. Whatever is left of it is killed after the test."""
     started: list[FaultyRun] = []
 
     def start(*overrides: str) -> FaultyRun:
@@ -27,3 +31,17 @@ def start_run(tmp_path: Path) -> Iterator[RunStarter]:
     yield start
     for run in started:
         run.kill()
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[FaultRow], None]:
+    """Puts a row into the table, before the test asks whether it is as it must be."""
+    return request.config.stash.setdefault(ROWS, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash.get(ROWS, [])
+    if rows:
+        terminalreporter.section("faults")
+        terminalreporter.write(fault_table.markdown(rows))
+        fault_table.write(rows)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,17 +14,19 @@ from typing import Any
 
 import psutil
 
-from cluster.ledger import LedgerAudit, audit_ledger
+from cluster.ledger import LedgerAudit, audit_ledger, read_ledger
 
 REPOSITORY = Path(__file__).parents[2]
+CHECKPOINT_EVERY = 4
 SETTINGS = (
     "learner.num_steps=24",
-    "checkpoint.every_num_steps=4",
+    f"checkpoint.every_num_steps={CHECKPOINT_EVERY}",
     "learner.workers.max_restarts=20",
     "supervision.max_losses=20",
 )
 END_TIMEOUT_S = 600.0
 POLL_S = 0.05
+BACK = re.compile(r"back from step (\d+) to (\d+)")
 
 # What the processes of each kind are called.
 GENERATOR, ENGINE, SCORER = "ray::VLLMGenerator", "VLLM::EngineCore", "ray::RewardFunctionScorer"
@@ -99,6 +102,16 @@ class FaultyRun:
 
     def audit(self) -> LedgerAudit:
         return audit_ledger(self.path / "trajectories")
+
+    def trained(self) -> set[tuple[int, str, int, str]]:
+        """(step, task, sample, completion) of everything that was trained on."""
+        entries = read_ledger(self.path / "trajectories")
+        return {(*entry.key, entry.completion) for entry in entries if entry.outcome == "trained"}
+
+    @property
+    def num_steps_again(self) -> int:
+        """Steps that were lost with the learner's ranks, and done again."""
+        return sum(int(lost) - int(back) for lost, back in BACK.findall(self.output))
 
     def policy(self) -> bytes:
         """The bytes of the exported weights."""
