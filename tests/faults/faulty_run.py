@@ -76,7 +76,7 @@ class FaultyRun:
 
     def wait_for_step(self, step: int) -> None:
         """Until so many steps are done."""
-        wait_until(lambda: self.num_steps_done >= step or not self.driver.is_running(), f"step {step}")
+        wait_until(lambda: self.num_steps_done >= step or self._has_ended(), f"step {step}")
 
     @property
     def num_steps_done(self) -> int:
@@ -117,6 +117,9 @@ class FaultyRun:
         """The bytes of the exported weights."""
         (folder,) = (self.path / "policies").iterdir()
         return (folder / "model.safetensors").read_bytes()
+
+    def _has_ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
 
     def _rayward(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:

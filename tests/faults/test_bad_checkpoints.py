@@ -49,6 +49,5 @@ def test_no_intact_checkpoint_is_exit_3_and_not_a_fresh_start(start_run: RunStar
 def killed_with_two_checkpoints(start_run: RunStarter) -> FaultyRun:
     run = start_run()
     run.wait_for_step(11)  # checkpoints every four steps
-    run.driver.kill()
-    run.wait()
+    run.kill()
     return run
