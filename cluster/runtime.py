@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import psutil
 import ray
@@ -34,6 +35,7 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 
 END_TIMEOUT_S = 4.0  # after `ray.shutdown`; workers notice within about a second that their node has gone
 END_POLL_S = 0.1
+INTERRUPTED_EXIT_CODE = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +116,29 @@ def stop_ray(session: RaySession) -> None:
 
 
 @contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM, which `ray job stop` sends, ends what is inside like Ctrl-C. Enter it after Ray, whose own handler would abort."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM, which `ray job stop` sends, end what is inside with `KeyboardInterrupt`; a second one ends the process.
+
+    The second finds no clean end: the session guard ends what is left. Enter it after Ray, whose own handler would abort.
+    """
+    interrupted = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            os._exit(INTERRUPTED_EXIT_CODE)
+        interrupted = True
+        raise KeyboardInterrupt
+
+    # A shell lets its background jobs ignore Ctrl-C; that stays.
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if not interrupted:  # else the process is on its way out, and a second signal may still come
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _cluster_processes(session: RaySession) -> list[psutil.Process]:

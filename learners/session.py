@@ -12,7 +12,7 @@ from cluster.metrics import MetricsLog, StageClock
 from cluster.placement import RoleRequest, check_placement, this_machine
 from cluster.progress import RunView, build_view
 from cluster.run_directory import RunDirectory
-from cluster.runtime import ray_session, terminate_as_interrupt
+from cluster.runtime import interruptible, ray_session
 from cluster.versions import machine, versions
 from learners.config import RunConfig
 
@@ -64,7 +64,7 @@ def open_session(
                 build_view(stages, directory.path, Console(stderr=True)) as view,
                 MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
                 ray_session(log_dir=directory.path / "logs", include_dashboard=config.dashboard) as ray_connection,
-                terminate_as_interrupt(),  # inside, because Ray sets a handler of its own
+                interruptible(),  # inside, because Ray sets a handler of its own
             ):
                 if ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")

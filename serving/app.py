@@ -14,7 +14,7 @@ import ray
 
 from cluster.errors import ConfigError, RaywardError
 from cluster.placement import RoleRequest, check_placement, this_machine
-from cluster.runtime import RaySession, start_ray, stop_ray, terminate_as_interrupt
+from cluster.runtime import RaySession, interruptible, start_ray, stop_ray
 from serving.config import ServeConfig
 from serving.policy_folder import PolicyFolder, check_max_model_tokens, resolve_policy
 
@@ -116,7 +116,7 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
 def serve_until_interrupted(config: ServeConfig) -> None:
     """Serve until Ctrl-C or SIGTERM; `KeyboardInterrupt` is raised once no process is left."""
     served = serve_policy(config)
-    with terminate_as_interrupt():
+    with interruptible():
         try:
             served.wait_ready(
                 timeout_s=config.start_timeout_s, report=lambda seconds: logger.info("... still loading after %.0f s", seconds)
