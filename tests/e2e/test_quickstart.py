@@ -81,7 +81,7 @@ def test_the_exported_policy_loads_as_it_is(finished_run: tuple[Path, dict]) -> 
     ("verb", "moment", "send", "number"),
     [
         # A terminal sends Ctrl-C to the whole group, a supervisor its SIGTERM to the process alone.
-        (["train", "configs/train/ppo_tiny.yaml", "learner.num_steps=500"], "ppo step", os.killpg, signal.SIGINT),
+        (["train", "configs/train/ppo_tiny.yaml", "learner.num_steps=500"], "train step", os.killpg, signal.SIGINT),
         (["quickstart", "--small"], "reward model step", os.kill, signal.SIGTERM),
     ],
 )
