@@ -49,7 +49,7 @@ class RecordingEngine:
     async def get_weight_version(self) -> str:
         return self.label
 
-    def shutdown(self) -> None:
+    def shutdown(self, timeout: float) -> None:
         self.calls.append("shutdown")
 
     @property

@@ -17,9 +17,10 @@ from vllm.distributed.weight_transfer import VLLMWeightSyncClient, ipc_engine, n
 
 from cluster.errors import ConfigError
 from cluster.types import PublishedWeights
+from learners.checkpoint import CheckpointWriter
 from learners.config import load_run_config
 from learners.device_weights import GeneratorClient, PolicySource, RankedGeneratorClient, WeightSender, bit_checksum
-from learners.mailbox import ConnectCommand, GeneratorLink, SendWeightsCommand, StartingPoint
+from learners.mailbox import CheckpointPlan, ConnectCommand, GeneratorLink, SendWeightsCommand, StartingPoint
 from learners.policy_config import PolicyLearnerConfig
 from learners.policy_learner import PolicyLearner
 from learners.train_loop import _obey
@@ -211,13 +212,14 @@ def test_other_ranks_neither_connect_nor_transmit(policy: LlamaForCausalLM, devi
 @pytest.mark.usefixtures("devices")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_obeys_the_commands_of_a_link(
-    tiny_model: str, ppo_config: Callable[..., PolicyLearnerConfig], rank: int
+    tiny_model: str, tmp_path: Path, ppo_config: Callable[..., PolicyLearnerConfig], rank: int
 ) -> None:
     start = StartingPoint(model_path=tiny_model, temperature=1.0, max_completion_tokens=8, seed=0)
     learner = PolicyLearner(start, ppo_config(num_workers=2), rank=rank, world_size=2)
     generator = RecordingGenerator()
-    _obey(learner, ConnectCommand(link=link("ipc", [generator])), rank)
-    published = _obey(learner, SendWeightsCommand(), rank)
+    writer = CheckpointWriter(CheckpointPlan(directory=tmp_path, keep=1, facts={}))
+    _obey(learner, writer, ConnectCommand(link=link("ipc", [generator])), rank)
+    published = _obey(learner, writer, SendWeightsCommand(), rank)
     assert (published.policy_version, published.path) == (0, "")
     assert ("finish_weight_update" in dict(generator.calls)) is (rank == 0)
 

@@ -28,7 +28,13 @@ pytestmark = pytest.mark.timeout(700)
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[ServedPolicy]:
+def earlier_children() -> set[psutil.Process]:
+    """What other tests of this session still have, such as Python's own resource tracker."""
+    return set(psutil.Process().children(recursive=True))
+
+
+@pytest.fixture(scope="module")
+def served(earlier_children: set[psutil.Process]) -> Iterator[ServedPolicy]:
     config = ServeConfig(model=resolve_model("tiny"), port=0, max_model_tokens=MAX_MODEL_TOKENS, kv_cache_gib=0.1)
     policy = serve_policy(config, start=partial(start_ray, num_cpus=2))
     try:
@@ -144,9 +150,9 @@ def test_routes_that_a_policy_does_not_need_do_not_exist(served: ServedPolicy) -
         assert answer.value.code == 404
 
 
-def test_no_process_is_left_after_stop(served: ServedPolicy) -> None:
+def test_no_process_is_left_after_stop(served: ServedPolicy, earlier_children: set[psutil.Process]) -> None:
     """Last of this file: it ends the endpoint."""
-    processes = psutil.Process().children(recursive=True)
+    processes = set(psutil.Process().children(recursive=True)) - earlier_children
     assert processes
     served.stop()
     assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
