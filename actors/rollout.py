@@ -48,11 +48,6 @@ class RolloutPool:
     def actors(self) -> Mapping[str, Any]:
         return self._generators.actors
 
-    @property
-    def num_lost(self) -> int:
-        """Generators that were lost since the start."""
-        return self._generators.num_lost
-
     def wait_until_ready(self) -> None:
         """Return when every engine answers; raises with the name of one that does not start."""
         self._generators.broadcast(lambda generator: generator.ready.remote())

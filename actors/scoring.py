@@ -50,11 +50,6 @@ class Scoring:
             raise ConfigError("a run needs at least one scorer; add one to `scorers`")
         self._scorers = dict(scorers)
 
-    @property
-    def num_lost(self) -> int:
-        """Scorers that were lost since the start."""
-        return sum(scorer.pool.num_lost for scorer in self._scorers.values())
-
     def wait_until_ready(self) -> None:
         """Return when every scorer answers; raises with the name of one that does not start."""
         for scorer in self._scorers.values():

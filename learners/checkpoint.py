@@ -134,6 +134,7 @@ class CheckpointWriter:
         problem = ""
         try:
             self._folder.write(step, policy_version=policy_version, facts=self._plan.facts, write_files=write_files)
+            self._folder.discard_after(step)  # passed over as damaged, they would be taken for the newest ones to keep
             self._folder.prune(keep=self._plan.keep)
         except Exception as error:  # noqa: BLE001 - a full disk shows as OSError or as safetensors' own error; training goes on
             logger.warning("the checkpoint of step %d was not written: %s", step, error)

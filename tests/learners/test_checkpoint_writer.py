@@ -100,3 +100,14 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_old_one_stays(tmp_p
     assert "ValueError" in second.problem
     writer.finish()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000003"]
+
+
+def test_a_damaged_checkpoint_of_a_later_step_never_costs_the_new_one(tmp_path: Path) -> None:
+    snapshot = LearnerSnapshot(tensors={"a": torch.zeros(4)}, numbers={})
+    writer = CheckpointWriter(CheckpointPlan(directory=tmp_path, keep=1, facts=FACTS))
+    writer.begin(20, snapshot, policy_version=1)
+    writer.finish()
+    (tmp_path / "step-000020" / "learner.json").unlink()
+    writer.begin(15, snapshot, policy_version=1)  # training went on from an older one
+    writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000015"]
