@@ -8,9 +8,8 @@ import secrets
 import shutil
 import signal
 import sysconfig
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +18,7 @@ import psutil
 import ray
 
 from cluster.placement import this_machine
-from cluster.session_guard import SessionGuard
+from cluster.session_guard import SessionGuard, wait_for_end
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_process_group_cleanup_enabled": "1",  # an engine's child processes die with the actor that started them
@@ -33,8 +32,6 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 """Defaults for every process of a cluster; a value that the user has set stays."""
 
 
-END_TIMEOUT_S = 4.0  # after `ray.shutdown`; workers notice within about a second that their node has gone
-END_POLL_S = 0.1
 INTERRUPTED_EXIT_CODE = 130
 
 
@@ -109,7 +106,7 @@ def stop_ray(session: RaySession) -> None:
     """Disconnect; of a local cluster, return once every process has ended, and keep its logs with the run."""
     processes = _cluster_processes(session) if session.is_local else []
     ray.shutdown()
-    _wait_for_end(processes)
+    wait_for_end(processes)
     if session.guard is not None:
         session.guard.dismiss()
         _keep_logs(session)
@@ -152,24 +149,6 @@ def _cluster_processes(session: RaySession) -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
-
-
-def _wait_for_end(processes: list[psutil.Process]) -> None:
-    """Whoever has not ended by itself in time is killed."""
-    deadline = time.monotonic() + END_TIMEOUT_S
-    while (alive := [process for process in processes if _is_alive(process)]) and time.monotonic() < deadline + END_TIMEOUT_S:
-        if time.monotonic() > deadline:
-            for process in alive:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-        time.sleep(END_POLL_S)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _set_environment() -> None:

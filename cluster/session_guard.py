@@ -10,14 +10,15 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 
 import psutil
 
 LOOK_S = 1.0  # between two looks, 5 ms each
-GRACE_S = 3.0  # for those that end by themselves
-END_S = 10.0  # for the rest, which is killed
-POLL_S = 0.2
+GRACE_S = 4.0  # for those that end by themselves
+END_S = 6.0  # for the rest, which is killed
+POLL_S = 0.1
 
 
 class SessionGuard:
@@ -47,8 +48,13 @@ def main(driver_pid: int) -> None:
         with suppress(psutil.Error):
             descendants.update(driver.children(recursive=True))
     descendants.discard(psutil.Process())
+    wait_for_end(descendants)
+
+
+def wait_for_end(processes: Collection[psutil.Process]) -> None:
+    """Return when all have ended; whoever has not done so by itself in time is killed."""
     deadline = time.monotonic() + GRACE_S
-    while (left := [process for process in descendants if _lives(process)]) and time.monotonic() < deadline + END_S:
+    while (left := [process for process in processes if _lives(process)]) and time.monotonic() < deadline + END_S:
         if time.monotonic() > deadline:
             for process in left:
                 with suppress(psutil.Error):
