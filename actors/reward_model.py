@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from actors.config import RewardModelScorerConfig
+from actors.rendering import load_tokenizer
 from actors.reward_head import SCORE_OFFSET, encode_texts, last_token_scores, load_reward_model
 
 
@@ -11,13 +12,12 @@ class RewardModel:
 
     def __init__(self, config: RewardModelScorerConfig) -> None:
         import torch
-        from transformers import AutoTokenizer
 
         device = "cuda" if config.num_gpus > 0 else "cpu"
         if device == "cpu":
             torch.set_num_threads(config.num_threads)
         self._config = config
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model)
+        self.tokenizer = load_tokenizer(config.model)
         self._model = load_reward_model(config.model, dtype=config.dtype).to(device)
         # Absent from reward models that others trained.
         self._offset = float(self._model.config.to_dict().get(SCORE_OFFSET, 0.0))

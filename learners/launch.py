@@ -13,7 +13,7 @@ from actors.fetching import announced
 from actors.model_source import model_digest, resolve_model
 from actors.movie_reviews_source import RatedSnippet, human_agreement, load_movie_reviews, preference_pairs, split_movie_reviews
 from actors.remote import DeviceFedGeneratorActor, GeneratorActor
-from actors.rendering import render_prompts
+from actors.rendering import load_tokenizer, render_prompts
 from actors.reward_head import encode_texts
 from actors.rewards import REWARD_FUNCTIONS
 from actors.rollout import RolloutPool
@@ -99,8 +99,6 @@ def resume_run(run: Path, overrides: Sequence[str], *, fresh: bool) -> Path:
 
 def learn_reward_model(session: Session, model: str, config: RewardModelLearnerConfig, *, seed: int) -> Path:
     """A reward model from the movie-review judgements; returns its folder inside the run directory."""
-    from transformers import AutoTokenizer
-
     start_model = resolve_model(model)
     folder = session.path / "reward_model"
     if folder.exists():  # a resumed run; the folder appears whole or not at all
@@ -113,7 +111,7 @@ def learn_reward_model(session: Session, model: str, config: RewardModelLearnerC
             num_pairs=config.num_eval_pairs,
             seed=derive_seed(seed, "held-out pairs"),
         )
-        tokenizer = AutoTokenizer.from_pretrained(start_model)
+        tokenizer = load_tokenizer(start_model)
 
         def encode(snippets: Sequence[RatedSnippet]) -> tuple[tuple[int, ...], ...]:
             return tuple(encode_texts(tokenizer, [snippet.text for snippet in snippets], max_tokens=config.max_tokens))
@@ -291,9 +289,7 @@ def _start_generators(model_path: str, config: PolicyRunConfig, *, note: Callabl
 
 def _render_prompts(session: Session, config: PolicyRunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
     """Prompts to train on, and those to evaluate on. Raises `ConfigError` where there are too few."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(start_policy)
+    tokenizer = load_tokenizer(start_policy)
     train_tasks, held_out_tasks = build_task_sets(config.task)
     train = render_prompts(train_tasks, tokenizer, task_config=config.task)
     held_out = render_prompts(held_out_tasks, tokenizer, task_config=config.task)

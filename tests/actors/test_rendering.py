@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from actors.config import JsonlTaskConfig
-from actors.rendering import PromptTooLongError, render_prompt, render_prompts
+from actors.model_source import resolve_model
+from actors.rendering import PromptTooLongError, load_tokenizer, render_prompt, render_prompts
 from actors.tiny_model import byte_tokenizer
 from cluster.errors import DataError
 from cluster.types import Message, Task
@@ -13,6 +14,19 @@ from cluster.types import Message, Task
 TOKENIZER = byte_tokenizer()
 HELLO = Task(task_id="t/hello", messages=(Message(role="user", content="hello"),))
 LONG = Task(task_id="t/long", messages=(Message(role="user", content="x" * 50),))
+
+
+@pytest.mark.parametrize("text", ["", "3 + 4 =", "a  b\n\nna\u00efve \u6f22", "<|im_start|>user\nx<|im_end|>"])
+def test_the_light_tokenizer_is_that_of_transformers(text: str) -> None:
+    from transformers import AutoTokenizer
+
+    folder = resolve_model("tiny")
+    light, full = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    token_ids = full(text)["input_ids"]
+    assert light(text)["input_ids"] == token_ids
+    assert light.decode(token_ids) == full.decode(token_ids)
+    assert (light.eos_token_id, light.pad_token_id) == (full.eos_token_id, full.pad_token_id)
+    assert light.chat_template == full.chat_template
 
 
 def test_plain_is_the_text_itself() -> None:
