@@ -178,6 +178,8 @@ class SupervisionConfig(StrictConfig):
     deadline_s: float = Field(60.0, gt=0)
     """One that has work and finishes none of it for so long is lost, even if its process lives. Raise it where a single
     completion takes longer."""
+    start_deadline_s: float = Field(900.0, gt=0)
+    """A replacement that has not loaded its model after so long is lost, too. Raise it for models that load longer."""
     max_losses: int = Field(3, ge=0)
     """Of one and its replacements, with nothing finished in between; one more ends the run."""
     max_unscored_frac: float = Field(0.2, ge=0, le=1)

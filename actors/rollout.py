@@ -11,6 +11,7 @@ from actors.generator import HeldWeights
 from cluster.errors import WeightMismatchError
 from cluster.pool import ActorPool, Supervision
 from cluster.types import Prompt, PublishedWeights, SamplingParameters, TrajectoryGroup
+from cluster.watchdog import Pending
 
 QUEUE_FACTOR = 2  # batches' worth of prompts at each engine, so that it never waits for the driver
 
@@ -37,6 +38,7 @@ class RolloutPool:
                 start=start,
                 admission=self._admission,
                 deadline_s=supervision.deadline_s,
+                start_deadline_s=supervision.start_deadline_s,
                 max_losses=supervision.max_losses,
                 note=note,
             ),
@@ -48,6 +50,10 @@ class RolloutPool:
     def actors(self) -> Mapping[str, Any]:
         return self._generators.actors
 
+    def pending(self) -> list[Pending]:
+        """What the generators owe: the ids of prompts, or an answer. May be asked from any thread."""
+        return self._generators.pending()
+
     def wait_until_ready(self) -> None:
         """Return when every engine answers; raises with the name of one that does not start."""
         self._generators.broadcast(lambda generator: generator.ready.remote())
@@ -56,7 +62,10 @@ class RolloutPool:
         """Yield one group a prompt, in order of completion, so that scoring starts while others generate."""
         max_in_flight = max(1, QUEUE_FACTOR * self._max_num_sequences // sampling.samples_per_prompt)
         results = self._generators.map_unordered(
-            lambda generator, prompt: generator.generate.remote(prompt, sampling), prompts, max_in_flight=max_in_flight
+            lambda generator, prompt: generator.generate.remote(prompt, sampling),
+            prompts,
+            max_in_flight=max_in_flight,
+            about=lambda prompt: prompt.task.task_id,
         )
         for _, attempt, group in results:
             yield group if attempt == 1 else replace(group, attempt=attempt)

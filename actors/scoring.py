@@ -16,6 +16,7 @@ from actors.rendering import PromptFormat
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.pool import LOST, ActorPool, Supervision
 from cluster.types import Reward, Score, ScoredGroup, StepScore, TrajectoryGroup, Unscored
+from cluster.watchdog import Pending
 
 POLL_S = 0.5
 FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorerActor, "http": HttpScorerActor}
@@ -49,6 +50,10 @@ class Scoring:
         if not scorers:
             raise ConfigError("a run needs at least one scorer; add one to `scorers`")
         self._scorers = dict(scorers)
+
+    def pending(self) -> list[Pending]:
+        """What the scorers owe: the ids of prompts whose completions they judge. May be asked from any thread."""
+        return [pending for scorer in self._scorers.values() for pending in scorer.pool.pending()]
 
     def wait_until_ready(self) -> None:
         """Return when every scorer answers; raises with the name of one that does not start."""
@@ -127,7 +132,9 @@ class _ScoringStream:
             share = -(-len(waiting) // len(idle))
             call = _Call(scorer=name, groups=[waiting.popleft() for _ in range(share)])
             trajectories = [trajectory for pending in call.groups for trajectory in pending.group.trajectories]
-            self._running[pool.start(idle.pop(), lambda actor, given=trajectories: actor.score.remote(given))] = call  # type: ignore[misc]
+            about = ", ".join(pending.group.prompt.task.task_id for pending in call.groups)
+            ref = pool.start(idle.pop(), lambda actor, given=trajectories: actor.score.remote(given), about=about)  # type: ignore[misc]
+            self._running[ref] = call
 
     def _scored(self, pending: _PendingGroup) -> ScoredGroup:
         rewards: list[Reward] = []
@@ -180,6 +187,7 @@ def build_scoring(
                 start=start,
                 admission=_admission,
                 deadline_s=supervision.deadline_s,
+                start_deadline_s=supervision.start_deadline_s,
                 max_losses=supervision.max_losses,
                 note=note,
             ),

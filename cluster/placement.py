@@ -12,7 +12,7 @@ NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one folder a GPU, readable 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleRequest:
-    """The processes of one role. Produced by `learners.launch`, consumed by `check_placement` and `rayward plan`."""
+    """The processes of one role. Produced by `learners.plan`, consumed by `check_placement` and `rayward plan`."""
 
     role: str
     count: int

@@ -19,6 +19,7 @@ from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.errors import ActorLostError, ConfigError, RaywardError
+from cluster.watchdog import Pending
 
 ActorT = TypeVar("ActorT")  # handle of a Ray actor
 ItemT = TypeVar("ItemT")
@@ -37,6 +38,8 @@ class Supervision(Generic[ActorT]):
     """What a replacement must do before it gets work: yields calls, is sent their results, and ends when the actor may join."""
     deadline_s: float
     """An actor that has answered once, has work, and finishes none of it for so long is lost, even if its process lives."""
+    start_deadline_s: float
+    """A replacement that has not joined after so long is lost, too."""
     max_losses: int
     """Of one actor and its replacements, with no finished call in between; one more ends the run."""
     note: Callable[[str], None]
@@ -47,6 +50,8 @@ class Supervision(Generic[ActorT]):
 class _Call(Generic[ActorT]):
     name: str
     actor: ActorT  # the one that was asked; another may have its name by now
+    about: str
+    since_s: float
 
 
 @dataclass(slots=True)
@@ -54,6 +59,7 @@ class _Joining(Generic[ActorT]):
     name: str
     actor: ActorT
     admission: Generator[ObjectRef, Any, None]
+    since_s: float
 
 
 class ActorPool(Generic[ActorT]):
@@ -85,14 +91,28 @@ class ActorPool(Generic[ActorT]):
         counts = Counter(call.name for call in self._in_flight.values())
         return {name: counts[name] for name in self._actors}
 
+    def pending(self) -> list[Pending]:
+        """What is in flight, and who is to join. May be asked from any thread."""
+        calls = [Pending(whom=call.name, what=call.about, since_s=call.since_s) for call in list(self._in_flight.values())]
+        joining = [
+            Pending(whom=f"the new {joining.name}", what="its start", since_s=joining.since_s)
+            for joining in list(self._joining.values())
+        ]
+        return calls + joining
+
     def map_unordered(
-        self, call: Callable[[ActorT, ItemT], ObjectRef], items: Iterable[ItemT], *, max_in_flight: int
+        self,
+        call: Callable[[ActorT, ItemT], ObjectRef],
+        items: Iterable[ItemT],
+        *,
+        max_in_flight: int,
+        about: Callable[[ItemT], str] = str,
     ) -> Iterator[tuple[ItemT, int, Any]]:
         """Yield (item, attempt, result) as results arrive; each item goes to the actor with the fewest calls in flight.
 
-        No actor gets more than `max_in_flight` calls at a time, so that a fast one takes more items than a slow one. Items of a
-        lost actor go to another. The first other failure is raised and ends the iteration; what is still running then, or when
-        the caller stops early, is cancelled.
+        `about`: an item's name for people. No actor gets more than `max_in_flight` calls at a time, so that a fast one takes more
+        items than a slow one. Items of a lost actor go to another. The first other failure is raised and ends the iteration; what
+        is still running then, or when the caller stops early, is cancelled.
         """
         waiting = deque((item, 1) for item in items)
         running: dict[ObjectRef, tuple[ItemT, int]] = {}
@@ -101,12 +121,12 @@ class ActorPool(Generic[ActorT]):
                 # With nothing of its own running a map starts one call in any case: the pool's room may be taken by another map.
                 while waiting and self._actors and (not running or min(self.loads().values()) < max_in_flight):
                     item, attempt = waiting.popleft()
-                    ref = self.start(self._least_loaded(), lambda actor, item=item: call(actor, item))  # type: ignore[misc]
+                    ref = self.start(self._least_loaded(), lambda actor, item=item: call(actor, item), about=about(item))  # type: ignore[misc]
                     running[ref] = item, attempt
                 for ref, result in self.finished(running):
                     item, attempt = running.pop(ref)
                     if result is LOST:
-                        self._check_attempts(item, attempt)
+                        self._check_attempts(about(item), attempt)
                         waiting.appendleft((item, attempt + 1))
                     elif isinstance(result, RaywardError):
                         raise result
@@ -128,12 +148,12 @@ class ActorPool(Generic[ActorT]):
                 raise result
         return {name: results[name] for name in refs.values() if results[name] is not LOST}
 
-    def start(self, name: str, call: Callable[[ActorT], ObjectRef]) -> ObjectRef:
-        """Begin one call; `finished` tells how it ended."""
+    def start(self, name: str, call: Callable[[ActorT], ObjectRef], *, about: str = "an answer") -> ObjectRef:
+        """Begin one call; `finished` tells how it ended. `about`: what is asked for, in words for people."""
         if not self.loads()[name]:
             self._progress_s[name] = time.monotonic()
         ref = call(self._actors[name])
-        self._in_flight[ref] = _Call(name, self._actors[name])
+        self._in_flight[ref] = _Call(name, self._actors[name], about, time.monotonic())
         return ref
 
     def finished(self, refs: Collection[ObjectRef], *, timeout_s: float | None = None) -> list[tuple[ObjectRef, Any]]:
@@ -163,6 +183,7 @@ class ActorPool(Generic[ActorT]):
         ends_s = [until_s] if until_s is not None else []
         if self._supervision is not None:
             ends_s += [self._progress_s[name] + self._supervision.deadline_s for name in self._those_at_work()]
+            ends_s += [joining.since_s + self._supervision.start_deadline_s for joining in self._joining.values()]
         if self._lost_calls or not awaited:
             ends_s.append(now_s)
         timeout_s = max(0.0, min(ends_s) - now_s) if ends_s else None
@@ -173,11 +194,11 @@ class ActorPool(Generic[ActorT]):
             ready, _ = ray.wait(awaited, num_returns=len(awaited), timeout=0)
         return ready
 
-    def _check_attempts(self, item: ItemT, attempt: int) -> None:
+    def _check_attempts(self, item: str, attempt: int) -> None:
         """An item that takes every actor with it would otherwise be handed on for ever, while others finish in between."""
         assert self._supervision is not None, "without one a loss is an error"
         if attempt > self._supervision.max_losses:
-            raise RaywardError(f"{attempt} actors were lost while they worked on {item!r:.300}")
+            raise RaywardError(f"{attempt} actors were lost while they worked on {item}")
 
     def _least_loaded(self) -> str:
         loads = self.loads()
@@ -223,6 +244,11 @@ class ActorPool(Generic[ActorT]):
                     del self._in_flight[ref]
                 self._lost_calls |= hanging
                 self._replace(name, f"{len(hanging)} calls in flight, and none has finished for {deadline_s:g} s")
+        start_deadline_s = self._supervision.start_deadline_s
+        for ref, joining in list(self._joining.items()):
+            if time.monotonic() - joining.since_s > start_deadline_s:
+                del self._joining[ref]
+                self._replace_joining(joining, f"it has not started within {start_deadline_s:g} s")
 
     def _replace(self, name: str, reason: str) -> None:
         assert self._supervision is not None, "the caller knows"
@@ -234,7 +260,7 @@ class ActorPool(Generic[ActorT]):
         self._supervision.note(f"{name} is lost ({reason}); a replacement is starting")
         actor = self._supervision.start(name)
         admission = self._supervision.admission(actor)
-        self._joining[next(admission)] = _Joining(name, actor, admission)
+        self._joining[next(admission)] = _Joining(name, actor, admission, time.monotonic())
 
     def _admit(self, ref: ObjectRef) -> None:
         """One more answer of a replacement; after the last it takes work."""
@@ -246,8 +272,11 @@ class ActorPool(Generic[ActorT]):
             self._actors[joining.name] = joining.actor
             self._supervision.note(f"{joining.name} is back")
         except (RayActorError, RayTaskError) as error:
-            self._actors[joining.name] = joining.actor
-            self._replace(joining.name, str(error).splitlines()[0])
+            self._replace_joining(joining, str(error).splitlines()[0])
+
+    def _replace_joining(self, joining: _Joining[ActorT], reason: str) -> None:
+        self._actors[joining.name] = joining.actor
+        self._replace(joining.name, reason)
 
 
 def _failure(name: str, error: RayTaskError) -> RaywardError:

@@ -48,6 +48,8 @@ class RunConfig(StrictConfig):
     """smollm2-135m-instruct, tiny, a Hugging Face folder, or a hub name."""
     dashboard: bool = False
     """Ray's dashboard on loopback while the run lasts; its nine processes take CPU and memory from a small machine."""
+    stall_s: float = Field(300.0, gt=0)
+    """When nothing has moved for so long, the run says what it waits for, and keeps the stacks of its processes in logs/."""
 
 
 class RewardModelRunConfig(RunConfig):
@@ -174,6 +176,7 @@ class QuickstartConfig(RunConfig):
             seed=self.seed,
             model=self.model,
             dashboard=self.dashboard,
+            stall_s=self.stall_s,
             task=self.task,
             sampling=self.sampling,
             generator=self.generator,

@@ -1,8 +1,8 @@
 """What surrounds every run: its directory, its live view, its Ray, its clock, and a clean end whatever happens."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from cluster.progress import RunView, build_view
 from cluster.run_directory import RunDirectory
 from cluster.runtime import interruptible, ray_session
 from cluster.versions import machine, versions
+from cluster.watchdog import Pending, watched
 from learners.config import RunConfig
 
 FILE_LOGGERS = ("learners", "ray", "transformers", "vllm", "huggingface_hub", "matplotlib", "py.warnings")
@@ -22,15 +23,20 @@ FILE_LOGGERS = ("learners", "ray", "transformers", "vllm", "huggingface_hub", "m
 class Session:
     """One run in progress. Produced by `open_session`, used by `launch`."""
 
-    def __init__(self, directory: RunDirectory, view: RunView, metrics: MetricsLog) -> None:
+    def __init__(self, directory: RunDirectory, view: RunView, metrics: MetricsLog, *, stall_s: float) -> None:
         self.directory = directory
         self.view = view
         self.metrics = metrics
+        self._stall_s = stall_s
         self._clock = StageClock(earlier_s=directory.read_summary().get("wall_s"))
 
     @property
     def path(self) -> Path:
         return self.directory.path
+
+    def watched(self, pending: Callable[[], Sequence[Pending]]) -> AbstractContextManager[None]:
+        """Inside, a stall is told, with what `pending` says that the run waits for."""
+        return watched(pending, deadline_s=self._stall_s, note=self.view.note, stacks=self.path / "logs")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -68,7 +74,7 @@ def open_session(
             ):
                 if ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
-                yield Session(directory, view, metrics)
+                yield Session(directory, view, metrics, stall_s=config.stall_s)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
 

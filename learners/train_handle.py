@@ -1,5 +1,6 @@
 """The learner as the driver sees it: a Ray Train group behind plain calls."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from ray.exceptions import RayError
 from actors.config import DType
 from cluster.errors import ActorLostError, LearnerRestartedError, RaywardError
 from cluster.types import PublishedWeights, SaveReport, ScoredBatch, Trajectory, UpdateResult
+from cluster.watchdog import Pending
 from learners.mailbox import (
     Answer,
     CheckpointPlan,
@@ -62,6 +64,7 @@ class LearnerHandle:
         self._mailbox = self._new_mailbox()
         self._group: TrainGroup | None = None
         self._num_restarts = 0
+        self._pending: tuple[Pending, ...] = ()
 
     def __enter__(self) -> Self:
         self.start()
@@ -88,6 +91,10 @@ class LearnerHandle:
                 max_restarts=self._config.workers.max_restarts,
             )
         )
+
+    def pending(self) -> tuple[Pending, ...]:
+        """The command that the ranks work on. May be asked from any thread."""
+        return self._pending
 
     def wait_until_ready(self) -> int:
         """Steps done, once all ranks have loaded their models and the newest checkpoint, if there is one."""
@@ -159,7 +166,9 @@ class LearnerHandle:
     def _ask(self, command: Command) -> Reply:
         group = self._running()
         pending = self._mailbox.send.remote(command)
+        self._pending = (Pending(whom="the learner's ranks", what=type(command).__name__, since_s=time.monotonic()),)
         ray.wait([pending, group.end], num_returns=1)
+        self._pending = ()
         has_ended = group.has_ended()  # then nobody answers any more, but what was said before comes first
         try:
             answer: Answer = ray.get(pending, timeout=LAST_WORDS_S if has_ended else None)

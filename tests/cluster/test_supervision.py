@@ -67,14 +67,17 @@ def admission(actor: Any) -> Generator[ray.ObjectRef, Any, None]:
 class Watched:
     """A pool of two, and what was told about it."""
 
-    def __init__(self, *, max_losses: int = 3, load_s: float = 0.0) -> None:
+    def __init__(
+        self, *, max_losses: int = 3, load_s: float = 0.0, new_load_s: float = 0.0, start_deadline_s: float = 60.0
+    ) -> None:
         self.notes: list[str] = []
         self.pool: ActorPool[Any] = ActorPool(
             {name: RemoteWorker.remote(load_s=load_s) for name in ("a", "b")},
             Supervision(
-                start=lambda name: RemoteWorker.remote(),
+                start=lambda name: RemoteWorker.remote(load_s=new_load_s),
                 admission=admission,
                 deadline_s=DEADLINE_S,
+                start_deadline_s=start_deadline_s,
                 max_losses=max_losses,
                 note=self.notes.append,
             ),
@@ -124,6 +127,23 @@ def test_an_actor_that_hangs_is_lost_by_its_deadline() -> None:
 def test_an_actor_that_still_loads_has_no_deadline() -> None:
     watched = Watched(load_s=DEADLINE_S + 2)
     assert (watched.pool.num_lost, watched.notes) == (0, [])
+
+
+def test_a_replacement_that_does_not_come_up_is_lost_too() -> None:
+    watched = Watched(max_losses=1, new_load_s=600.0, start_deadline_s=1.0)
+    os.kill(watched.pids["a"], signal.SIGKILL)
+    os.kill(watched.pids["b"], signal.SIGKILL)
+    with pytest.raises(RaywardError, match="was lost 2 times in a row.*it has not started within 1 s"):
+        list(watched.doubled(range(4)))
+
+
+def test_what_is_pending_is_told_by_name() -> None:
+    watched = Watched()
+    refs = [watched.pool.start("a", lambda actor: actor.double.remote(3), about="twice 3")]
+    (pending,) = watched.pool.pending()
+    assert (pending.whom, pending.what) == ("a", "twice 3")
+    watched.pool.finished(refs)
+    assert watched.pool.pending() == []
 
 
 def test_all_actors_lost_at_once_is_a_wait_and_not_an_end() -> None:

@@ -1,0 +1,168 @@
+"""The stages that align a policy: roles started, evaluated, trained step by step, evaluated again, exported."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from actors.model_source import resolve_model
+from actors.rendering import load_tokenizer, render_prompts
+from actors.rewards import REWARD_FUNCTIONS
+from actors.tasks import build_task_sets
+from cluster.atomic_file import write_atomically
+from cluster.errors import ConfigError, LearnerRestartedError
+from cluster.ledger import TrajectoryLedger
+from cluster.seeding import derive_seed
+from cluster.types import Prompt, SamplingParameters
+from learners.collection import Collector, DynamicSampling, GreedyBaseline, PlainCollector
+from learners.config import PolicyRunConfig
+from learners.driver import Driver, Records
+from learners.evaluation import EvaluationResult, evaluate_samples
+from learners.evaluator import Evaluator
+from learners.policy_config import GROUP_ESTIMATORS
+from learners.prompt_schedule import PromptSchedule
+from learners.roles import Roles, check_logprob_contract, start_roles
+from learners.session import Session
+from learners.train_handle import LearnerHandle
+
+NUM_CONTRACT_PROMPTS = 8
+BEFORE, AFTER = Path("evaluation") / "before.json", Path("evaluation") / "after.json"
+POLICY_STAGES = ("start", "evaluate before", "train", "evaluate after", "export")
+
+
+def align_policy(session: Session, config: PolicyRunConfig) -> None:
+    """One policy-gradient method on `config.task` against `config.scorers`, evaluated before and after on held-out prompts."""
+    start_policy = resolve_model(config.model)
+    with ExitStack() as stack:
+        with session.stage("start"):
+            roles = start_roles(stack, session, config, start_policy)
+            stack.enter_context(session.watched(roles.pending))
+            # Meanwhile: the import of transformers alone takes seconds.
+            train_prompts, held_out_prompts = _render_prompts(session, config, start_policy)
+            roles.wait_until_ready(config.generator)
+            check_logprob_contract(roles, held_out_prompts[:NUM_CONTRACT_PROMPTS], _sampling(config, 1, "contract"), config)
+        evaluator = Evaluator(
+            prompts=held_out_prompts,
+            rollouts=roles.rollouts,
+            scoring=roles.scoring,
+            learner=roles.learner,
+            second_judge=REWARD_FUNCTIONS["vader"],
+            sampling=_sampling(config, config.evaluation.samples_per_prompt, "evaluation"),
+        )
+        if not (session.path / BEFORE).exists():
+            _evaluate(session, evaluator, BEFORE, num_steps_done=0)
+        driver = _driver(session, config, roles, train_prompts)
+        while True:  # until the learner keeps its ranks from the last step to the export
+            with session.stage("train"):
+                version = _run_steps(session, config, driver, evaluator)
+            try:
+                _evaluate(session, evaluator, AFTER, num_steps_done=config.learner.num_steps)
+                with session.stage("export"):
+                    _export(session, roles.learner, version)
+            except LearnerRestartedError as error:
+                session.view.note(str(error))
+            else:
+                return
+
+
+def _render_prompts(session: Session, config: PolicyRunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+    """Prompts to train on, and those to evaluate on. Raises `ConfigError` where there are too few."""
+    tokenizer = load_tokenizer(start_policy)
+    train_tasks, held_out_tasks = build_task_sets(config.task)
+    train = render_prompts(train_tasks, tokenizer, task_config=config.task)
+    held_out = render_prompts(held_out_tasks, tokenizer, task_config=config.task)
+    if train.num_dropped + held_out.num_dropped:
+        session.view.note(f"left out {train.num_dropped + held_out.num_dropped} prompts that were too long")
+    problems = [
+        f"{key}={wanted} is more than the {len(found)} {kind} prompts of task.kind={config.task.kind}; lower it"
+        for key, wanted, kind, found in (
+            ("learner.prompts_per_step", config.learner.prompts_per_step, "training", train.prompts),
+            ("evaluation.num_prompts", config.evaluation.num_prompts, "held-out", held_out.prompts),
+        )
+        if wanted > len(found)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return train.prompts, held_out.prompts[: config.evaluation.num_prompts]
+
+
+def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Sequence[Prompt]) -> Driver:
+    schedule = PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed)
+    return Driver(
+        schedule=schedule,
+        collector=_collector(config, roles, schedule),
+        generators=roles.rollouts,
+        learner=roles.learner,
+        records=Records(
+            ledger=TrajectoryLedger(session.path / "trajectories"),
+            metrics=session.metrics,
+            failed_batches=session.path / "failed_batches",
+            note=session.view.note,
+        ),
+        save_every=config.checkpoint.every_num_steps,
+        max_unscored_frac=config.supervision.max_unscored_frac,
+    )
+
+
+def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evaluator: Evaluator) -> int:
+    """The steps that are still to do; returns the policy version that they end with."""
+    num_steps, every = config.learner.num_steps, config.evaluation.every_num_steps
+
+    def on_step(step: int, metrics: Mapping[str, float]) -> None:
+        num_done = step + 1
+        session.view.step(num_done, num_steps, metrics)
+        if every and num_done % every == 0 and num_done < num_steps:  # the last is evaluated anyway
+            _log_evaluation(session, num_done, evaluate_samples(evaluator.run()))
+
+    return driver.run(num_steps, on_step=on_step)
+
+
+def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule) -> Collector:
+    """The way to scored groups that the method asks for."""
+    sampling = _sampling(config, config.sampling.samples_per_prompt, "rollout")
+    min_rewards = 2 if config.learner.advantage.estimator in GROUP_ESTIMATORS else 1
+    collector: Collector = PlainCollector(roles.rollouts, roles.scoring, sampling, min_rewards=min_rewards)
+    if config.learner.advantage.estimator == "remax":
+        greedy = replace(sampling, temperature=0.0, samples_per_prompt=1)
+        collector = GreedyBaseline(collector, PlainCollector(roles.rollouts, roles.scoring, greedy))
+    if config.learner.group_filter.enabled:
+        collector = DynamicSampling(collector, schedule, max_rounds=config.learner.group_filter.max_rounds)
+    return collector
+
+
+def _export(session: Session, learner: LearnerHandle, version: int) -> None:
+    folder = session.path / "policies" / f"v{version:06d}"
+    if not folder.exists():  # a run killed after its export has it already, whole
+        learner.export(folder)
+    session.directory.write_summary({"policy_version": version})
+
+
+def _evaluate(session: Session, evaluator: Evaluator, samples_file: Path, *, num_steps_done: int) -> None:
+    """Evaluate, keep the samples in `samples_file`, and put the averages into the summary under its name."""
+    moment = samples_file.stem
+    with session.stage(f"evaluate {moment}"):
+        samples = evaluator.run()
+        write_atomically(session.path / samples_file, json.dumps([asdict(sample) for sample in samples], indent=1))
+        result = evaluate_samples(samples)
+        session.directory.write_summary({moment: asdict(result)})
+        _log_evaluation(session, num_steps_done, result)
+
+
+def _log_evaluation(session: Session, num_steps_done: int, result: EvaluationResult) -> None:
+    """Held-out points of the curve, at the step whose rollouts the same policy samples."""
+    session.metrics.log(
+        num_steps_done,
+        {"evaluation/score_mean": result.score_mean, "evaluation/kl_nats_per_completion": result.kl_nats_per_completion},
+        stage="evaluation",
+    )
+
+
+def _sampling(config: PolicyRunConfig, samples_per_prompt: int, purpose: str) -> SamplingParameters:
+    return SamplingParameters(
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
+        max_completion_tokens=config.sampling.max_completion_tokens,
+        samples_per_prompt=samples_per_prompt,
+        seed=derive_seed(config.seed, purpose),
+    )
