@@ -6,13 +6,11 @@ What workers need from the environment is set before `ray.init`, because the pro
 import os
 import secrets
 import shutil
-import signal
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import psutil
 import ray
@@ -30,9 +28,6 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Defaults for every process of a cluster; a value that the user has set stays."""
-
-
-INTERRUPTED_EXIT_CODE = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,32 +105,6 @@ def stop_ray(session: RaySession) -> None:
     if session.guard is not None:
         session.guard.dismiss()
         _keep_logs(session)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM, which `ray job stop` sends, end what is inside with `KeyboardInterrupt`; a second one ends the process.
-
-    The second finds no clean end: the session guard ends what is left. Enter it after Ray, whose own handler would abort.
-    """
-    interrupted = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if interrupted:
-            os._exit(INTERRUPTED_EXIT_CODE)
-        interrupted = True
-        raise KeyboardInterrupt
-
-    # A shell lets its background jobs ignore Ctrl-C; that stays.
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        if not interrupted:  # else the process is on its way out, and a second signal may still come
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _cluster_processes(session: RaySession) -> list[psutil.Process]:

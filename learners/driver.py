@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cluster.errors import LearnerRestartedError, RaywardError
+from cluster.interrupts import Interrupts
 from cluster.ledger import TrajectoryLedger
 from cluster.metrics import MetricsLog, StageClock
 from cluster.types import PublishedWeights, SaveReport, ScoredBatch, UpdateResult
@@ -17,6 +18,8 @@ from learners.prompt_schedule import PromptSchedule
 MAX_FAILED_SAVES = 3  # in a row
 MAX_SHOWN_PROBLEMS = 5
 MAX_SKIPPED_STEPS = 5  # optimizer steps in a row
+# After Ctrl-C, of the ten seconds in which a run ends: for the update at work, and for its checkpoint.
+UPDATE_GRACE_S, SAVE_GRACE_S = 4.0, 3.0
 
 
 class Generators(Protocol):
@@ -77,6 +80,7 @@ class Driver:
         records: Records,
         save_every: int,
         max_unscored_frac: float,
+        interrupts: Interrupts,
     ) -> None:
         """`save_every`: steps from one checkpoint to the next. `max_unscored_frac`: of a step; above it the run ends."""
         self._schedule = schedule
@@ -86,14 +90,23 @@ class Driver:
         self._records = records
         self._save_every = save_every
         self._max_unscored_frac = max_unscored_frac
+        self._interrupts = interrupts
         self._num_failed_saves = 0  # in a row
+        self._is_recorded = False  # whether the records are as far as the learner
 
     def run(self, num_steps: int, *, on_step: Callable[[int, Mapping[str, float]], None]) -> int:
         """Run the steps that the learner has not done; `on_step(step, metrics)` is called after each. Returns the policy version.
 
         Where the learner's ranks are lost and come back with an older checkpoint, the steps after it are run again. On return the
-        last step's checkpoint is on disk.
+        last step's checkpoint is on disk; on an interrupt that of the last step done, if there is time.
         """
+        try:
+            return self._run(num_steps, on_step)
+        except KeyboardInterrupt:
+            self._save_on_the_way_out()
+            raise
+
+    def _run(self, num_steps: int, on_step: Callable[[int, Mapping[str, float]], None]) -> int:
         step, version = self._go_on()
         while True:
             try:
@@ -106,12 +119,25 @@ class Driver:
                 if step % self._save_every == 0 or step == num_steps:
                     self._note_save(self._learner.save())
             except LearnerRestartedError as error:
+                self._interrupts.check()
                 lost_at = step
                 step, version = self._go_on()
                 self._records.note(f"{error}: back from step {lost_at} to {step}")
 
+    def _save_on_the_way_out(self) -> None:
+        """A checkpoint of the steps done, unless the interrupt came in the midst of what cannot be cut in two."""
+        if not self._is_recorded:
+            return
+        try:
+            with self._interrupts.deferred(SAVE_GRACE_S):
+                self._note_save(self._learner.save())
+                self._note_save(self._learner.finish_saving())
+        except RaywardError as error:
+            self._records.note(f"no checkpoint on the way out: {error}")
+
     def _go_on(self) -> tuple[int, int]:
         """(steps done, policy version) of the learner, once records and generators are where it is."""
+        self._is_recorded = False
         while True:
             try:
                 step = self._learner.wait_until_ready()
@@ -119,6 +145,7 @@ class Driver:
             except LearnerRestartedError:
                 continue  # lost again; the group says when it gives up
             self._records.go_back_to(step)
+            self._is_recorded = True
             self._generators.publish(weights)
             return step, weights.policy_version
 
@@ -148,21 +175,24 @@ class Driver:
             collected = self._collector.collect(step, prompts)
         unscored = self._checked_share(step, collected)
         batch = ScoredBatch(step=step, groups=collected.groups)
-        with clock.stage("learn"):
-            update = self._learner.submit(batch)
-        self._check_numbers(batch, update)
-        with clock.stage("publish"):
-            self._generators.publish(self._learner.publish())
-        self._records.ledger.record(step, batch.groups, collected.left_out)
-        metrics = {
-            **_rollout_metrics(batch, seconds=clock.wall_s["rollout"]),
-            **collected.metrics,
-            **update.metrics,
-            **{f"time/{stage}_s": seconds for stage, seconds in clock.wall_s.items()},
-            "policy/version": float(update.policy_version),
-            "score/unscored_frac": unscored,
-        }
-        self._records.metrics.log(step, metrics)
+        with self._interrupts.deferred(UPDATE_GRACE_S):
+            self._is_recorded = False
+            with clock.stage("learn"):
+                update = self._learner.submit(batch)
+            self._check_numbers(batch, update)
+            with clock.stage("publish"):
+                self._generators.publish(self._learner.publish())
+            self._records.ledger.record(step, batch.groups, collected.left_out)
+            metrics = {
+                **_rollout_metrics(batch, seconds=clock.wall_s["rollout"]),
+                **collected.metrics,
+                **update.metrics,
+                **{f"time/{stage}_s": seconds for stage, seconds in clock.wall_s.items()},
+                "policy/version": float(update.policy_version),
+                "score/unscored_frac": unscored,
+            }
+            self._records.metrics.log(step, metrics)
+            self._is_recorded = True
         return metrics
 
     def _check_numbers(self, batch: ScoredBatch, update: UpdateResult) -> None:

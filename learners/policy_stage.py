@@ -102,6 +102,7 @@ def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Se
         ),
         save_every=config.checkpoint.every_num_steps,
         max_unscored_frac=config.supervision.max_unscored_frac,
+        interrupts=session.interrupts,
     )
 
 

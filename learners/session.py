@@ -8,11 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.errors import RunInterruptedError
+from cluster.interrupts import Interrupts, interruptible
 from cluster.metrics import MetricsLog, StageClock
 from cluster.placement import RoleRequest, check_placement, this_machine
 from cluster.progress import RunView, build_view
 from cluster.run_directory import RunDirectory
-from cluster.runtime import interruptible, ray_session
+from cluster.runtime import ray_session
 from cluster.versions import machine, versions
 from cluster.watchdog import Pending, watched
 from learners.config import RunConfig
@@ -23,10 +24,13 @@ FILE_LOGGERS = ("learners", "ray", "transformers", "vllm", "huggingface_hub", "m
 class Session:
     """One run in progress. Produced by `open_session`, used by `launch`."""
 
-    def __init__(self, directory: RunDirectory, view: RunView, metrics: MetricsLog, *, stall_s: float) -> None:
+    def __init__(
+        self, directory: RunDirectory, view: RunView, metrics: MetricsLog, interrupts: Interrupts, *, stall_s: float
+    ) -> None:
         self.directory = directory
         self.view = view
         self.metrics = metrics
+        self.interrupts = interrupts
         self._stall_s = stall_s
         self._clock = StageClock(earlier_s=directory.read_summary().get("wall_s"))
 
@@ -70,11 +74,11 @@ def open_session(
                 build_view(stages, directory.path, Console(stderr=True)) as view,
                 MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
                 ray_session(log_dir=directory.path / "logs", include_dashboard=config.dashboard) as ray_connection,
-                interruptible(),  # inside, because Ray sets a handler of its own
+                interruptible() as interrupts,  # inside, because Ray sets a handler of its own
             ):
                 if ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
-                yield Session(directory, view, metrics, stall_s=config.stall_s)
+                yield Session(directory, view, metrics, interrupts, stall_s=config.stall_s)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
 

@@ -13,8 +13,9 @@ from typing import Final
 import ray
 
 from cluster.errors import ConfigError, RaywardError
+from cluster.interrupts import interruptible
 from cluster.placement import RoleRequest, check_placement, this_machine
-from cluster.runtime import RaySession, interruptible, start_ray, stop_ray
+from cluster.runtime import RaySession, start_ray, stop_ray
 from serving.config import ServeConfig
 from serving.policy_folder import PolicyFolder, check_max_model_tokens, resolve_policy
 

@@ -1,7 +1,6 @@
 """The environment of workers, and a Ray that comes and goes."""
 
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -58,30 +57,6 @@ def test_token_file_belongs_to_the_owner_alone(monkeypatch: pytest.MonkeyPatch, 
     _environment_at_init(monkeypatch, tmp_path)
     assert token_file.read_text() == token
     assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
-
-
-IMPATIENT = """
-import time
-from cluster.runtime import interruptible
-try:
-    with interruptible():
-        print("up", flush=True)
-        time.sleep(600)
-finally:
-    print("ending", flush=True)
-    time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_interrupt_does_not_wait_for_a_clean_end(second: signal.Signals) -> None:
-    process = subprocess.Popen([sys.executable, "-c", IMPATIENT], stdout=subprocess.PIPE, cwd=Path(runtime.__file__).parents[1])
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"up\n"
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == b"ending\n"
-    process.send_signal(second)
-    assert process.wait(timeout=10) == 130
 
 
 DRIVER = """

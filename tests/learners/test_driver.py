@@ -1,6 +1,7 @@
 """The loop's order of work, its independence of who was faster, and the prompts it uses."""
 
 import json
+import signal
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConfigError, LearnerRestartedError, RaywardError
+from cluster.interrupts import Interrupts
 from cluster.ledger import TrajectoryLedger, read_ledger
 from cluster.metrics import MetricsLog
 from cluster.types import (
@@ -134,6 +136,20 @@ class RecordingLearner:
         return 2 * self._num_steps_done
 
 
+class Calls(list[str]):
+    """What happened, in order. At the call `interrupt_at` Ctrl-C is pressed."""
+
+    def __init__(self, interrupts: Interrupts, interrupt_at: str) -> None:
+        super().__init__()
+        self._interrupts = interrupts
+        self._interrupt_at = interrupt_at
+
+    def append(self, call: str) -> None:
+        super().append(call)
+        if call == self._interrupt_at:
+            self._interrupts.on_signal(signal.SIGINT, None)
+
+
 class Loop:
     """A driver among fakes, with everything they recorded."""
 
@@ -145,9 +161,11 @@ class Loop:
         num_prompts: int = 6,
         unscored: Collection[tuple[int, int]] = (),
         min_rewards: int = 1,
+        interrupt_at: str = "",
         **learner: Any,
     ) -> None:
-        self.calls: list[str] = []
+        interrupts = Interrupts()
+        self.calls = Calls(interrupts, interrupt_at)
         self.notes: list[str] = []
         self.rollouts = RecordingRollouts(self.calls, last_first=last_first)
         self.learner = RecordingLearner(self.calls, **learner)
@@ -166,6 +184,7 @@ class Loop:
             ),
             save_every=2,
             max_unscored_frac=0.2,
+            interrupts=interrupts,
         )
 
     def run(self, num_steps: int) -> list[tuple[int, Mapping[str, float]]]:
@@ -205,6 +224,32 @@ def test_lost_ranks_go_back_to_the_checkpoint_and_leave_the_records_of_a_clean_r
     assert list(read_ledger(tmp_path / "clean" / "trajectories")) == list(read_ledger(tmp_path / "broken" / "trajectories"))
     clean_steps, broken_steps = ([line["step"] for line in metric_lines(tmp_path / name)] for name in ("clean", "broken"))
     assert clean_steps == broken_steps == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("interrupt_at", "num_steps_done"),
+    [
+        ("collect at version 4", 2),  # already saved, and now once more
+        ("collect at version 6", 3),
+        ("submit step 3", 4),  # the update at work is finished first
+        ("learner publishes version 6", 3),
+        ("generators take version 6", 3),
+    ],
+)
+def test_ctrl_c_saves_the_steps_that_are_done(tmp_path: Path, interrupt_at: str, num_steps_done: int) -> None:
+    loop = Loop(tmp_path, interrupt_at=interrupt_at)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(9)
+    assert loop.calls[-1] == f"save after {num_steps_done}"
+    assert {entry.step for entry in read_ledger(tmp_path / "trajectories")} == set(range(num_steps_done))
+    assert [line["step"] for line in metric_lines(tmp_path)] == list(range(num_steps_done))
+
+
+def test_ctrl_c_while_the_ranks_come_back_ends_the_run_where_it_can_be_resumed(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, lost_at=(3,), interrupt_at="learner publishes version 4")
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(9)
+    assert {entry.step for entry in read_ledger(tmp_path / "trajectories")} <= {0, 1}
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
