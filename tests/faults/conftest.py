@@ -24,8 +24,8 @@ def start_run(tmp_path: Path) -> Iterator[RunStarter]:
     """Starts a run; overrides as on the command line. Whatever is left of it is killed after the test."""
     started: list[FaultyRun] = []
 
-    def start(*overrides: str) -> FaultyRun:
-        started.append(FaultyRun(tmp_path, f"run-{len(started)}", *overrides).start())
+    def start(*overrides: str, **environment: str) -> FaultyRun:
+        started.append(FaultyRun(tmp_path, f"run-{len(started)}", *overrides, **environment).start())
         return started[-1]
 
     yield start
@@ -40,8 +40,9 @@ def measured(request: pytest.FixtureRequest) -> Callable[[FaultRow], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Only `make faults` writes: a plain test run leaves the checkout as it is."""
     rows = config.stash.get(ROWS, [])
     if rows:
         terminalreporter.section("faults")
-        terminalreporter.write(fault_table.markdown(rows))
-        fault_table.write(rows)
+        table = fault_table.write(rows) if config.option.markexpr == "faults" else fault_table.markdown(row.cells for row in rows)
+        terminalreporter.write(table)

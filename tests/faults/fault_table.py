@@ -1,50 +1,65 @@
 """What hurting a run did, as rows of one table: on the terminal, and in EXPERIMENTS.md between two marks."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 EXPERIMENTS = Path(__file__).parents[2] / "EXPERIMENTS.md"
 BEGIN, END = "<!-- written by make faults -->\n", "<!-- end of make faults -->\n"
-HEAD = ("fault", "survived", "lost", "doubled", "steps done again", "seconds to the next step", "as a clean run")
+HEAD = ("row", "fault", "survived", "lost", "doubled", "steps again", "measured", "bar", "holds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultRow:
-    """One kind of fault, injected some times. Produced by the tests of this folder, consumed by `show` and `write`."""
+    """One kind of fault, injected some times. Produced by the tests of this folder, consumed by `write`."""
 
+    row: str  # of the list of promises in tests/faults/README.md
     fault: str
     num_injected: int
     num_survived: int
-    num_lost: int  # trajectories of the clean run that this one lacks
-    num_doubled: int
-    num_steps_again: int
-    recovery_s: tuple[float, ...]  # until the step after the one that was hurt was done
-    is_clean: bool  # ledger and weights are those of a run that was left alone, to the last bit
+    num_lost: int | None = None  # trajectories that a clean run trains on and this one did not
+    num_doubled: int | None = None
+    num_steps_again: int | None = None
+    measured: str
+    bar: str
+    holds: bool
 
     @property
     def cells(self) -> tuple[str, ...]:
-        recovery = f"{min(self.recovery_s):.0f} to {max(self.recovery_s):.0f}" if self.recovery_s else ""
-        return (
-            self.fault,
-            f"{self.num_survived} of {self.num_injected}",
-            str(self.num_lost),
-            str(self.num_doubled),
-            str(self.num_steps_again),
-            recovery,
-            "yes" if self.is_clean else "NO",
-        )
+        counts = ("" if count is None else str(count) for count in (self.num_lost, self.num_doubled, self.num_steps_again))
+        survived = f"{self.num_survived} of {self.num_injected}"
+        return (self.row, self.fault, survived, *counts, self.measured, self.bar, "yes" if self.holds else "**NO**")
 
 
-def markdown(rows: Sequence[FaultRow]) -> str:
+def seconds(values: Iterable[float]) -> str:
+    """`12 to 17 s`."""
+    rounded = sorted(round(value) for value in values)
+    return f"{rounded[0]} s" if rounded[0] == rounded[-1] else f"{rounded[0]} to {rounded[-1]} s"
+
+
+def markdown(rows: Iterable[Sequence[str]]) -> str:
     """The table as it stands in EXPERIMENTS.md."""
-    lines = [HEAD, tuple("---" for _ in HEAD), *(row.cells for row in rows)]
+    lines = [HEAD, tuple("---" for _ in HEAD), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def write(rows: Sequence[FaultRow]) -> None:
-    """Replace the table in EXPERIMENTS.md."""
+def write(rows: Sequence[FaultRow]) -> str:
+    """Put the rows into the table in EXPERIMENTS.md, in place of earlier ones of the same faults; returns the whole table."""
     text = EXPERIMENTS.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    EXPERIMENTS.write_text(f"{before}{BEGIN}{markdown(rows)}{END}{after}", encoding="utf-8")
+    earlier, _, after = rest.partition(END)
+    by_fault = {cells[:2]: cells for cells in map(_cells, earlier.splitlines()[2:])} | {row.cells[:2]: row.cells for row in rows}
+    table = markdown(by_fault[fault] for fault in sorted(by_fault, key=_order))
+    EXPERIMENTS.write_text(f"{before}{BEGIN}{table}{END}{after}", encoding="utf-8")
+    return table
+
+
+def _cells(line: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
+
+
+def _order(fault: tuple[str, ...]) -> tuple[int, str, str]:
+    row = fault[0]
+    number = re.match(r"\d+", row)
+    return (int(number.group()) if number else 1000, row, fault[1])

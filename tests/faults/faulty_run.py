@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ SETTINGS = (
 )
 END_TIMEOUT_S = 600.0
 POLL_S = 0.05
+ORPHANS_GONE_S = 15.0  # what a run may leave behind for, at most
 BACK = re.compile(r"back from step (\d+) to (\d+)")
 
 # What the processes of each kind are called.
@@ -36,9 +37,10 @@ RANK, MAILBOX, CONTROLLER, TRAIN_TASK = "ray::RayTrainWorker", "ray::Mailbox", "
 class FaultyRun:
     """`rayward train configs/train/ppo_tiny.yaml` under test. Started by `start`, or by `resume` after its end."""
 
-    def __init__(self, folder: Path, name: str, *overrides: str) -> None:
+    def __init__(self, folder: Path, name: str, *overrides: str, **environment: str) -> None:
         self.path = folder / name
         self._log = folder / f"{name}.log"
+        self._environment = {**os.environ, "COLUMNS": "200", **environment}
         config = REPOSITORY / "configs" / "train" / "ppo_tiny.yaml"
         self._arguments = ["train", str(config), f"name={name}", f"runs_dir={folder}", *SETTINGS, *overrides]
         self._process: subprocess.Popen[bytes] | None = None
@@ -76,7 +78,7 @@ class FaultyRun:
 
     def wait_for_step(self, step: int) -> None:
         """Until so many steps are done."""
-        wait_until(lambda: self.num_steps_done >= step or self._has_ended(), f"step {step}")
+        wait_until(lambda: self.num_steps_done >= step or not self.is_running, f"step {step}")
 
     @property
     def num_steps_done(self) -> int:
@@ -89,6 +91,12 @@ class FaultyRun:
             if line.endswith("\n") and "stage" not in (values := json.loads(line)):
                 yield values
 
+    def wait_for_output(self, text: str, *, count: int = 1) -> float:
+        """Until the run has said it so often; returns when."""
+        wait_until(lambda: self.output.count(text) >= count or not self.is_running, repr(text))
+        assert self.output.count(text) >= count, self.output
+        return time.monotonic()
+
     def wait(self) -> int:
         """The exit code, at the end."""
         assert self._process is not None, "the test starts the run first"
@@ -100,8 +108,28 @@ class FaultyRun:
             self._process.kill()
             self._process.wait()
 
+    def seconds_to_its_last_process(self, processes: Collection[psutil.Process]) -> float:
+        """From now until none of them lives."""
+        started_s = time.monotonic()
+        wait_until(lambda: not any(map(_lives, processes)), "the end of every process", timeout_s=2 * ORPHANS_GONE_S)
+        return time.monotonic() - started_s
+
+    @property
+    def all_processes(self) -> list[psutil.Process]:
+        """The driver and all that descends from it now."""
+        return [self.driver, *self.driver.children(recursive=True)]
+
     def audit(self) -> LedgerAudit:
         return audit_ledger(self.path / "trajectories")
+
+    def num_doubled(self) -> int:
+        """Trajectories that are in the ledger twice."""
+        return sum("twice" in problem for problem in self.audit().problems)
+
+    def is_as(self, clean: "FaultyRun") -> bool:
+        """Whether ledger and weights are those of a run that was left alone, to the last bit."""
+        audit = self.audit()
+        return not audit.problems and audit.digest == clean.audit().digest and self.policy() == clean.policy()
 
     def trained(self) -> set[tuple[int, str, int, str]]:
         """(step, task, sample, completion) of everything that was trained on."""
@@ -118,8 +146,9 @@ class FaultyRun:
         (folder,) = (self.path / "policies").iterdir()
         return (folder / "model.safetensors").read_bytes()
 
-    def _has_ended(self) -> bool:
-        return self._process is not None and self._process.poll() is not None
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def _rayward(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
@@ -128,7 +157,7 @@ class FaultyRun:
                 cwd=REPOSITORY,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "COLUMNS": "200"},
+                env=self._environment,
                 start_new_session=True,
             )
 
@@ -145,6 +174,13 @@ def wait_until(holds: Callable[[], bool], what: str, *, timeout_s: float = END_T
 def at_some_instant(seed: int) -> None:
     """Somewhere within a step of the tiny run, which takes about a second."""
     time.sleep(random.Random(seed).random())
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _title(process: psutil.Process) -> str:
