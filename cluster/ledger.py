@@ -148,9 +148,9 @@ def _entries(step: int, scored: ScoredGroup, outcome: Literal["trained", "left_o
 
 
 def _read_file(path: Path) -> Iterator[LedgerEntry]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield LedgerEntry(**json.loads(line))
+                yield LedgerEntry(**json.loads(line.decode("utf-8")))
             except (ValueError, TypeError) as error:
                 raise DataError(f"{path}:{number}: not a ledger entry: {error}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -64,11 +65,14 @@ def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], *, w
 
 
 def read_snapshot(checkpoint: Checkpoint) -> LearnerSnapshot:
-    """The snapshot in a verified checkpoint."""
-    return LearnerSnapshot(
-        tensors=load_file(checkpoint.path / TENSORS_NAME),
-        numbers=json.loads((checkpoint.path / NUMBERS_NAME).read_text(encoding="utf-8")),
-    )
+    """The snapshot in a verified checkpoint. Raises `CannotResumeError` where its files are whole, but no snapshot."""
+    try:
+        return LearnerSnapshot(
+            tensors=load_file(checkpoint.path / TENSORS_NAME),
+            numbers=json.loads((checkpoint.path / NUMBERS_NAME).read_text(encoding="utf-8")),
+        )
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CannotResumeError(f"{checkpoint.path} holds no learner's snapshot: {error}; remove it, and resume again") from error
 
 
 class Checkpointed(Protocol):

@@ -1,11 +1,6 @@
 """Checkpoints: whole or absent, found newest first, and never believed when a byte of them is wrong."""
 
 import logging
-import multiprocessing
-import os
-import shutil
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,33 +133,3 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     write(folder, 5, content=b"again")
     assert folder.newest_intact() is not None
     assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
-
-
-def _write_for_ever(directory: Path) -> None:
-    folder = CheckpointFolder(directory)
-    for step in range(1, 1_000_000):
-        write(folder, step, content=os.urandom(1 << 20))
-        folder.prune(keep=2)
-
-
-def test_a_kill_at_any_instant_leaves_a_checkpoint(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path)
-    write(folder, 0)
-    context = multiprocessing.get_context("spawn")
-    newest = 0
-    for kill in range(20):
-        writer = context.Process(target=_write_for_ever, args=(tmp_path,))
-        writer.start()
-        while not list(tmp_path.glob("tmp-*")):
-            time.sleep(0.001)
-        time.sleep(0.003 * kill)  # somewhere within or between writes, which take about 10 ms
-        assert writer.pid is not None
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.join()
-        found = folder.newest_intact()
-        assert found is not None
-        newest = max(newest, found.manifest.step)
-        folder.remove_partial()
-        assert all(path.name.startswith("step-") for path in tmp_path.iterdir())
-    assert newest > 0
-    shutil.rmtree(tmp_path)
