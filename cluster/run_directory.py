@@ -1,9 +1,10 @@
 """The folder of one run: `runs/<name>/`, owned by one process at a time, all of it plain JSON, YAML and safetensors."""
 
+import itertools
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -45,9 +46,7 @@ class RunDirectory:
         """
         if not NAME_PATTERN.fullmatch(name):
             raise ConfigError(f"run name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit")
-        number = 1
-        while True:
-            path = Path(runs_dir) / (name if number == 1 else f"{name}-{number}")
+        for path in _candidates(runs_dir, name):
             path.mkdir(parents=True, exist_ok=True)
             lock = RunLock(path)
             run = cls(path, lock)
@@ -55,8 +54,7 @@ class RunDirectory:
                 break
             run._mark_dead_run()
             lock.release()
-            number += 1
-        if number > 1:
+        if path.name != name:
             logger.info("%s holds an earlier run; this one is in %s", Path(runs_dir) / name, path)
         for folder in FOLDERS:
             (path / folder).mkdir()
@@ -133,6 +131,12 @@ class RunDirectory:
             self.write_summary({"state": "interrupted", "error": "the process died without a word"})
 
 
+def check_not_in_use(runs_dir: str | Path, name: str) -> None:
+    """Raise `RunDirectoryInUseError` where `RunDirectory.create` would: before anything slow is imported. Takes nothing."""
+    for path in itertools.takewhile(Path.is_dir, _candidates(runs_dir, name)):
+        RunLock(path).release()
+
+
 def find_run(run: Path) -> Path:
     """A run directory by its path, or by its bare name under runs/."""
     candidates = [run, RUNS_DIR / run] if len(run.parts) == 1 and not run.is_absolute() else [run]
@@ -153,6 +157,12 @@ def read_summary(path: Path) -> dict[str, Any]:
     if not isinstance(summary, dict) or summary.get("state") not in NEXT_STATES:
         raise DataError(f"{file}: has no state out of {', '.join(NEXT_STATES)}")
     return summary
+
+
+def _candidates(runs_dir: str | Path, name: str) -> Iterator[Path]:
+    """Where a run of the name may be: name, name-2, name-3, ..."""
+    yield Path(runs_dir) / name
+    yield from (Path(runs_dir) / f"{name}-{number}" for number in itertools.count(2))
 
 
 def _is_unused(path: Path) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cluster.errors import CannotResumeError, ConfigError, DataError, RunDirectoryInUseError
-from cluster.run_directory import FOLDERS, RunDirectory, read_summary
+from cluster.run_directory import FOLDERS, RunDirectory, check_not_in_use, read_summary
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -51,6 +51,18 @@ def test_a_live_owner_is_named(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path, "run"), pytest.raises(RunDirectoryInUseError, match=f"pid {os.getpid()}") as caught:
         RunDirectory.create(tmp_path, "run")
     assert caught.value.exit_code == 4
+
+
+def test_a_look_beforehand_refuses_the_same_and_takes_nothing(tmp_path: Path) -> None:
+    check_not_in_use(tmp_path, "run")
+    assert list(tmp_path.iterdir()) == []
+    with RunDirectory.create(tmp_path, "run"):
+        pass
+    check_not_in_use(tmp_path, "run")
+    with RunDirectory.create(tmp_path, "run") as second:
+        assert second.name == "run-2"
+        with pytest.raises(RunDirectoryInUseError, match="run-2 is in use"):
+            check_not_in_use(tmp_path, "run")
 
 
 def test_a_numbered_run_that_is_alive_is_in_use_too(tmp_path: Path) -> None:
