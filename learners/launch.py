@@ -4,13 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.fetching import announced
+from cluster.checkpoint import CheckpointFolder
 from cluster.run_directory import RunDirectory, find_run
+from cluster.run_lock import RunLock
 from learners.config import QuickstartConfig, RewardModelRunConfig, TrainingRunConfig, load_resolved_config
 from learners.plan import role_requests
 from learners.policy_stage import POLICY_STAGES, align_policy
 from learners.report import write_report
-from learners.reward_model_stage import REWARD_MODEL_STAGE, learn_reward_model
+from learners.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_STAGE, learn_reward_model
+from learners.roles import POLICY_CHECKPOINTS
 from learners.session import open_session
+
+CHECKPOINT_FOLDERS = (POLICY_CHECKPOINTS, REWARD_MODEL_CHECKPOINTS)
 
 
 def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = None) -> Path:
@@ -47,6 +52,10 @@ def resume_run(run: Path, overrides: Sequence[str], *, fresh: bool) -> Path:
     """
     path = find_run(run)
     config = load_resolved_config(path, overrides)
+    RunLock(path).release()  # a run that lives is refused first: it may be writing the checkpoints that are looked at next
+    if not fresh:
+        for name in CHECKPOINT_FOLDERS:
+            CheckpointFolder(path / name).newest_intact()  # now, and not after a minute in the learner's ranks
     resumed = RunDirectory.open(path)
     if fresh:
         resumed.set_aside()

@@ -25,6 +25,7 @@ from learners.reward_model import ComparedTexts, RatedTexts, RewardModelJob, tra
 from learners.session import Session
 
 REWARD_MODEL_STAGE = "reward model"
+REWARD_MODEL_CHECKPOINTS = "reward_model_checkpoints"
 METRICS_STAGE = SUMMARY_KEY = "reward_model"  # in metrics.jsonl and summary.json
 
 
@@ -98,7 +99,7 @@ def _job(
         seed=seed,
         output_dir=folder,
         checkpoints=CheckpointPlan(
-            directory=(session.path / "reward_model_checkpoints").absolute(),
+            directory=(session.path / REWARD_MODEL_CHECKPOINTS).absolute(),
             keep=1,
             facts={"model": model_digest(start_model), "seed": str(seed)},
         ),

@@ -24,6 +24,7 @@ from learners.session import Session
 from learners.train_handle import LearnerFolders, LearnerHandle
 
 SHARED_MEMORY = Path("/dev/shm")
+POLICY_CHECKPOINTS = "checkpoints"
 GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
 
 
@@ -82,7 +83,7 @@ def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, sta
                 storage=session.path / "logs" / "ray_train", weights=weights_dir, weights_dtype=config.generator.dtype
             ),
             CheckpointPlan(
-                directory=(session.path / "checkpoints").absolute(),
+                directory=(session.path / POLICY_CHECKPOINTS).absolute(),
                 keep=config.checkpoint.keep,
                 facts={"model": model_digest(start_policy), "seed": str(config.seed)},
             ),

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
@@ -66,6 +66,7 @@ def open_session(
         with (
             resumed or RunDirectory.create(config.runs_dir, config.name) as directory,
             _logs_to(directory.path / "logs" / "driver.log"),
+            _prints_to(directory.path / "logs" / "driver.out"),
         ):
             if resumed is None:
                 directory.write_config({**config.model_dump(mode="json"), "name": directory.name})
@@ -81,6 +82,16 @@ def open_session(
                 yield Session(directory, view, metrics, interrupts, stall_s=config.stall_s)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
+
+
+@contextmanager
+def _prints_to(path: Path) -> Iterator[None]:
+    """Keep standard output for what a program reads.
+
+    Ray's listener for errors prints there whenever a worker dies, whatever `log_to_driver` says (ray 2.60).
+    """
+    with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
+        yield
 
 
 @contextmanager
