@@ -67,7 +67,8 @@ def _find_without_running(module: str) -> ModuleSpec | None:
     for name in others:
         if spec is None or spec.submodule_search_locations is None:
             return None
-        spec = PathFinder.find_spec(f"{spec.name}.{name}", list(spec.submodule_search_locations))
+        # By its own name: for a dotted one, a folder without __init__.py would look for its parent among imported modules.
+        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
     return spec
 
 

@@ -27,6 +27,9 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "broken.py").write_text("def score(:\n")
     (package / "lazy.py").write_text("def __getattr__(name): ...\n")
     (package / "stars.py").write_text("from json import *\n")
+    plain_folders = tmp_path / "folder_of_a_test" / "inner"
+    plain_folders.mkdir(parents=True)
+    (plain_folders / "rewards.py").write_text(MODULE)
     metadata = tmp_path / "rewards_of_a_test-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rewards-of-a-test\nVersion: 1.0\n")
@@ -44,6 +47,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "package_of_a_test.rewards:loads",
         "package_of_a_test.lazy:anything",
         "package_of_a_test.stars:loads",
+        "folder_of_a_test.inner.rewards:score",
         "math:sqrt",
         "json.decoder:JSONDecoder.decode",
         "dumps-of-a-test",
