@@ -12,7 +12,7 @@ from typing import Literal, Protocol, Self
 
 from rich.console import Console
 
-StageState = Literal["pending", "running", "done", "failed"]
+StageState = Literal["pending", "running", "done", "failed", "interrupted"]
 ETA_WINDOW_STEPS = 5
 MIN_LINE_INTERVAL_S = 2.0
 # metric -> (label, format), in order of display; those a step does not report are left out
@@ -35,7 +35,7 @@ class StageProgress:
     name: str
     state: StageState = "pending"
     started_s: float = 0.0  # on the view's clock
-    wall_s: float = 0.0  # once it is done or failed
+    wall_s: float = 0.0  # once it has ended
     current: int = 0  # steps completed
     total: int = 0  # 0: a stage without steps
     step_ends: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=ETA_WINDOW_STEPS + 1))  # (step, its end)
@@ -101,6 +101,9 @@ class RunView:
         try:
             yield
             outcome = "done"
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+            raise
         finally:
             stage.wall_s = stage.seconds(self.now_s())
             stage.state = outcome

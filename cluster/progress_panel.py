@@ -12,7 +12,7 @@ from cluster.progress import RunView, StageProgress, clock, shown_metrics
 
 REFRESH_PER_S = 4
 MAX_PANEL_COLUMNS = 100
-STATE_STYLES = {"pending": "dim", "running": "bold cyan", "done": "green", "failed": "bold red"}
+STATE_STYLES = {"pending": "dim", "running": "bold cyan", "done": "green", "failed": "bold red", "interrupted": "yellow"}
 
 
 class PanelDisplay:
@@ -68,6 +68,7 @@ class PanelDisplay:
             "running": self._spinner,
             "done": Text("+" if ascii_only else "\N{CHECK MARK}", style="green"),
             "failed": Text("x" if ascii_only else "\N{BALLOT X}", style="bold red"),
+            "interrupted": Text("-" if ascii_only else "\N{EN DASH}", style="yellow"),
         }
         table = Table.grid(padding=(0, 2))
         table.add_column(width=1)

@@ -67,11 +67,12 @@ def test_quick_steps_are_thinned_but_the_last_is_told() -> None:
     assert told == [f"train step {step}/100" for step in (1, 17, 33, 49, 65, 81, 97, 100)]  # every 2 s
 
 
-def test_a_stage_that_raises_is_failed_and_the_error_goes_on() -> None:
+@pytest.mark.parametrize(("error", "state"), [(OSError, "failed"), (KeyboardInterrupt, "interrupted")])
+def test_a_stage_that_raises_says_how_it_ended_and_the_error_goes_on(error: type[BaseException], state: str) -> None:
     console = Console(file=StringIO(), width=80)
-    with pytest.raises(KeyboardInterrupt), RunView(STAGES, RUN, LineDisplay(console)) as view, view.stage("fetch"):
-        raise KeyboardInterrupt
-    assert "fetch failed in 0s" in output_of(console)
+    with pytest.raises(error), RunView(STAGES, RUN, LineDisplay(console)) as view, view.stage("fetch"):
+        raise error
+    assert f"fetch {state} in 0s" in output_of(console)
 
 
 def test_a_step_outside_a_stage_is_an_error() -> None:
