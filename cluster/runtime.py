@@ -7,9 +7,10 @@ import os
 import secrets
 import shutil
 import sysconfig
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,8 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 }
 """Defaults for every process of a cluster; a value that the user has set stays."""
 
+SHARED_MEMORY = Path("/dev/shm")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaySession:
@@ -38,11 +41,20 @@ class RaySession:
     session_logs: Path  # Ray's own log folder on the head node
     run_logs: Path | None  # where they end up: <run>/logs/ray
     guard: SessionGuard | None  # of a cluster that this process started
+    shared_folders: list[Path] = field(default_factory=list)
 
     @property
     def is_local(self) -> bool:
         """Whether this process started the cluster."""
         return self.guard is not None
+
+    def shared_folder(self) -> Path:
+        """A new folder, in shared memory where there is some; it goes with the session, also where the driver is killed."""
+        folder = Path(tempfile.mkdtemp(prefix="rayward-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
+        self.shared_folders.append(folder)
+        if self.guard is not None:
+            self.guard.remove(folder)
+        return folder
 
 
 @contextmanager
@@ -102,6 +114,8 @@ def stop_ray(session: RaySession) -> None:
     processes = _cluster_processes(session) if session.is_local else []
     ray.shutdown()
     wait_for_end(processes)
+    for folder in session.shared_folders:
+        shutil.rmtree(folder, ignore_errors=True)
     if session.guard is not None:
         session.guard.dismiss()
         _keep_logs(session)

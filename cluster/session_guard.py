@@ -2,16 +2,19 @@
 
 Ray's daemons end with their driver, but the node's agents first try for a minute to report to a server that is gone (seen with
 ray 2.60: `report_raylet_error_logs`). The guard looks now and then who descends from the driver, for a process without parents
-tells nothing any more. Started as `python -m cluster.session_guard PID`, with a pipe from the driver as its standard input.
+tells nothing any more. Started as `python -m cluster.session_guard PID`, with a pipe from the driver as its standard input, through
+which come folders that are to be removed, one a line.
 """
 
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -19,10 +22,12 @@ LOOK_S = 1.0  # between two looks, 5 ms each
 GRACE_S = 4.0  # for those that end by themselves
 END_S = 6.0  # for the rest, which is killed
 POLL_S = 0.1
+MAX_SAID_BYTES = 1 << 16
+END = None
 
 
 class SessionGuard:
-    """Ends everything that descends from this process, should it be killed."""
+    """Ends everything that descends from this process, should it be killed, and removes its folders in shared memory."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -32,6 +37,12 @@ class SessionGuard:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # spared by Ctrl-C, and by what is sent to the driver's group
         )
+
+    def remove(self, folder: Path) -> None:
+        """Should this process be killed."""
+        assert self._process.stdin is not None, "it was asked for"
+        self._process.stdin.write(os.fsencode(folder) + b"\n")
+        self._process.stdin.flush()
 
     def dismiss(self) -> None:
         """The session has ended in order."""
@@ -43,12 +54,16 @@ def main(driver_pid: int) -> None:
     """Wait for the driver's end, then for that of its descendants."""
     driver = psutil.Process(driver_pid)
     descendants: set[psutil.Process] = set()
-    while not _has_ended(sys.stdin.fileno()):
+    folders = b""
+    while (said := _said(sys.stdin.fileno())) != END:
+        folders += said
         descendants = set(filter(_lives, descendants))
         with suppress(psutil.Error):
             descendants.update(driver.children(recursive=True))
     descendants.discard(psutil.Process())
     wait_for_end(descendants)
+    for folder in folders.splitlines():
+        shutil.rmtree(os.fsdecode(folder), ignore_errors=True)
 
 
 def wait_for_end(processes: Collection[psutil.Process]) -> None:
@@ -62,10 +77,10 @@ def wait_for_end(processes: Collection[psutil.Process]) -> None:
         time.sleep(POLL_S)
 
 
-def _has_ended(pipe: int) -> bool:
-    """Whether the other end of the pipe has gone; waits a while for it."""
+def _said(pipe: int) -> bytes | None:
+    """What came through the pipe in a while, `END` where its other end has gone."""
     readable, _, _ = select.select([pipe], [], [], LOOK_S)
-    return bool(readable) and not os.read(pipe, 1)
+    return (os.read(pipe, MAX_SAID_BYTES) or END) if readable else b""
 
 
 def _lives(process: psutil.Process) -> bool:

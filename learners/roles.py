@@ -3,12 +3,9 @@
 The composition root: the one file of this room that knows all three.
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from actors.config import GeneratorConfig
 from actors.model_source import model_digest
@@ -23,7 +20,6 @@ from learners.mailbox import CheckpointPlan, GeneratorLink, StartingPoint
 from learners.session import Session
 from learners.train_handle import LearnerFolders, LearnerHandle
 
-SHARED_MEMORY = Path("/dev/shm")
 POLICY_CHECKPOINTS = "checkpoints"
 GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
 
@@ -68,8 +64,6 @@ def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, sta
         supervision=config.supervision,
         note=session.view.note,
     )
-    weights_dir = Path(tempfile.mkdtemp(prefix="rayward-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
-    stack.callback(shutil.rmtree, weights_dir, ignore_errors=True)
     learner = stack.enter_context(
         LearnerHandle(
             StartingPoint(
@@ -80,7 +74,9 @@ def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, sta
             ),
             config.learner,
             LearnerFolders(
-                storage=session.path / "logs" / "ray_train", weights=weights_dir, weights_dtype=config.generator.dtype
+                storage=session.path / "logs" / "ray_train",
+                weights=session.ray.shared_folder(),
+                weights_dtype=config.generator.dtype,
             ),
             CheckpointPlan(
                 directory=(session.path / POLICY_CHECKPOINTS).absolute(),

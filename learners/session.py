@@ -13,7 +13,7 @@ from cluster.metrics import MetricsLog, StageClock
 from cluster.placement import RoleRequest, check_placement, this_machine
 from cluster.progress import RunView, build_view
 from cluster.run_directory import RunDirectory
-from cluster.runtime import ray_session
+from cluster.runtime import RaySession, ray_session
 from cluster.versions import machine, versions
 from cluster.watchdog import Pending, watched
 from learners.config import RunConfig
@@ -25,12 +25,20 @@ class Session:
     """One run in progress. Produced by `open_session`, used by `launch`."""
 
     def __init__(
-        self, directory: RunDirectory, view: RunView, metrics: MetricsLog, interrupts: Interrupts, *, stall_s: float
+        self,
+        directory: RunDirectory,
+        view: RunView,
+        metrics: MetricsLog,
+        interrupts: Interrupts,
+        ray: RaySession,
+        *,
+        stall_s: float,
     ) -> None:
         self.directory = directory
         self.view = view
         self.metrics = metrics
         self.interrupts = interrupts
+        self.ray = ray
         self._stall_s = stall_s
         self._clock = StageClock(earlier_s=directory.read_summary().get("wall_s"))
 
@@ -79,7 +87,7 @@ def open_session(
             ):
                 if ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
-                yield Session(directory, view, metrics, interrupts, stall_s=config.stall_s)
+                yield Session(directory, view, metrics, interrupts, ray_connection, stall_s=config.stall_s)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
 

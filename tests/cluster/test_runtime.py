@@ -62,24 +62,28 @@ def test_token_file_belongs_to_the_owner_alone(monkeypatch: pytest.MonkeyPatch, 
 DRIVER = """
 import time, ray
 from cluster.runtime import start_ray
-start_ray(num_cpus=1, include_dashboard=False)
+session = start_ray(num_cpus=1, include_dashboard=False)
 ray.get(ray.remote(lambda: None).remote())
-print("up", flush=True)
+(session.shared_folder() / "weights").write_text("large")
+session.shared_folder()
+print(*session.shared_folders, flush=True)
 time.sleep(600)
 """
 ORPHANS_GONE_S = 15.0
 
 
-def test_a_killed_driver_leaves_no_process() -> None:
+def test_a_killed_driver_leaves_no_process_and_no_shared_memory() -> None:
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, cwd=Path(runtime.__file__).parents[1])
     assert driver.stdout is not None
-    assert driver.stdout.readline() == b"up\n"
+    folders = [Path(folder) for folder in driver.stdout.readline().decode().split()]
+    assert [folder.is_dir() for folder in folders] == [True, True]
     started = psutil.Process(driver.pid).children(recursive=True)
     assert len(started) > 4  # Ray's daemons, a worker, the guard
     driver.kill()
     driver.wait()
     _, left = psutil.wait_procs(started, timeout=ORPHANS_GONE_S)
     assert [process.pid for process in left] == []
+    assert [folder.exists() for folder in folders] == [False, False]
 
 
 def test_a_session_leaves_logs_and_no_process(tmp_path: Path) -> None:
@@ -87,6 +91,9 @@ def test_a_session_leaves_logs_and_no_process(tmp_path: Path) -> None:
     with ray_session(num_cpus=1, log_dir=tmp_path / "logs", include_dashboard=False) as session:
         started = set(psutil.Process().children(recursive=True)) - before
         assert (tmp_path / "logs" / "ray").is_symlink()
+        shared = session.shared_folder()
+        assert shared.is_dir()
+    assert not shared.exists()
     assert started
     assert not [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert session.dashboard_url == ""
