@@ -2,8 +2,8 @@
 
 Ray's daemons end with their driver, but the node's agents first try for a minute to report to a server that is gone (seen with
 ray 2.60: `report_raylet_error_logs`). The guard looks now and then who descends from the driver, for a process without parents
-tells nothing any more. Started as `python -m cluster.session_guard PID`, with a pipe from the driver as its standard input, through
-which come folders that are to be removed, one a line.
+tells nothing any more. Started as `python -m cluster.session_guard PID`, with a pipe from the driver as its standard
+input, through which come folders that are to be removed, one a line.
 """
 
 import os

@@ -1,6 +1,7 @@
 """A generator killed while it takes new weights: nothing is sampled from a mixture, and the next one holds the newest."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tests.faults.fault_table import FaultRow
 from tests.faults.faulty_run import GENERATOR, FaultyRun, RunStarter, wait_until
 
 NUM_KILLS = 3
+UPDATES_A_STEP = 2  # 16 trajectories in minibatches of 8
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -17,14 +19,14 @@ SHARED_MEMORY = Path("/dev/shm")
 def test_a_generator_killed_while_it_takes_weights(
     clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None]
 ) -> None:
-    others = set(SHARED_MEMORY.glob("rayward-*"))
+    earlier = set(SHARED_MEMORY.glob("rayward-*"))
     run = start_run()
     for kill in range(NUM_KILLS):
-        run.wait_for_step(2 + 4 * kill)
-        (published,) = set(SHARED_MEMORY.glob("rayward-*")) - others
-        before = newest(published)
-        wait_until(lambda before=before, folder=published: newest(folder) > before, "new weights")  # type: ignore[misc]
+        step = 2 + 4 * kill
+        file = f"policy-v{UPDATES_A_STEP * step:06d}.safetensors"
+        wait_until(partial(is_published, file, earlier), file)
         run.hurt(GENERATOR)
+        run.wait_for_step(step + 1)
     exit_code = run.wait()
     is_clean = exit_code == 0 and run.is_as(clean_run)
     measured(
@@ -45,6 +47,6 @@ def test_a_generator_killed_while_it_takes_weights(
     assert is_clean
 
 
-def newest(folder: Path) -> str:
-    """The name of the last file of weights that is whole."""
-    return max((file.name for file in folder.glob("policy-*")), default="")
+def is_published(file: str, earlier: set[Path]) -> bool:
+    """Whether a run has published the file into a folder that was not there earlier."""
+    return any((folder / file).exists() for folder in set(SHARED_MEMORY.glob("rayward-*")) - earlier)
