@@ -8,6 +8,7 @@ from cluster.types import Trajectory
 
 KINDS = ("raises", "hangs", "none", "nan", "dies")
 ONE_IN = 12  # tasks
+KIND_BYTE = 4  # of the hash of a task; with this one, the prompts of 24 steps bring every kind
 
 
 def is_bad(task_id: str) -> bool:
@@ -19,7 +20,7 @@ def length_or_worse(trajectory: Trajectory) -> float | None:
     """The length of the completion; on bad tasks one of five ways to have no score."""
     task_id = trajectory.prompt.task.task_id
     if is_bad(task_id):
-        match KINDS[_digest(task_id)[1] % len(KINDS)]:
+        match KINDS[_digest(task_id)[KIND_BYTE] % len(KINDS)]:
             case "raises":
                 raise ValueError("no opinion")
             case "hangs":
