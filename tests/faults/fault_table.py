@@ -2,12 +2,21 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 EXPERIMENTS = Path(__file__).parents[2] / "EXPERIMENTS.md"
 BEGIN, END = "<!-- written by make faults -->\n", "<!-- end of make faults -->\n"
 HEAD = ("row", "fault", "survived", "lost", "doubled", "steps again", "measured", "bar", "holds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """What a hurt run did otherwise than a clean one. Produced by `FaultyRun.losses`."""
+
+    num_lost: int  # trajectories that the clean run trained on and this one did not
+    num_doubled: int
+    num_steps_again: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,16 +27,14 @@ class FaultRow:
     fault: str
     num_injected: int
     num_survived: int
-    num_lost: int | None = None  # trajectories that a clean run trains on and this one did not
-    num_doubled: int | None = None
-    num_steps_again: int | None = None
+    losses: Losses | None = None  # of runs that are laid beside a clean one
     measured: str
     bar: str
     holds: bool
 
     @property
     def cells(self) -> tuple[str, ...]:
-        counts = ("" if count is None else str(count) for count in (self.num_lost, self.num_doubled, self.num_steps_again))
+        counts = ("", "", "") if self.losses is None else tuple(str(count) for count in astuple(self.losses))
         survived = f"{self.num_survived} of {self.num_injected}"
         return (self.row, self.fault, survived, *counts, self.measured, self.bar, "yes" if self.holds else "**NO**")
 

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from cluster.ledger import LedgerAudit, audit_ledger, read_ledger
+from tests.faults.fault_table import Losses
 
 REPOSITORY = Path(__file__).parents[2]
 CHECKPOINT_EVERY = 4
@@ -122,9 +123,17 @@ class FaultyRun:
     def audit(self) -> LedgerAudit:
         return audit_ledger(self.path / "trajectories")
 
-    def num_doubled(self) -> int:
-        """Trajectories that are in the ledger twice."""
-        return sum("twice" in problem for problem in self.audit().problems)
+    def losses(self, clean: "FaultyRun") -> Losses:
+        """Beside a run that was left alone. Steps done again are those that came back with the ranks of a learner."""
+        return Losses(
+            num_lost=len(clean.trained() - self.trained()),
+            num_doubled=sum("twice" in problem for problem in self.audit().problems),
+            num_steps_again=sum(int(lost) - int(back) for lost, back in BACK.findall(self.output)),
+        )
+
+    def ends_as(self, clean: "FaultyRun") -> bool:
+        """Whether it ends well, with the ledger and the weights of a run that was left alone, to the last bit."""
+        return self.wait() == 0 and self.is_as(clean)
 
     def is_as(self, clean: "FaultyRun") -> bool:
         """Whether ledger and weights are those of a run that was left alone, to the last bit."""
@@ -135,11 +144,6 @@ class FaultyRun:
         """(step, task, sample, completion) of everything that was trained on."""
         entries = read_ledger(self.path / "trajectories")
         return {(*entry.key, entry.completion) for entry in entries if entry.outcome == "trained"}
-
-    @property
-    def num_steps_again(self) -> int:
-        """Steps that were lost with the learner's ranks, and done again."""
-        return sum(int(lost) - int(back) for lost, back in BACK.findall(self.output))
 
     def policy(self) -> bytes:
         """The bytes of the exported weights."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,7 @@ def test_a_full_disk(clean_run: FaultyRun, start_run: RunStarter, measured: Call
     leftovers = [path.name for path in small_disk.iterdir() if not path.name.startswith(("step-", "filler"))]
     num_done = run.num_steps_done
     filler.unlink()
-    resumed_code = run.resume().wait()
-    is_clean = resumed_code == 0 and run.is_as(clean_run)
+    is_clean = run.resume().ends_as(clean_run)
     is_told = "No space left on device" in run.output and "3rd in a row" in run.output
     measured(
         FaultRow(
@@ -51,9 +51,7 @@ def test_a_full_disk(clean_run: FaultyRun, start_run: RunStarter, measured: Call
             fault="disk full from the second checkpoint on, resumed with room",
             num_injected=1,
             num_survived=int(is_clean),
-            num_lost=len(clean_run.trained() - run.trained()),
-            num_doubled=run.num_doubled(),
-            num_steps_again=num_done - (kept.manifest.step if kept else 0),
+            losses=replace(run.losses(clean_run), num_steps_again=num_done - (kept.manifest.step if kept else 0)),
             measured=f"older checkpoint {'intact' if kept else 'LOST'}, partial folders left: {len(leftovers)}, exit {exit_code}",
             bar="intact, 0, exit 1 after 3 in a row",
             holds=is_clean and is_told and kept is not None and not leftovers and exit_code == 1,

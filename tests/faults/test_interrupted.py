@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -33,24 +34,20 @@ def test_ctrl_c_and_sigterm(clean_run: FaultyRun, start_run: RunStarter, measure
         (newest,) = sorted((run.path / "checkpoints").glob("step-*"))[-1:]
         num_steps_again += num_done - int(newest.name.removeprefix("step-"))
         run.resume()
-    exit_code = run.wait()
-    is_clean = exit_code == 0 and run.is_as(clean_run)
+    is_clean = run.ends_as(clean_run)
     measured(
         FaultRow(
             row="16",
             fault="Ctrl-C, SIGTERM, Ctrl-C, each with a resume",
             num_injected=3,
             num_survived=3 if is_clean else 0,
-            num_lost=len(clean_run.trained() - run.trained()),
-            num_doubled=run.num_doubled(),
-            num_steps_again=num_steps_again,
+            losses=replace(run.losses(clean_run), num_steps_again=num_steps_again),
             measured=f"ended after {seconds(ends_s)}, exit 130; {'bits of a clean run' if is_clean else 'NOT as a clean run'}",
             bar=f"{ONCE_S:.0f} s",
             holds=is_clean and max(ends_s) <= ONCE_S and max(gone_s) <= ORPHANS_GONE_S and num_steps_again == 0,
         )
     )
-    assert exit_code == 0, run.output
-    assert is_clean
+    assert is_clean, run.output
     assert num_steps_again == 0
 
 
@@ -67,20 +64,17 @@ def test_ctrl_c_twice(clean_run: FaultyRun, start_run: RunStarter, measured: Cal
     assert run.wait() == 130, run.output
     end_s = time.monotonic() - sent_s
     gone_s = run.seconds_to_its_last_process(processes)
-    exit_code = run.resume().wait()
-    is_clean = exit_code == 0 and run.is_as(clean_run)
+    is_clean = run.resume().ends_as(clean_run)
     measured(
         FaultRow(
             row="16",
             fault="Ctrl-C twice, then a resume",
             num_injected=1,
             num_survived=int(is_clean),
-            num_lost=len(clean_run.trained() - run.trained()),
-            num_doubled=run.num_doubled(),
+            losses=run.losses(clean_run),
             measured=f"ended after {end_s:.1f} s, last process gone after {gone_s:.0f} s",
             bar=f"{TWICE_S:.0f} s, {ORPHANS_GONE_S:.0f} s",
             holds=is_clean and end_s <= TWICE_S and gone_s <= ORPHANS_GONE_S,
         )
     )
-    assert exit_code == 0, run.output
-    assert is_clean
+    assert is_clean, run.output

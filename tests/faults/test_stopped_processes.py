@@ -33,8 +33,7 @@ def test_what_stands_still_is_named_and_replaced(
     stopped_s = run.hurt(kind, signal.SIGSTOP)
     named_s = run.wait_for_output("nothing has moved", count=before + 1) - stopped_s
     lost_s = run.wait_for_output(LOST[kind]) - stopped_s
-    exit_code = run.wait()
-    is_clean = exit_code == 0 and run.is_as(clean_run)
+    is_clean = run.ends_as(clean_run)
     stacks = run.path / "logs" / f"stacks-{before + 1}.txt"
     # A rank's end is seen by Ray Train, which starts the others before anything is told.
     bar_s = DEADLINE_S + MARGIN_S if kind != RANK else 60.0
@@ -43,17 +42,14 @@ def test_what_stands_still_is_named_and_replaced(
             row="1b",
             fault=f"SIGSTOP {kind}",
             num_injected=1,
-            num_survived=int(exit_code == 0),
-            num_lost=len(clean_run.trained() - run.trained()),
-            num_doubled=run.num_doubled(),
-            num_steps_again=run.num_steps_again,
+            num_survived=int(is_clean),
+            losses=run.losses(clean_run),
             measured=f"named after {seconds([named_s])}, replaced after {seconds([lost_s])}",
             bar=f"{STALL_S + MARGIN_S:.0f} s, {bar_s:.0f} s",
             holds=is_clean and named_s <= STALL_S + MARGIN_S and lost_s <= bar_s,
         )
     )
-    assert exit_code == 0, run.output
-    assert is_clean
+    assert is_clean, run.output
     assert "stopped" in stacks.read_text()
 
 
@@ -73,22 +69,18 @@ def test_a_stall_that_nobody_mends_is_told(
         if kind == MAILBOX:  # without the other two, ranks and driver go on
             named_s.append(STALL_S + MARGIN_S if run.output.count("nothing has moved") > before else float("inf"))
         run.hurt(kind, signal.SIGCONT)
-    exit_code = run.wait()
-    is_clean = exit_code == 0 and run.is_as(clean_run)
+    is_clean = run.ends_as(clean_run)
     measured(
         FaultRow(
             row="19",
             fault="SIGSTOP the mailbox, the controller, Ray Train's task",
             num_injected=3,
             num_survived=3 if is_clean else 0,
-            num_lost=len(clean_run.trained() - run.trained()),
-            num_doubled=run.num_doubled(),
-            num_steps_again=run.num_steps_again,
+            losses=run.losses(clean_run),
             measured=f"named within {seconds(named_s)}",
             bar=f"{STALL_S + MARGIN_S:.0f} s",
             holds=is_clean and max(named_s) <= STALL_S + MARGIN_S,
         )
     )
-    assert exit_code == 0, run.output
-    assert is_clean
+    assert is_clean, run.output
     assert re.search(r"waiting for the learner's ranks \(\w+Command\)", run.output)
