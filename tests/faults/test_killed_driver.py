@@ -17,6 +17,7 @@ def test_a_killed_driver_is_a_resume(clean_run: FaultyRun, start_run: RunStarter
     run = start_run()
     gone_s, num_steps_again = [], 0
     for step in STEPS:
+        run.wait_for_output("start running", count=len(gone_s) + 1)  # before that there is nothing to resume
         run.wait_for_step(step)
         at_some_instant(step)
         processes, num_done = run.all_processes, run.num_steps_done
