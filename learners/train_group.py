@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError
 from learners.learner_config import WorkerConfig
@@ -40,15 +41,17 @@ class GroupPlan:
 class TrainGroup:
     """The running ranks of one plan. Made by `start`."""
 
-    def __init__(self, name: str, end: "ray.ObjectRef[RaywardError | None]") -> None:
-        self._name = name
+    def __init__(self, plan: GroupPlan, end: "ray.ObjectRef[RaywardError | None]", earlier_reservations: set[str]) -> None:
+        self._name = plan.name
+        self._workers = plan.workers
         self.end = end  # ready once all ranks have left; for `ray.wait`
+        self._earlier_reservations = earlier_reservations
 
     @classmethod
     def start(cls, plan: GroupPlan) -> Self:
         """Returns at once; whether the ranks come up shows in what they say, or in `end`."""
         fit = ray.remote(_fit).options(num_cpus=0, max_retries=0, name=f"ray train: {plan.name}")
-        return cls(plan.name, fit.remote(plan))
+        return cls(plan, fit.remote(plan), set(placement_group_table()))
 
     def has_ended(self) -> bool:
         """Whether all ranks have left."""
@@ -68,6 +71,19 @@ class TrainGroup:
     def kill(self) -> None:
         """End the ranks now, in the middle of whatever they do: Ray ends them with the process that started them."""
         ray.cancel(self.end, force=True)
+        self._give_back_reservations()
+
+    def _give_back_reservations(self) -> None:
+        """What Ray Train reserved for the ranks stays reserved when its controller is killed.
+
+        Its own cleaner asks Ray's state API about the controller, which answers nothing without a dashboard (seen with ray 2.60).
+        A reservation has no owner's name: ours is as large as our ranks, and was not there when the group was started.
+        """
+        bundle = _resources(self._workers)
+        for name, reservation in placement_group_table().items():
+            is_ours = list(reservation["bundles"].values()) == [bundle] * self._workers.num_workers
+            if name not in self._earlier_reservations and is_ours and reservation["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
     def _error(self) -> RaywardError | None:
         try:
@@ -94,18 +110,22 @@ def _trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
 
     workers = plan.workers
     use_gpu = workers.num_gpus > 0
-    resources = {"CPU": workers.num_cpus} | ({"GPU": workers.num_gpus} if use_gpu else {})
     return TorchTrainer(
         plan.train_loop,
         train_loop_config={"setup": plan.setup},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=use_gpu, resources_per_worker=_resources(workers)),
         run_config=RunConfig(
             name=plan.name,
             storage_path=str(plan.storage.absolute()),
             failure_config=FailureConfig(max_failures=plan.max_restarts),
         ),
     )
+
+
+def _resources(workers: WorkerConfig) -> dict[str, float]:
+    """Of one rank."""
+    return {"CPU": workers.num_cpus} | ({"GPU": workers.num_gpus} if workers.num_gpus > 0 else {})
 
 
 def _explained(name: str, error: Exception) -> RaywardError:

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray.util.placement_group import placement_group_table
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -129,7 +130,9 @@ def test_what_ranks_run_in_is_started_anew(
                 num_restarts += 1
                 num_done = learner.wait_until_ready()
         published = learner.publish()
+        reserved = [each for each in placement_group_table().values() if each["state"] != "REMOVED"]
     assert num_restarts == 3
+    assert len(reserved) == 1  # those of the groups before are given back
     assert published.policy_version == 12  # two optimizer steps for each of the six, none of them twice
 
 
