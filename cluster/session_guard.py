@@ -2,8 +2,9 @@
 
 Ray's daemons end with their driver, but the node's agents first try for a minute to report to a server that is gone (seen with
 ray 2.60: `report_raylet_error_logs`). The guard looks now and then who descends from the driver, for a process without parents
-tells nothing any more. Started as `python -m cluster.session_guard PID`, with a pipe from the driver as its standard
-input, through which come folders that are to be removed, one a line.
+tells nothing any more; one that was born since the last look carries a mark in its environment. Started as
+`python -m cluster.session_guard PID`, with a pipe from the driver as its standard input, through which come folders that are to
+be removed, one a line.
 """
 
 import os
@@ -24,6 +25,7 @@ END_S = 6.0  # for the rest, which is killed
 POLL_S = 0.1
 MAX_SAID_BYTES = 1 << 16
 END = None
+MARK = "RAYWARD_DRIVER_PID"
 
 
 class SessionGuard:
@@ -37,6 +39,7 @@ class SessionGuard:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # spared by Ctrl-C, and by what is sent to the driver's group
         )
+        os.environ[MARK] = str(os.getpid())
 
     def remove(self, folder: Path) -> None:
         """Should this process be killed."""
@@ -46,6 +49,7 @@ class SessionGuard:
 
     def dismiss(self) -> None:
         """The session has ended in order."""
+        os.environ.pop(MARK, None)
         self._process.kill()
         self._process.communicate()
 
@@ -61,7 +65,8 @@ def main(driver_pid: int) -> None:
         with suppress(psutil.Error):
             descendants.update(driver.children(recursive=True))
     descendants.discard(psutil.Process())
-    wait_for_end(descendants)
+    wait_for_end(descendants | _marked(driver_pid))
+    wait_for_end(_marked(driver_pid))  # started by those while they ended
     for folder in folders.splitlines():
         shutil.rmtree(os.fsdecode(folder), ignore_errors=True)
 
@@ -75,6 +80,18 @@ def wait_for_end(processes: Collection[psutil.Process]) -> None:
                 with suppress(psutil.Error):
                     process.kill()
         time.sleep(POLL_S)
+
+
+def _marked(driver_pid: int) -> set[psutil.Process]:
+    """Living processes that inherited the driver's environment; Ray's workers lose it seconds later, with their titles."""
+    return {process for process in psutil.process_iter() if _mark_of(process) == str(driver_pid)}
+
+
+def _mark_of(process: psutil.Process) -> str:
+    try:
+        return process.environ().get(MARK, "")
+    except psutil.Error:
+        return ""
 
 
 def _said(pipe: int) -> bytes | None:

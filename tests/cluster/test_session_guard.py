@@ -1,0 +1,30 @@
+"""The guard ends what a killed driver leaves behind, also what no longer descends from it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from cluster import session_guard
+
+ORPHANING_DRIVER = """
+import subprocess, sys, time
+from cluster.session_guard import SessionGuard
+SessionGuard()
+subprocess.run([sys.executable, "-c", "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"])
+time.sleep(600)
+"""
+GONE_S = 15.0
+
+
+def test_a_process_whose_parent_is_gone_is_ended() -> None:
+    root = Path(session_guard.__file__).parents[1]
+    driver = subprocess.Popen([sys.executable, "-c", ORPHANING_DRIVER], stdout=subprocess.PIPE, cwd=root)
+    assert driver.stdout is not None
+    orphan = psutil.Process(int(driver.stdout.readline()))
+    assert orphan not in psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    _, left = psutil.wait_procs([orphan], timeout=GONE_S)
+    assert left == []
