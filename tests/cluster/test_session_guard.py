@@ -12,7 +12,8 @@ ORPHANING_DRIVER = """
 import subprocess, sys, time
 from cluster.session_guard import SessionGuard
 SessionGuard()
-subprocess.run([sys.executable, "-c", "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"])
+orphaning = "import subprocess; print(subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid)"
+print(subprocess.run([sys.executable, "-c", orphaning], stdout=subprocess.PIPE, text=True).stdout, flush=True)
 time.sleep(600)
 """
 GONE_S = 15.0
