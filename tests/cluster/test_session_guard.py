@@ -11,7 +11,7 @@ from cluster import session_guard
 ORPHANING_DRIVER = """
 import subprocess, sys, time
 from cluster.session_guard import SessionGuard
-SessionGuard()
+guard = SessionGuard()
 orphaning = "import subprocess; print(subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid)"
 print(subprocess.run([sys.executable, "-c", orphaning], stdout=subprocess.PIPE, text=True).stdout, flush=True)
 time.sleep(600)
