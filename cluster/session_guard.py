@@ -56,14 +56,13 @@ class SessionGuard:
 
 def main(driver_pid: int) -> None:
     """Wait for the driver's end, then for that of its descendants."""
-    driver = psutil.Process(driver_pid)
     descendants: set[psutil.Process] = set()
     folders = b""
     while (said := _said(sys.stdin.fileno())) != END:
         folders += said
         descendants = set(filter(_lives, descendants))
-        with suppress(psutil.Error):
-            descendants.update(driver.children(recursive=True))
+        with suppress(psutil.Error):  # killed while this process started
+            descendants.update(psutil.Process(driver_pid).children(recursive=True))
     descendants.discard(psutil.Process())
     wait_for_end(descendants | _marked(driver_pid))
     wait_for_end(_marked(driver_pid))  # started by those while they ended
