@@ -39,7 +39,7 @@ def quickstart(
     from learners.config import QuickstartConfig
 
     config = load_config(QuickstartConfig, CONFIGS / ("quickstart_small.yaml" if small else "quickstart.yaml"), overrides or [])
-    _check_can_start(config, config.policy_run())
+    _check_can_start(config.policy_run())
 
     from learners.launch import run_quickstart  # seconds: a mistake in the configuration is told before it
 
@@ -52,7 +52,7 @@ def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     from learners.config import load_run_config
 
     loaded = load_run_config(config, overrides or [])
-    _check_can_start(loaded, loaded)
+    _check_can_start(loaded)
 
     from learners.launch import run_training  # seconds: a mistake in the configuration is told before it
 
@@ -180,14 +180,14 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _check_can_start(config: Any, placed: Any) -> None:
+def _check_can_start(config: Any) -> None:
     """Refuse, before anything large is imported for it, a run whose directory is in use or that this machine cannot hold."""
     from cluster.placement import check_placement, this_machine
     from cluster.run_directory import check_not_in_use
     from learners.plan import role_requests
 
     check_not_in_use(config.runs_dir, config.name)
-    check_placement(role_requests(placed), this_machine())
+    check_placement(role_requests(config), this_machine())
 
 
 def _report_run(run: Any, *, as_json: bool) -> None:

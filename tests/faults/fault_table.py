@@ -45,6 +45,11 @@ def seconds(values: Iterable[float]) -> str:
     return f"{rounded[0]} s" if rounded[0] == rounded[-1] else f"{rounded[0]} to {rounded[-1]} s"
 
 
+def likeness(is_clean: bool) -> str:
+    """Whether ledger and weights are those of a clean run, in words."""
+    return "bits of a clean run" if is_clean else "NOT as a clean run"
+
+
 def markdown(rows: Iterable[Sequence[str]]) -> str:
     """The table as it stands in EXPERIMENTS.md."""
     lines = [HEAD, tuple("---" for _ in HEAD), *rows]

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.checkpoint import CheckpointFolder
 from cluster.errors import CannotResumeError
-from tests.faults.fault_table import FaultRow
+from tests.faults.fault_table import FaultRow, likeness
 from tests.faults.faulty_run import CHECKPOINT_EVERY, FaultyRun, RunStarter
 
 
@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_is_passed_over(
             num_injected=num_injected,
             num_survived=num_found,
             losses=replace(run.losses(clean_run), num_steps_again=num_done - int(older.name.removeprefix("step-"))),
-            measured=f"the one before it used: {num_found} of {num_injected}; resumed from it: bits of a clean run",
+            measured=f"{num_found} of {num_injected} found; resumed from the one before: {likeness(is_clean)}",
             bar="all found",
             holds=is_clean and num_found == num_injected,
         )

@@ -1,5 +1,6 @@
 """Rewards that are no numbers, or too large for one: what has no score is left out, and bad numbers move no weight."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
@@ -31,8 +32,10 @@ def test_five_kinds_of_no_score(clean_run: FaultyRun, start_run: RunStarter, mea
     wrong = [entry for entry in entries if (entry.outcome == "trained") == bad_rewards.is_bad(entry.task_id)]
     first = {each for each in clean_run.trained() if each[0] == 0 and not bad_rewards.is_bad(each[1])}
     lost = first - run.trained()
-    rollout_s = [max(line["time/rollout_s"] for line in each.metrics()) for each in (clean_run, run)]
-    longer_s = rollout_s[1] - median(line["time/rollout_s"] for line in clean_run.metrics())
+    usual_s = median(line["time/rollout_s"] for line in clean_run.metrics())
+    longer_s = {line["step"]: line["time/rollout_s"] - usual_s for line in run.metrics()}
+    num_unscored = Counter(entry.step for entry in unscored)
+    is_in_time = all(longer_s[step] <= number * (TIMEOUT_S + MARGIN_S) for step, number in num_unscored.items())
     measured(
         FaultRow(
             row="9",
@@ -40,9 +43,9 @@ def test_five_kinds_of_no_score(clean_run: FaultyRun, start_run: RunStarter, mea
             num_injected=len(unscored),
             num_survived=len(unscored) - len(wrong),
             losses=replace(run.losses(clean_run), num_lost=len(lost)),  # of the first step: after it the runs differ
-            measured=f"{len(unscored)} of {len(entries)} left out, none a zero; longest step {longer_s:+.1f} s",
+            measured=f"{len(unscored)} of {len(entries)} left out, none a zero; longest step {max(longer_s.values()):+.1f} s",
             bar=f"time-out {TIMEOUT_S:g} s + {MARGIN_S:g} s each",
-            holds=not wrong and not lost,
+            holds=not wrong and not lost and is_in_time,
         )
     )
     told = " ".join(entry.problem for entry in unscored)

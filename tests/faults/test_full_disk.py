@@ -32,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.timeout(1800)
 @pytest.mark.faults
 def test_a_full_disk(clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None], small_disk: Path) -> None:
-    run = start_run("learner.num_steps=24")
+    run = start_run()
     run.wait_for_output("start done")
     (run.path / "checkpoints").symlink_to(small_disk)  # before the first is written
     run.wait_for_step(CHECKPOINT_EVERY + 1)

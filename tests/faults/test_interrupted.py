@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.faults.fault_table import FaultRow, seconds
+from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import CHECKPOINT_EVERY, ORPHANS_GONE_S, FaultyRun, RunStarter, at_some_instant
 
 ONCE_S, TWICE_S = 10.0, 2.0
@@ -42,7 +42,7 @@ def test_ctrl_c_and_sigterm(clean_run: FaultyRun, start_run: RunStarter, measure
             num_injected=3,
             num_survived=3 if is_clean else 0,
             losses=replace(run.losses(clean_run), num_steps_again=num_steps_again),
-            measured=f"ended after {seconds(ends_s)}, exit 130; {'bits of a clean run' if is_clean else 'NOT as a clean run'}",
+            measured=f"ended after {seconds(ends_s)}, exit 130; {likeness(is_clean)}",
             bar=f"{ONCE_S:.0f} s",
             holds=is_clean and max(ends_s) <= ONCE_S and max(gone_s) <= ORPHANS_GONE_S and num_steps_again == 0,
         )

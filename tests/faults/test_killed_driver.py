@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.faults.fault_table import FaultRow, seconds
+from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import CHECKPOINT_EVERY, ORPHANS_GONE_S, FaultyRun, RunStarter, at_some_instant
 
 STEPS = (0, 3, 9, 17, 23)  # done when the driver is killed; 0: while the roles start
@@ -33,7 +33,7 @@ def test_a_killed_driver_is_a_resume(clean_run: FaultyRun, start_run: RunStarter
             num_injected=len(STEPS),
             num_survived=len(STEPS) if is_clean else 0,
             losses=replace(run.losses(clean_run), num_steps_again=num_steps_again),
-            measured=f"last process gone after {seconds(gone_s)}; {'bits of a clean run' if is_clean else 'NOT as a clean run'}",
+            measured=f"last process gone after {seconds(gone_s)}; {likeness(is_clean)}",
             bar=f"{ORPHANS_GONE_S:.0f} s",
             holds=is_clean and max(gone_s) <= ORPHANS_GONE_S,
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.fault_table import FaultRow
+from tests.faults.fault_table import FaultRow, likeness
 from tests.faults.faulty_run import GENERATOR, FaultyRun, RunStarter, wait_until
 
 NUM_KILLS = 3
@@ -35,7 +35,7 @@ def test_a_generator_killed_while_it_takes_weights(
             num_injected=NUM_KILLS,
             num_survived=NUM_KILLS if is_clean else 0,
             losses=run.losses(clean_run),
-            measured="one policy version a step; bits of a clean run" if is_clean else "NOT as a clean run",
+            measured=f"one policy version a step; {likeness(is_clean)}",
             bar="one version",
             holds=is_clean,
         )

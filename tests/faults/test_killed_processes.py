@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.fault_table import FaultRow, seconds
+from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import (
     CONTROLLER,
     ENGINE,
@@ -46,7 +46,7 @@ def test_a_run_outlives_its_processes(
             num_injected=NUM_INSTANTS,
             num_survived=NUM_INSTANTS if is_clean else 0,
             losses=run.losses(clean_run),
-            measured=f"next step after {seconds(recovery_s)}; {'bits of a clean run' if is_clean else 'NOT as a clean run'}",
+            measured=f"next step after {seconds(recovery_s)}; {likeness(is_clean)}",
             bar=f"{bar_s:.0f} s",
             holds=is_clean and max(recovery_s) <= bar_s and left_s <= 15,
         )
