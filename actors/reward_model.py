@@ -5,20 +5,22 @@ from collections.abc import Sequence
 from actors.config import RewardModelScorerConfig
 from actors.rendering import load_tokenizer
 from actors.reward_head import SCORE_OFFSET, encode_texts, last_token_scores, load_reward_model
+from cluster.quick_start import collector_paused
 
 
 class RewardModel:
     """Scores texts. Loads its weights and its own tokenizer from `config.model`, a folder."""
 
     def __init__(self, config: RewardModelScorerConfig) -> None:
-        import torch
-
-        device = "cuda" if config.num_gpus > 0 else "cpu"
-        if device == "cpu":
-            torch.set_num_threads(config.num_threads)
         self._config = config
-        self.tokenizer = load_tokenizer(config.model)
-        self._model = load_reward_model(config.model, dtype=config.dtype).to(device)
+        device = "cuda" if config.num_gpus > 0 else "cpu"
+        with collector_paused():
+            import torch
+
+            if device == "cpu":
+                torch.set_num_threads(config.num_threads)
+            self.tokenizer = load_tokenizer(config.model)
+            self._model = load_reward_model(config.model, dtype=config.dtype).to(device)
         # Absent from reward models that others trained.
         self._offset = float(self._model.config.to_dict().get(SCORE_OFFSET, 0.0))
 

@@ -14,6 +14,7 @@ from actors.config import GeneratorConfig
 from actors.generator import INITIAL_CHECKSUM, HeldWeights
 from cluster.cpu_engine import cpu_engine_environment
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError, WeightMismatchError
+from cluster.quick_start import collector_paused
 from cluster.seeding import derive_seed
 from cluster.types import Completion, FinishReason, Prompt, PublishedWeights, SamplingParameters, Trajectory, TrajectoryGroup
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 GIB_BYTES = 1 << 30
 MIN_BATCHED_TOKENS = 2048  # of one CPU prefill step
 PLUGIN_GROUP, SHM_PLUGIN = "vllm.general_plugins", "rayward_shm"
-END_GRACE_S = 1.0  # for an idle engine to leave by itself, which takes it seconds and saves nothing
+END_GRACE_S = 0.2  # for an idle engine to leave by itself, which takes it seconds and saves nothing
 INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
 TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -44,7 +45,8 @@ class VLLMGenerator:
         self._checksum = INITIAL_CHECKSUM
         self._request_numbers = itertools.count()
         self._publication = asyncio.Lock()  # one at a time
-        self._engine: AsyncLLM | None = _build_engine(model_path, config)
+        with collector_paused():
+            self._engine: AsyncLLM | None = _build_engine(model_path, config)
         self._tensor_shapes = _folder_tensor_shapes(Path(model_path))
         if self._engine.model_config.hf_config.tie_word_embeddings:
             self._tensor_shapes.pop(TIED_HEAD, None)
@@ -189,7 +191,7 @@ def _process_environment(config: GeneratorConfig) -> dict[str, str]:
     }
     if config.num_gpus:
         return environment
-    return environment | cpu_engine_environment(config.num_threads)
+    return environment | cpu_engine_environment(config.num_threads, eager=config.enforce_eager)
 
 
 def _build_engine(model_path: str, config: GeneratorConfig) -> "AsyncLLM":

@@ -11,14 +11,18 @@ TCMALLOC_LIBRARIES = tuple(
 OPENMP_SPIN_MS = 5  # how long an idle thread of libiomp5 spins; its default of 200 starves the processes beside it
 
 
-def cpu_engine_environment(num_threads: int) -> dict[str, str]:
-    """Variables to set before vLLM's processes start. `num_threads`: OpenMP threads of one engine."""
+def cpu_engine_environment(num_threads: int, *, eager: bool) -> dict[str, str]:
+    """Variables to set before vLLM's processes start. `num_threads`: OpenMP threads of one engine.
+
+    `eager`: compile nothing. vLLM's `enforce_eager` spares the model alone: its sampler still waits 3 s for a C++ compiler.
+    """
     return {
         **cpu_preload(),
         "KMP_BLOCKTIME": str(OPENMP_SPIN_MS),
         "OMP_NUM_THREADS": str(num_threads),
         # Bound threads of two engines would share cores while others idle; the operating system places unbound ones.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **({"TORCH_COMPILE_DISABLE": "1"} if eager else {}),
     }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DOTS_PER_INCH = 150
 PANEL_INCHES = (4.6, 3.3)
+MARGIN_INCHES = {"left": 0.80, "right": 0.20, "bottom": 0.58, "top": 0.36}  # of a panel, for its labels and title
 MAX_COLUMNS = 3
 NUM_BINS = 18
 HEADROOM = 1.35  # of a bar or a mean line, for the legend above it
@@ -68,7 +69,6 @@ def draw_figure(data: ReportData, theme: Theme) -> bytes:
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     panels = [draw for needed, draw in PANELS if (bool(data.series(needed)[0]) if needed else data.has_samples)] or [
         _draw_nothing
@@ -77,13 +77,27 @@ def draw_figure(data: ReportData, theme: Theme) -> bytes:
     num_rows = math.ceil(len(panels) / num_columns)
     size = (PANEL_INCHES[0] * num_columns, PANEL_INCHES[1] * num_rows)
     with rc_context(_style(theme)):
-        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
-        figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout=layout)
+        figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
+        figure.subplots_adjust(**_margins(num_rows, num_columns))
         for number, draw in enumerate(panels, start=1):
             draw(figure.add_subplot(num_rows, num_columns, number), data, theme)
         buffer = BytesIO()
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": "rayward"})
     return buffer.getvalue()
+
+
+def _margins(num_rows: int, num_columns: int) -> dict[str, float]:
+    """The same for every panel, as shares of the figure: to fit margins to their labels takes matplotlib as long as to draw."""
+    width, height = PANEL_INCHES
+    left, right, bottom, top = (MARGIN_INCHES[side] for side in ("left", "right", "bottom", "top"))
+    return {
+        "left": left / (width * num_columns),
+        "right": 1 - right / (width * num_columns),
+        "bottom": bottom / (height * num_rows),
+        "top": 1 - top / (height * num_rows),
+        "wspace": (left + right) / (width - left - right),  # in widths of the drawn part of a panel
+        "hspace": (bottom + top) / (height - bottom - top),
+    }
 
 
 def _style(theme: Theme) -> dict[Any, Any]:

@@ -10,6 +10,7 @@ import ray
 from ray.util.queue import Empty, Queue
 
 from cluster.errors import DataError
+from cluster.quick_start import collector_paused
 from learners.learner_config import RewardModelLearnerConfig
 from learners.mailbox import CheckpointPlan
 from learners.train_group import GroupPlan, TrainGroup
@@ -126,15 +127,16 @@ def _next_report(reports: Queue, group: TrainGroup) -> _StepReport | RewardModel
 
 def train_loop_per_worker(loop_config: dict[str, _LoopSetup]) -> None:
     """Ray Train's entry point, on every rank; rank 0 reports and writes."""
-    from learners.checkpoint import CheckpointWriter, restore_newest
-    from learners.preference import RewardModelLearner
-
     setup = loop_config["setup"]
     job: RewardModelJob = ray.get(setup.job)
     context = ray.train.get_context()
     rank = context.get_world_rank()
     world_size = context.get_world_size()
-    learner = RewardModelLearner(job, rank=rank, world_size=world_size)
+    with collector_paused():
+        from learners.checkpoint import CheckpointWriter, restore_newest
+        from learners.preference import RewardModelLearner
+
+        learner = RewardModelLearner(job, rank=rank, world_size=world_size)
     restore_newest(learner, job.checkpoints, rank=rank, world_size=world_size)
     writer = CheckpointWriter(job.checkpoints) if rank == 0 else None
     result = _run(learner, job, writer, report=setup.reports.put if rank == 0 else lambda report: None)

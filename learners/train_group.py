@@ -14,6 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError
+from cluster.quick_start import collector_paused
 from learners.learner_config import WorkerConfig
 
 TRAIN_ENVIRONMENT: Mapping[str, str] = {
@@ -105,8 +106,9 @@ def _fit(plan: GroupPlan) -> RaywardError | None:
 
 
 def _trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    with collector_paused():
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
 
     workers = plan.workers
     use_gpu = workers.num_gpus > 0

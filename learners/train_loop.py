@@ -9,6 +9,7 @@ import ray
 import ray.train
 
 from cluster.errors import CannotResumeError, ConfigError, DataError
+from cluster.quick_start import collector_paused
 from learners.mailbox import (
     CheckpointPlan,
     Command,
@@ -56,13 +57,14 @@ def train_loop_per_worker(loop_config: dict[str, LoopSetup]) -> None:
 
 
 def _serve(setup: LoopSetup) -> None:
-    from learners.checkpoint import CheckpointWriter, restore_newest
-    from learners.collectives import numbers_of_rank_0
-    from learners.policy_learner import PolicyLearner
-
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    learner = PolicyLearner(setup.start, setup.config, rank=rank, world_size=world_size)
+    with collector_paused():
+        from learners.checkpoint import CheckpointWriter, restore_newest
+        from learners.collectives import numbers_of_rank_0
+        from learners.policy_learner import PolicyLearner
+
+        learner = PolicyLearner(setup.start, setup.config, rank=rank, world_size=world_size)
     restore_newest(learner, setup.checkpoints, rank=rank, world_size=world_size)
     writer = CheckpointWriter(setup.checkpoints)
     joined = ray.get(setup.mailbox.join.remote()) if rank == 0 else (0, 0)

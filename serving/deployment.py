@@ -88,4 +88,4 @@ def _engine_environment(config: ServeConfig) -> dict[str, str]:
     }
     if config.num_gpus:
         return environment
-    return {**environment, **cpu_engine_environment(config.num_threads)}
+    return {**environment, **cpu_engine_environment(config.num_threads, eager=True)}

@@ -9,9 +9,14 @@ from cluster.cpu_engine import cpu_engine_environment, cpu_preload
 
 
 def test_threads_are_counted_but_not_bound() -> None:
-    environment = cpu_engine_environment(3)
+    environment = cpu_engine_environment(3, eager=True)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+def test_only_an_eager_engine_compiles_nothing() -> None:
+    assert cpu_engine_environment(1, eager=True)["TORCH_COMPILE_DISABLE"] == "1"
+    assert "TORCH_COMPILE_DISABLE" not in cpu_engine_environment(1, eager=False)
 
 
 def test_preload_joins_what_is_there_and_keeps_what_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
