@@ -37,9 +37,8 @@ class Fixture:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Fixture]:
+def running(local_ray: None) -> Iterator[Fixture]:
     folder = resolve_model("tiny")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     actor = GeneratorActor.options(num_cpus=1).remote(folder, CONFIG)
     pool = RolloutPool(
         lambda name: actor, num_replicas=1, max_num_sequences=CONFIG.max_num_sequences, supervision=None, note=print
@@ -47,7 +46,6 @@ def running() -> Iterator[Fixture]:
     pool.wait_until_ready()
     yield Fixture(actor, pool, folder)
     pool.shutdown()
-    ray.shutdown()
 
 
 def _prompt(text: str) -> Prompt:

@@ -62,11 +62,9 @@ RemoteWorker = ray.remote(num_cpus=0)(Worker)
 
 
 @pytest.fixture(scope="module")
-def gate() -> Iterator[Any]:
+def gate(local_ray: None) -> Any:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield RemoteGate.remote()
-    ray.shutdown()
+    return RemoteGate.remote()
 
 
 @pytest.fixture(scope="module")

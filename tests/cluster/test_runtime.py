@@ -86,6 +86,7 @@ def test_a_killed_driver_leaves_no_process_and_no_shared_memory() -> None:
     assert [folder.exists() for folder in folders] == [False, False]
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_a_session_leaves_logs_and_no_process(tmp_path: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
     with ray_session(num_cpus=1, log_dir=tmp_path / "logs", include_dashboard=False) as session:

@@ -52,11 +52,8 @@ RemoteWorker = ray.remote(num_cpus=0)(Worker)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(local_ray: None) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
 
 
 def admission(actor: Any) -> Generator[ray.ObjectRef, Any, None]:

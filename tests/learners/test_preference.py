@@ -1,12 +1,11 @@
 """Learning a reward model: the loss by hand, the learner on the tiny model in float32, and its ranks under Ray Train."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, tensor
@@ -55,13 +54,6 @@ def job(tiny_model: str, tmp_path: Path) -> JobBuilder:
         )
 
     return build
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def test_the_loss_matches_a_hand_computation() -> None:
@@ -159,7 +151,7 @@ def test_texts_need_one_rating_each() -> None:
         RatedTexts(token_ids=((1,), (2,)), ratings=(0.0,))
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_two_ranks_learn_what_one_rank_learns(job: JobBuilder, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     results = []
@@ -178,7 +170,7 @@ def test_two_ranks_learn_what_one_rank_learns(job: JobBuilder, tmp_path: Path) -
         assert_close(two[name], parameter, atol=1e-6, rtol=0)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_a_failing_rank_is_explained(job: JobBuilder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_frozen_layers=3"):
         train_reward_model(job(num_frozen_layers=3), storage_path=tmp_path / "storage", on_step=lambda *report: None)

@@ -1,11 +1,10 @@
 """The learner's ranks behind the handle: a real Ray Train group on the tiny model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from ray.util.placement_group import placement_group_table
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -20,13 +19,6 @@ ConfigBuilder = Callable[..., PolicyLearnerConfig]
 BatchBuilder = Callable[..., ScoredBatch]
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> LearnerHandle:
     folders = LearnerFolders(storage=folder / "storage", weights=folder / "weights", weights_dtype="float32")
     return LearnerHandle(
@@ -37,7 +29,7 @@ def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> LearnerHan
     )
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_two_ranks_learn_what_one_rank_learns(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
 ) -> None:
@@ -65,7 +57,7 @@ def test_two_ranks_learn_what_one_rank_learns(
     assert (tmp_path / "2" / "policy" / "config.json").is_file()
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_a_failing_rank_is_reported_to_the_caller(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
 ) -> None:
@@ -77,7 +69,7 @@ def test_a_failing_rank_is_reported_to_the_caller(
         learner.submit(scored_batch())
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_lost_ranks_go_on_from_the_newest_checkpoint(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
 ) -> None:
@@ -111,7 +103,7 @@ def kill_a_process(title: str) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_what_ranks_run_in_is_started_anew(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
 ) -> None:
@@ -136,7 +128,7 @@ def test_what_ranks_run_in_is_started_anew(
     assert published.policy_version == 12  # two optimizer steps for each of the six, none of them twice
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_no_command_follows_the_end(tiny_model: str, ppo_config: ConfigBuilder, tmp_path: Path) -> None:
     with _handle(tiny_model, ppo_config(), tmp_path) as learner:
         pass
@@ -144,7 +136,7 @@ def test_no_command_follows_the_end(tiny_model: str, ppo_config: ConfigBuilder, 
         learner.publish()
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_a_model_that_does_not_load_is_reported_at_the_start(ppo_config: ConfigBuilder, tmp_path: Path) -> None:
     with pytest.raises(RaywardError, match="nowhere"), _handle(str(tmp_path / "nowhere"), ppo_config(), tmp_path) as learner:
         learner.wait_until_ready()

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(700)
 
 
 @pytest.fixture(scope="module")
-def earlier_children() -> set[psutil.Process]:
+def earlier_children(no_ray: None) -> set[psutil.Process]:
     """What other tests of this session still have, such as Python's own resource tracker."""
     return set(psutil.Process().children(recursive=True))
 
