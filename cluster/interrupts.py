@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,9 +12,11 @@ INTERRUPTED_EXIT_CODE = 130
 
 
 class Interrupts:
-    """What signals do while a run lasts. Made by `interruptible`, for the main thread."""
+    """What signals do while a run lasts, for the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, end_s: float | None = None) -> None:
+        """`end_s`: the process ends so long after an interrupt at the latest, unless `over` is called before."""
+        self._end = None if end_s is None else threading.Timer(end_s, _end_now)
         self.has_come = False
         self._is_deferred = False
         self._grace_s = 0.0
@@ -44,6 +48,9 @@ class Interrupts:
         if self.has_come:
             os._exit(INTERRUPTED_EXIT_CODE)
         self.has_come = True
+        if self._end is not None:
+            self._end.daemon = True
+            self._end.start()
         if not self._is_deferred:
             raise KeyboardInterrupt
         signal.setitimer(signal.ITIMER_REAL, self._grace_s)
@@ -53,20 +60,30 @@ class Interrupts:
         if self._is_deferred:
             raise KeyboardInterrupt
 
+    def over(self) -> None:
+        """Everything has ended cleanly: the process may go on."""
+        if self._end is not None:
+            self._end.cancel()
+
+
+def _end_now() -> None:
+    """A signal to all processes of a run ends Ray's daemons too, and calls to Ray may then wait for a minute."""
+    sys.stderr.write("interrupted; a clean end takes too long, so what is left is ended as it is; resume the run\n")
+    os._exit(INTERRUPTED_EXIT_CODE)
+
 
 @contextmanager
-def interruptible() -> Iterator[Interrupts]:
+def interruptible(interrupts: Interrupts) -> Iterator[None]:
     """Ctrl-C and SIGTERM end what is inside with `KeyboardInterrupt`; a second one ends the process.
 
     The second finds no clean end: the session guard ends what is left. Enter it after Ray, whose own handler would abort.
     """
-    interrupts = Interrupts()
     # A shell lets its background jobs ignore Ctrl-C; that stays.
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupts.on_signal) for number in numbers}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, interrupts.on_grace_over)
     try:
-        yield interrupts
+        yield
     finally:
         if not interrupts.has_come:  # else the process is on its way out, and a second signal may still come
             for number, handler in before.items():

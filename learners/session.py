@@ -18,6 +18,7 @@ from cluster.versions import machine, versions
 from cluster.watchdog import Pending, watched
 from learners.config import RunConfig
 
+END_S = 9.0  # for a clean end after an interrupt: whoever sent it sends SIGKILL soon
 FILE_LOGGERS = ("learners", "ray", "transformers", "vllm", "huggingface_hub", "matplotlib", "py.warnings")
 
 
@@ -70,6 +71,7 @@ def open_session(
     `RunInterruptedError`, after Ray is down and the summary says `interrupted`.
     """
     check_placement(requests, this_machine())
+    interrupts = Interrupts(end_s=END_S)
     try:
         with (
             resumed or RunDirectory.create(config.runs_dir, config.name) as directory,
@@ -83,13 +85,15 @@ def open_session(
                 build_view(stages, directory.path, Console(stderr=True)) as view,
                 MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
                 ray_session(log_dir=directory.path / "logs", include_dashboard=config.dashboard) as ray_connection,
-                interruptible() as interrupts,  # inside, because Ray sets a handler of its own
+                interruptible(interrupts),  # inside, because Ray sets a handler of its own
             ):
                 if ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
                 yield Session(directory, view, metrics, interrupts, ray_connection, stall_s=config.stall_s)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
+    finally:
+        interrupts.over()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Final
 import ray
 
 from cluster.errors import ConfigError, RaywardError
-from cluster.interrupts import interruptible
+from cluster.interrupts import Interrupts, interruptible
 from cluster.placement import RoleRequest, check_placement, this_machine
 from cluster.runtime import RaySession, start_ray, stop_ray
 from serving.config import ServeConfig
@@ -117,7 +117,7 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
 def serve_until_interrupted(config: ServeConfig) -> None:
     """Serve until Ctrl-C or SIGTERM; `KeyboardInterrupt` is raised once no process is left."""
     served = serve_policy(config)
-    with interruptible():
+    with interruptible(Interrupts()):
         try:
             served.wait_ready(
                 timeout_s=config.start_timeout_s, report=lambda seconds: logger.info("... still loading after %.0f s", seconds)

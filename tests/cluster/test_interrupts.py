@@ -18,9 +18,9 @@ def started(program: str) -> subprocess.Popen[bytes]:
 
 IMPATIENT = """
 import time
-from cluster.interrupts import interruptible
+from cluster.interrupts import Interrupts, interruptible
 try:
-    with interruptible():
+    with interruptible(Interrupts()):
         print("up", flush=True)
         time.sleep(600)
 finally:
@@ -42,9 +42,10 @@ def test_a_second_interrupt_does_not_wait_for_a_clean_end(second: signal.Signals
 
 BUSY = """
 import time
-from cluster.interrupts import interruptible
+from cluster.interrupts import Interrupts, interruptible
 try:
-    with interruptible() as interrupts:
+    interrupts = Interrupts(end_s=END_S)
+    with interruptible(interrupts):
         with interrupts.deferred(GRACE_S):
             print("up", flush=True)
             end = time.monotonic() + WORK_S
@@ -61,6 +62,14 @@ except KeyboardInterrupt:
 """
 
 
+def busy(*, grace_s: float, work_s: float, end_s: float) -> str:
+    values = {"GRACE_S": grace_s, "WORK_S": work_s, "END_S": end_s}
+    program = BUSY
+    for name, value in values.items():
+        program = program.replace(name, str(value))
+    return program
+
+
 @pytest.mark.parametrize(
     ("grace_s", "work_s", "said"),
     [
@@ -69,9 +78,40 @@ except KeyboardInterrupt:
     ],
 )
 def test_what_must_end_first_has_its_grace(grace_s: float, work_s: float, said: list[str]) -> None:
-    process = started(BUSY.replace("GRACE_S", str(grace_s)).replace("WORK_S", str(work_s)))
+    process = started(busy(grace_s=grace_s, work_s=work_s, end_s=600.0))
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.read().decode().splitlines() == said
+    assert process.wait(timeout=10) == 0
+
+
+def test_an_end_that_takes_too_long_is_cut_short() -> None:
+    process = started(busy(grace_s=600.0, work_s=600.0, end_s=0.5))
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 130
+    assert process.stdout.read() == b""
+
+
+CAUGHT = """
+import os, signal, time
+from cluster.interrupts import Interrupts, interruptible
+interrupts = Interrupts(end_s=0.5)
+try:
+    with interruptible(interrupts):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(600)
+except KeyboardInterrupt:
+    interrupts.over()
+time.sleep(1.0)
+print("lived on", flush=True)
+"""
+
+
+def test_a_process_that_has_ended_cleanly_may_go_on() -> None:
+    process = started(CAUGHT)
+    assert process.stdout is not None
+    assert process.stdout.read() == b"lived on\n"
     assert process.wait(timeout=10) == 0

@@ -18,7 +18,7 @@ SECOND_AFTER_S = 0.3
 @pytest.mark.timeout(1800)
 @pytest.mark.faults
 def test_ctrl_c_and_sigterm(clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None]) -> None:
-    """A terminal sends Ctrl-C to the whole group; `ray job stop` sends SIGTERM."""
+    """A terminal sends Ctrl-C to the whole group; `ray job stop` sends SIGTERM, and Ray's daemons are not among its own."""
     run = start_run()
     ends_s, gone_s, num_steps_again = [], [], 0
     for step, number in ((2, signal.SIGINT), (7, signal.SIGTERM), (14, signal.SIGINT)):
@@ -26,7 +26,7 @@ def test_ctrl_c_and_sigterm(clean_run: FaultyRun, start_run: RunStarter, measure
         at_some_instant(step)
         processes = run.all_processes
         sent_s = time.monotonic()
-        os.killpg(run.driver.pid, number)
+        (os.killpg if number == signal.SIGINT else os.kill)(run.driver.pid, number)
         assert run.wait() == 130, run.output
         ends_s.append(time.monotonic() - sent_s)
         gone_s.append(run.seconds_to_its_last_process(processes))
@@ -75,6 +75,35 @@ def test_ctrl_c_twice(clean_run: FaultyRun, start_run: RunStarter, measured: Cal
             measured=f"ended after {end_s:.1f} s, last process gone after {gone_s:.0f} s",
             bar=f"{TWICE_S:.0f} s, {ORPHANS_GONE_S:.0f} s",
             holds=is_clean and end_s <= TWICE_S and gone_s <= ORPHANS_GONE_S,
+        )
+    )
+    assert is_clean, run.output
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.faults
+def test_sigterm_to_every_process(clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None]) -> None:
+    """As systemd stops a service: Ray's daemons end at once, so no checkpoint can be counted on."""
+    run = start_run()
+    run.wait_for_step(CHECKPOINT_EVERY + 1)
+    processes = run.all_processes
+    sent_s = time.monotonic()
+    os.killpg(run.driver.pid, signal.SIGTERM)
+    assert run.wait() == 130, run.output
+    end_s = time.monotonic() - sent_s
+    gone_s = run.seconds_to_its_last_process(processes)
+    is_clean = run.resume().ends_as(clean_run)
+    losses = run.losses(clean_run)
+    measured(
+        FaultRow(
+            row="16",
+            fault="SIGTERM to every process of the run, then a resume",
+            num_injected=1,
+            num_survived=int(is_clean),
+            losses=losses,
+            measured=f"ended after {end_s:.1f} s, last process gone after {gone_s:.0f} s; {likeness(is_clean)}",
+            bar=f"{ONCE_S:.0f} s, {ORPHANS_GONE_S:.0f} s",
+            holds=is_clean and end_s <= ONCE_S and gone_s <= ORPHANS_GONE_S,
         )
     )
     assert is_clean, run.output
