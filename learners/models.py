@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
@@ -123,15 +124,23 @@ class Reference(nn.Module):
 
 def load_policy(folder: str) -> PreTrainedModel:
     """A causal language model in float32, whose logits are its hidden states times its output matrix."""
-    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    policy = _loaded(AutoModelForCausalLM, folder)
     _check_plain_head(policy, folder)
-    # Dropout would make the ratio of new to old probabilities random.
-    return policy.eval()
+    return policy
 
 
 def load_critic_trunk(folder: str) -> PreTrainedModel:
     """The trunk of a language model or of a reward model, in float32."""
-    return AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    return _loaded(AutoModel, folder)
+
+
+def _loaded(architecture: type[AutoModel | AutoModelForCausalLM], folder: str) -> PreTrainedModel:
+    try:
+        model = architecture.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"model {folder} cannot be loaded: {error}") from error  # again and again, so no rank is started anew
+    # Dropout would make the ratio of new to old probabilities random.
+    return model.eval()
 
 
 def freeze_lowest_layers(model: PreTrainedModel, num_layers: int, compute_dtype: torch.dtype) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.queue import Empty, Queue
 
-from cluster.errors import DataError
+from cluster.errors import CannotResumeError, ConfigError, DataError, RaywardError
 from cluster.quick_start import collector_paused
 from learners.learner_config import RewardModelLearnerConfig
 from learners.mailbox import CheckpointPlan
@@ -105,6 +105,8 @@ def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: Step
     try:
         while isinstance(report := _next_report(reports, group), _StepReport):
             on_step(report.step, report.num_steps, report.metrics)
+        if isinstance(report, RaywardError):
+            raise report
         group.wait()
     except BaseException:
         group.kill()
@@ -114,7 +116,7 @@ def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: Step
     return report
 
 
-def _next_report(reports: Queue, group: TrainGroup) -> _StepReport | RewardModelResult:
+def _next_report(reports: Queue, group: TrainGroup) -> _StepReport | RewardModelResult | RaywardError:
     """Wait for rank 0; raises where the ranks have ended without another word."""
     while True:
         has_ended = group.has_ended()  # asked first, so that nothing put before the end is missed
@@ -126,8 +128,18 @@ def _next_report(reports: Queue, group: TrainGroup) -> _StepReport | RewardModel
 
 
 def train_loop_per_worker(loop_config: dict[str, _LoopSetup]) -> None:
-    """Ray Train's entry point, on every rank; rank 0 reports and writes."""
+    """Ray Train's entry point, on every rank; rank 0 reports and writes.
+
+    Where a rank dies or raises, Ray Train starts all ranks anew. What a restart would only repeat is reported instead.
+    """
     setup = loop_config["setup"]
+    try:
+        _learn(setup)
+    except (ConfigError, DataError, CannotResumeError) as error:
+        setup.reports.put(error)
+
+
+def _learn(setup: _LoopSetup) -> None:
     job: RewardModelJob = ray.get(setup.job)
     context = ray.train.get_context()
     rank = context.get_world_rank()
