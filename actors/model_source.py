@@ -99,7 +99,30 @@ def _checked_folder(folder: Path) -> Path:
                 f"{path} has an auto_map: the model brings its own Python code, which is never run here; "
                 "use an architecture that transformers contains, or remove auto_map if it is one"
             )
+    _check_tokenizer(folder / "tokenizer.json", num_embeddings=_read_json_object(config_path).get("vocab_size"))
     return folder
+
+
+def _check_tokenizer(path: Path, *, num_embeddings: object) -> None:
+    """A tokenizer of another model would give ids that the weights have no row for, or only after hours of training."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file() or not isinstance(num_embeddings, int):
+        return
+    try:
+        id_of_token = Tokenizer.from_file(str(path)).get_vocab()
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise DataError(f"{path} cannot be read: {error}; save the model folder again") from error
+    beyond = min(((token_id, token) for token, token_id in id_of_token.items() if token_id >= num_embeddings), default=None)
+    if beyond is not None:
+        digests = " and ".join(
+            f"{file.name} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]})"
+            for file in (path, path.with_name("config.json"))
+        )
+        raise DataError(
+            f"{digests} in {path.parent} are of different models: the token {beyond[1]!r} has id {beyond[0]}, the weights have "
+            f"rows for ids below {num_embeddings}; put the model's own tokenizer there, or resize its embeddings"
+        )
 
 
 def _read_json_object(path: Path) -> dict[str, object]:

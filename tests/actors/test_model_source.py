@@ -1,11 +1,13 @@
 """Model names and folders: what is taken, and what is refused with a way out."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from actors.model_source import model_digest, resolve_model
+from actors.tiny_model import byte_tokenizer
 from cluster.errors import DataError, FetchError
 
 
@@ -78,3 +80,23 @@ def test_the_digest_of_a_model_follows_its_files(tmp_path: Path) -> None:
     assert model_digest(str(tmp_path)) == before
     (tmp_path / "config.json").write_text("{ }")
     assert model_digest(str(tmp_path)) != before
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(resolve_model("tiny"), folder)
+    assert resolve_model(str(folder)) == str(folder)
+    tokenizer = byte_tokenizer()
+    num_rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([f"<more {index}>" for index in range(num_rows - len(tokenizer) + 2)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(DataError, match=rf"different models: the token '<more \d+>' has id {num_rows}, .*below {num_rows}"):
+        resolve_model(str(folder))
+
+
+def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(resolve_model("tiny"), folder)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match="tokenizer.json cannot be read"):
+        resolve_model(str(folder))
