@@ -9,6 +9,7 @@ from actors.user_function import user_function_problem
 from cluster.config import StrictConfig
 
 DType = Literal["float32", "bfloat16", "float16"]
+BadLines = Literal["error", "skip"]
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -18,8 +19,16 @@ class TaskPromptConfig(StrictConfig):
     prompt_format: Literal["plain", "chat"] = "chat"
     """plain: the messages' text as it stands, to be continued. chat: the model's own chat template."""
     max_prompt_tokens: int = Field(512, ge=1)
-    overlong: Literal["error", "drop"] = "error"
-    """What happens to a prompt longer than max_prompt_tokens. drop: counted and reported."""
+    overlong: Literal["error", "drop", "truncate_left"] = "error"
+    """What happens to a prompt longer than max_prompt_tokens; counted and reported. truncate_left: its last tokens stay."""
+
+
+class FileTaskConfig(TaskPromptConfig):
+    """What the kinds of task have that are read from a file of one JSON object a line."""
+
+    path: str
+    bad_lines: BadLines = "error"
+    """What happens to a line that is no task of this kind. skip: counted and reported."""
 
 
 class MovieReviewTaskConfig(TaskPromptConfig):
@@ -32,27 +41,24 @@ class MovieReviewTaskConfig(TaskPromptConfig):
     max_prompt_tokens: int = Field(32, ge=1)
 
 
-class JsonlTaskConfig(TaskPromptConfig):
+class JsonlTaskConfig(FileTaskConfig):
     """Tasks from a file: one object a line, {"prompt": text} or {"messages": [...]}, optional "reference" and "id"."""
 
     kind: Literal["jsonl"] = "jsonl"
-    path: str
 
 
-class GSM8KTaskConfig(TaskPromptConfig):
+class GSM8KTaskConfig(FileTaskConfig):
     """Grade-school word problems from a file: {"question", "answer": "... #### N"} a line. arXiv:2110.14168."""
 
     kind: Literal["gsm8k"] = "gsm8k"
-    path: str
     instruction: str = "Reason step by step. End with the answer as a number after ####."
     """Put below the question; empty puts nothing there."""
 
 
-class IFEvalTaskConfig(TaskPromptConfig):
+class IFEvalTaskConfig(FileTaskConfig):
     """Instructions whose keeping can be checked, from a file in the format of IFEval's input_data.jsonl. arXiv:2311.07911."""
 
     kind: Literal["ifeval"] = "ifeval"
-    path: str
     unsupported: Literal["error", "drop"] = "error"
     """A task with a constraint that no checker of ours knows. drop: left out and reported."""
 

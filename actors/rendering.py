@@ -1,6 +1,5 @@
-"""From tasks to token ids. The only caller of a chat template; a prompt is never cut."""
+"""From tasks to token ids. The only caller of a chat template."""
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,6 @@ from cluster.types import Prompt, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger("rayward")
 
 PromptFormat = Literal["plain", "chat"]
 
@@ -28,6 +25,7 @@ class RenderedPrompts:
 
     prompts: tuple[Prompt, ...]
     num_dropped: int  # tasks left out because they were too long
+    num_truncated: int  # prompts that lost their beginning because they were too long
 
 
 def load_tokenizer(model_path: str) -> "PreTrainedTokenizerBase":
@@ -47,39 +45,33 @@ def load_tokenizer(model_path: str) -> "PreTrainedTokenizerBase":
 
 
 def render_prompts(tasks: Iterable[Task], tokenizer: "PreTrainedTokenizerBase", *, task_config: TaskConfig) -> RenderedPrompts:
-    """Render every task; a prompt that is too long is an error, or left out and counted, as `task_config.overlong` says."""
+    """Render every task; what is too long is an error, left out, or cut, as `task_config.overlong` says, and counted."""
     prompts: list[Prompt] = []
-    num_dropped = 0
+    longest = task_config.max_prompt_tokens
+    num_dropped = num_truncated = 0
     for task in tasks:
-        try:
-            prompt = render_prompt(
-                task, tokenizer, prompt_format=task_config.prompt_format, max_prompt_tokens=task_config.max_prompt_tokens
-            )
-        except PromptTooLongError:
-            if task_config.overlong == "error":
-                raise
-            num_dropped += 1
-            continue
+        prompt = render_prompt(task, tokenizer, prompt_format=task_config.prompt_format)
+        if len(prompt.token_ids) > longest:
+            match task_config.overlong:
+                case "error":
+                    raise _too_long(prompt, longest)
+                case "drop":
+                    num_dropped += 1
+                    continue
+                case "truncate_left":
+                    num_truncated += 1
+                    prompt = _last_tokens(prompt, longest, tokenizer)
         prompts.append(prompt)
-    if num_dropped:
-        logger.warning("left out %d prompts longer than max_prompt_tokens=%d", num_dropped, task_config.max_prompt_tokens)
     if not prompts:
         raise DataError(
             f"no prompts are left ({num_dropped} were too long); raise max_prompt_tokens={task_config.max_prompt_tokens}"
         )
-    return RenderedPrompts(prompts=tuple(prompts), num_dropped=num_dropped)
+    return RenderedPrompts(prompts=tuple(prompts), num_dropped=num_dropped, num_truncated=num_truncated)
 
 
-def render_prompt(
-    task: Task, tokenizer: "PreTrainedTokenizerBase", *, prompt_format: PromptFormat, max_prompt_tokens: int
-) -> Prompt:
+def render_prompt(task: Task, tokenizer: "PreTrainedTokenizerBase", *, prompt_format: PromptFormat) -> Prompt:
     """Render one task. plain: its messages' texts, one a line, to be continued. chat: through the model's chat template."""
     token_ids = _plain_token_ids(task, tokenizer) if prompt_format == "plain" else _chat_token_ids(task, tokenizer)
-    if len(token_ids) > max_prompt_tokens:
-        raise PromptTooLongError(
-            f"task {task.task_id!r} renders to {len(token_ids)} tokens, max_prompt_tokens={max_prompt_tokens}; "
-            "raise max_prompt_tokens, shorten the task, or set overlong=drop"
-        )
     return Prompt(task=task, text=tokenizer.decode(token_ids), token_ids=tuple(token_ids))
 
 
@@ -87,6 +79,19 @@ def conversation_text(task: Task, completion_text: str, tokenizer: "PreTrainedTo
     """A task with its answer in the chat template of `tokenizer`, which need not be the policy's."""
     messages = [*_chat_messages(task), {"role": "assistant", "content": completion_text}]
     return tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def _too_long(prompt: Prompt, longest: int) -> PromptTooLongError:
+    return PromptTooLongError(
+        f"task {prompt.task.task_id!r} renders to {len(prompt.token_ids)} tokens, max_prompt_tokens={longest}; "
+        "raise max_prompt_tokens, shorten the task, or set overlong=drop or overlong=truncate_left"
+    )
+
+
+def _last_tokens(prompt: Prompt, longest: int, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
+    """The end of a prompt, which holds the question and the place of the answer. Of a chat, the first turn loses its head."""
+    token_ids = prompt.token_ids[-longest:]
+    return Prompt(task=prompt.task, text=tokenizer.decode(token_ids), token_ids=token_ids)
 
 
 def _plain_token_ids(task: Task, tokenizer: "PreTrainedTokenizerBase") -> list[int]:

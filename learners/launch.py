@@ -10,6 +10,7 @@ from cluster.run_lock import RunLock
 from learners.config import QuickstartConfig, RewardModelRunConfig, TrainingRunConfig, load_resolved_config
 from learners.plan import role_requests
 from learners.policy_stage import POLICY_STAGES, align_policy
+from learners.prompt_loading import prompts_meanwhile
 from learners.report import write_report
 from learners.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_STAGE, learn_reward_model
 from learners.roles import POLICY_CHECKPOINTS
@@ -25,10 +26,14 @@ def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = N
     """
     policy_run = config.policy_run()
     stages = (REWARD_MODEL_STAGE, *POLICY_STAGES)
-    with open_session(config, stages=stages, requests=role_requests(policy_run), resumed=resumed) as session:
+    with (
+        prompts_meanwhile(policy_run) as rendering,
+        open_session(config, stages=stages, requests=role_requests(policy_run), resumed=resumed) as session,
+    ):
+        prompts = rendering.result()  # now: it may be what is wrong, and a reward model takes minutes
         reward_model = learn_reward_model(session, config.model, config.reward_model, seed=config.seed)
         scorer = config.scorer.model_copy(update={"model": str(reward_model)})
-        align_policy(session, policy_run.model_copy(update={"scorers": (scorer,)}))
+        align_policy(session, policy_run.model_copy(update={"scorers": (scorer,)}), prompts)
     return _reported(session.path)
 
 
@@ -39,8 +44,11 @@ def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = No
         with open_session(config, stages=stages, requests=role_requests(config), resumed=resumed) as session:
             learn_reward_model(session, config.model, config.learner, seed=config.seed)
     else:
-        with open_session(config, stages=POLICY_STAGES, requests=role_requests(config), resumed=resumed) as session:
-            align_policy(session, config)
+        with (
+            prompts_meanwhile(config) as rendering,
+            open_session(config, stages=POLICY_STAGES, requests=role_requests(config), resumed=resumed) as session,
+        ):
+            align_policy(session, config, rendering.result())
     return _reported(session.path)
 
 

@@ -7,11 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from actors.model_source import resolve_model
-from actors.rendering import load_tokenizer, render_prompts
 from actors.rewards import REWARD_FUNCTIONS
-from actors.tasks import build_task_sets
 from cluster.atomic_file import write_atomically
-from cluster.errors import ConfigError, LearnerRestartedError
+from cluster.errors import LearnerRestartedError
 from cluster.ledger import TrajectoryLedger
 from cluster.seeding import derive_seed
 from cluster.types import Prompt, SamplingParameters
@@ -21,6 +19,7 @@ from learners.driver import Driver, Records
 from learners.evaluation import EvaluationResult, evaluate_samples
 from learners.evaluator import Evaluator
 from learners.policy_config import GROUP_ESTIMATORS
+from learners.prompt_loading import RunPrompts
 from learners.prompt_schedule import PromptSchedule
 from learners.roles import Roles, check_logprob_contract, start_roles
 from learners.session import Session
@@ -31,19 +30,18 @@ BEFORE, AFTER = Path("evaluation") / "before.json", Path("evaluation") / "after.
 POLICY_STAGES = ("start", "evaluate before", "train", "evaluate after", "export")
 
 
-def align_policy(session: Session, config: PolicyRunConfig) -> None:
+def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts) -> None:
     """One policy-gradient method on `config.task` against `config.scorers`, evaluated before and after on held-out prompts."""
-    start_policy = resolve_model(config.model)
+    if prompts.note:
+        session.view.note(prompts.note)
     with ExitStack() as stack:
         with session.stage("start"):
-            roles = start_roles(stack, session, config, start_policy)
+            roles = start_roles(stack, session, config, resolve_model(config.model))
             stack.enter_context(session.watched(roles.pending))
-            # Meanwhile: the import of transformers alone takes seconds.
-            train_prompts, held_out_prompts = _render_prompts(session, config, start_policy)
             roles.wait_until_ready(config.generator)
-            check_logprob_contract(roles, held_out_prompts[:NUM_CONTRACT_PROMPTS], _sampling(config, 1, "contract"), config)
+            check_logprob_contract(roles, prompts.held_out[:NUM_CONTRACT_PROMPTS], _sampling(config, 1, "contract"), config)
         evaluator = Evaluator(
-            prompts=held_out_prompts,
+            prompts=prompts.held_out,
             rollouts=roles.rollouts,
             scoring=roles.scoring,
             learner=roles.learner,
@@ -52,7 +50,7 @@ def align_policy(session: Session, config: PolicyRunConfig) -> None:
         )
         if not (session.path / BEFORE).exists():
             _evaluate(session, evaluator, BEFORE, num_steps_done=0)
-        driver = _driver(session, config, roles, train_prompts)
+        driver = _driver(session, config, roles, prompts.train)
         while True:  # until the learner keeps its ranks from the last step to the export
             with session.stage("train"):
                 version = _run_steps(session, config, driver, evaluator)
@@ -64,27 +62,6 @@ def align_policy(session: Session, config: PolicyRunConfig) -> None:
                 session.view.note(str(error))
             else:
                 return
-
-
-def _render_prompts(session: Session, config: PolicyRunConfig, start_policy: str) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
-    """Prompts to train on, and those to evaluate on. Raises `ConfigError` where there are too few."""
-    tokenizer = load_tokenizer(start_policy)
-    train_tasks, held_out_tasks = build_task_sets(config.task)
-    train = render_prompts(train_tasks, tokenizer, task_config=config.task)
-    held_out = render_prompts(held_out_tasks, tokenizer, task_config=config.task)
-    if train.num_dropped + held_out.num_dropped:
-        session.view.note(f"left out {train.num_dropped + held_out.num_dropped} prompts that were too long")
-    problems = [
-        f"{key}={wanted} is more than the {len(found)} {kind} prompts of task.kind={config.task.kind}; lower it"
-        for key, wanted, kind, found in (
-            ("learner.prompts_per_step", config.learner.prompts_per_step, "training", train.prompts),
-            ("evaluation.num_prompts", config.evaluation.num_prompts, "held-out", held_out.prompts),
-        )
-        if wanted > len(found)
-    ]
-    if problems:
-        raise ConfigError(problems)
-    return train.prompts, held_out.prompts[: config.evaluation.num_prompts]
 
 
 def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Sequence[Prompt]) -> Driver:

@@ -25,7 +25,7 @@ def build_task_sets(config: GSM8KTaskConfig) -> tuple[TaskSet, TaskSet]:
         example='{"question": "What is 3 + 4?", "answer": "3 and 4 are 7. #### 7"}',
         parse=partial(_parse, instruction=config.instruction),
     )
-    return split_tasks(read_tasks(path, line_format), path)
+    return split_tasks(read_tasks(path, line_format, bad_lines=config.bad_lines), path)
 
 
 def _parse(record: dict[str, Any], default_id: str, *, instruction: str) -> Task:

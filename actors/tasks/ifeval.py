@@ -22,7 +22,7 @@ logger = logging.getLogger("rayward")
 def build_task_sets(config: IFEvalTaskConfig) -> tuple[TaskSet, TaskSet]:
     """Return (train, held_out); about every tenth prompt is held out, by its hash."""
     path = Path(config.path).expanduser()
-    tasks = read_tasks(path, LINE_FORMAT)
+    tasks = read_tasks(path, LINE_FORMAT, bad_lines=config.bad_lines)
     unsupported = {task.task_id: names for task in tasks if (names := _unsupported(task))}
     if unsupported:
         counts = Counter(name for names in unsupported.values() for name in names)

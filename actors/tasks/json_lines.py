@@ -1,19 +1,26 @@
-"""Files of one JSON object a line, read strictly: every problem is named with its line, and a file with one is refused."""
+"""Files of one JSON object a line, read strictly: every problem is named with its line; a file with one is refused, unless bad
+lines are to be skipped.
+"""
 
 import gzip
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from actors.config import BadLines
 from actors.tasks.task_set import TaskSet
 from cluster.errors import DataError
 from cluster.types import Task
 
-MAX_PROBLEMS = 20  # listed at once; reading stops there
+logger = logging.getLogger("rayward")
+
+MAX_PROBLEMS = 20  # listed at once
+MAX_LINE_BYTES = 1 << 20
 HELD_OUT_ONE_IN = 10
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -31,8 +38,11 @@ class LineFormat:
     parse: Callable[[dict[str, Any], str], Task]  # (record, default id) -> task; raises `LineProblem`
 
 
-def read_tasks(path: Path, line_format: LineFormat) -> tuple[Task, ...]:
-    """Read a .jsonl or .jsonl.gz file. Raises one `DataError` that lists up to 20 problems as `file:line: reason`."""
+def read_tasks(path: Path, line_format: LineFormat, *, bad_lines: BadLines = "error") -> tuple[Task, ...]:
+    """Read a .jsonl or .jsonl.gz file.
+
+    Up to 20 problems, each as `file:line: reason`, are one `DataError`, or one warning where bad lines are skipped.
+    """
     tasks: list[Task] = []
     line_of_id: dict[str, int] = {}
     problems: list[str] = []
@@ -43,14 +53,18 @@ def read_tasks(path: Path, line_format: LineFormat) -> tuple[Task, ...]:
                 raise LineProblem(f"id {task.task_id!r} was used in line {line_of_id[task.task_id]}; ids must differ")
         except LineProblem as problem:
             problems.append(f"{path}:{number}: {problem}")
-            if len(problems) == MAX_PROBLEMS:
-                problems.append(f"{path}: stopped after {MAX_PROBLEMS} problems")
+            if len(problems) == MAX_PROBLEMS and bad_lines == "error":
                 break
             continue
         line_of_id[task.task_id] = number
         tasks.append(task)
+    if problems and bad_lines == "error":
+        stopped = ", and stopped there" if len(problems) == MAX_PROBLEMS else ""
+        found = f"{path}: found {len(problems)} bad lines{stopped}; mend them, or set task.bad_lines=skip to leave them out"
+        raise DataError("\n".join([*problems, found]))
     if problems:
-        raise DataError("\n".join(problems))
+        listed = "\n".join(problems[:MAX_PROBLEMS])
+        logger.warning("%s: left out %d bad lines, kept %d; the first are\n%s", path, len(problems), len(tasks), listed)
     if not tasks:
         raise DataError(f"{path}: no tasks in it; write one object a line, for example {line_format.example}")
     return tuple(tasks)
@@ -95,12 +109,20 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path}: no such file; set task.path to a .jsonl or .jsonl.gz file")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(_bounded_lines(cast(BinaryIO, stream)), start=1):
                 content = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).strip()
                 if content:
                     yield number, content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}; write the file again") from error
+
+
+def _bounded_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Each line, of one that is longer than any task the first `MAX_LINE_BYTES + 1` bytes."""
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        yield line
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(MAX_LINE_BYTES)
 
 
 def _record(line: bytes, fields: Sequence[str]) -> dict[str, Any]:
@@ -112,6 +134,8 @@ def _record(line: bytes, fields: Sequence[str]) -> dict[str, Any]:
 
 
 def _json_object(line: bytes) -> dict[str, Any]:
+    if len(line) > MAX_LINE_BYTES:
+        raise LineProblem(f"is longer than {MAX_LINE_BYTES} bytes; is there a line end missing?")
     if b"\x00" in line:
         raise LineProblem("holds a NUL byte; the file is damaged or not UTF-8 text")
     try:

@@ -6,7 +6,7 @@ One object a line: {"prompt": text} or {"messages": [{"role": ..., "content": ..
 from pathlib import Path
 from typing import Any, get_args
 
-from actors.config import JsonlTaskConfig
+from actors.config import BadLines, JsonlTaskConfig
 from actors.tasks.json_lines import LineFormat, LineProblem, read_tasks, split_tasks, text_field
 from actors.tasks.task_set import TaskSet
 from cluster.types import Message, Role, Task
@@ -17,12 +17,12 @@ ROLES: tuple[str, ...] = get_args(Role)
 def build_task_sets(config: JsonlTaskConfig) -> tuple[TaskSet, TaskSet]:
     """Return (train, held_out); about every tenth task is held out, by a hash of its messages."""
     path = Path(config.path).expanduser()
-    return split_tasks(load_tasks(path), path)
+    return split_tasks(load_tasks(path, bad_lines=config.bad_lines), path)
 
 
-def load_tasks(path: Path) -> tuple[Task, ...]:
+def load_tasks(path: Path, *, bad_lines: BadLines = "error") -> tuple[Task, ...]:
     """Read a .jsonl or .jsonl.gz file. Raises one `DataError` that lists up to 20 problems as `file:line: reason`."""
-    return read_tasks(path, LINE_FORMAT)
+    return read_tasks(path, LINE_FORMAT, bad_lines=bad_lines)
 
 
 def _parse(record: dict[str, Any], default_id: str) -> Task:

@@ -50,6 +50,7 @@ def test_gzip_is_read(tmp_path: Path) -> None:
     [
         (b'{"prompt": "a"', "not valid JSON: Expecting ',' delimiter at column 15"),
         (b"[" * 100_000, "not valid JSON: nested too deeply"),
+        (b'{"prompt": "' + b"x" * 10_000_000 + b'"}', "is longer than 1048576 bytes; is there a line end missing?"),
         (b'["a"]', "is a list, expected an object"),
         (b'{"reference": "a"}', "give exactly one of 'prompt' and 'messages'"),
         (b'{"prompt": "a", "messages": []}', "give exactly one of 'prompt' and 'messages'"),
@@ -72,17 +73,33 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
     path = write(tmp_path, GOOD + line + b"\n" + GOOD)
     with pytest.raises(DataError) as caught:
         load_tasks(path)
-    assert str(caught.value) == f"{path}:2: {reason}"
+    assert str(caught.value).splitlines() == [
+        f"{path}:2: {reason}",
+        f"{path}: found 1 bad lines; mend them, or set task.bad_lines=skip to leave them out",
+    ]
 
 
 def test_all_problems_are_told_at_once_up_to_twenty(tmp_path: Path) -> None:
     path = write(tmp_path, b"{\n" * 2 + GOOD + b'{"prompt": 1}\n')
     with pytest.raises(DataError) as caught:
         load_tasks(path)
-    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [f"{path}:{n}" for n in (1, 2, 4)]
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [f"{path}:1", f"{path}:2", f"{path}:4", f"{path}"]
     with pytest.raises(DataError) as caught:
         load_tasks(write(tmp_path, b"{\n" * 500))
-    assert str(caught.value).splitlines()[20:] == [f"{path}: stopped after 20 problems"]
+    assert str(caught.value).splitlines()[20:] == [
+        f"{path}: found 20 bad lines, and stopped there; mend them, or set task.bad_lines=skip to leave them out"
+    ]
+
+
+def test_bad_lines_are_skipped_and_told_where_that_is_wanted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, b"{\n" * 30 + GOOD + b'{"prompt": 1}\n' + GOOD)
+    tasks = load_tasks(path, bad_lines="skip")
+    assert [task.task_id for task in tasks] == ["sums/31", "sums/33"]
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: left out 31 bad lines, kept 2; the first are\n{path}:1: not valid JSON")
+    assert len(message.splitlines()) == 21
+    with pytest.raises(DataError, match="no tasks in it"):
+        load_tasks(write(tmp_path, b"{\n" * 30), bad_lines="skip")
 
 
 def test_duplicate_ids_are_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_the_light_tokenizer_is_that_of_transformers(text: str) -> None:
 
 
 def test_plain_is_the_text_itself() -> None:
-    prompt = render_prompt(HELLO, TOKENIZER, prompt_format="plain", max_prompt_tokens=5)
+    prompt = render_prompt(HELLO, TOKENIZER, prompt_format="plain")
     assert prompt.text == "hello"
     assert len(prompt.token_ids) == 5
     assert prompt.task is HELLO
@@ -38,39 +38,56 @@ def test_plain_is_the_text_itself() -> None:
 
 def test_plain_puts_messages_on_lines() -> None:
     task = replace(HELLO, messages=(Message(role="system", content="a"), Message(role="user", content="b")))
-    assert render_prompt(task, TOKENIZER, prompt_format="plain", max_prompt_tokens=5).text == "a\nb"
+    assert render_prompt(task, TOKENIZER, prompt_format="plain").text == "a\nb"
 
 
 def test_chat_goes_through_the_template() -> None:
-    prompt = render_prompt(HELLO, TOKENIZER, prompt_format="chat", max_prompt_tokens=64)
+    prompt = render_prompt(HELLO, TOKENIZER, prompt_format="chat")
     assert prompt.text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.token_ids.count(TOKENIZER.eos_token_id) == 1  # special tokens are one id, not spelled out
 
 
+def overlong(mode: str, *, longest: int) -> JsonlTaskConfig:
+    return JsonlTaskConfig.model_validate(
+        {"path": "unused", "prompt_format": "plain", "max_prompt_tokens": longest, "overlong": mode}
+    )
+
+
 def test_too_long_is_an_error_that_says_how_long() -> None:
+    for longest in (5, 6):  # of 5 tokens
+        assert len(render_prompts([HELLO], TOKENIZER, task_config=overlong("error", longest=longest)).prompts) == 1
     with pytest.raises(PromptTooLongError, match="'t/hello' renders to 5 tokens, max_prompt_tokens=4.*overlong=drop"):
-        render_prompt(HELLO, TOKENIZER, prompt_format="plain", max_prompt_tokens=4)
+        render_prompts([HELLO], TOKENIZER, task_config=overlong("error", longest=4))
 
 
-def test_overlong_prompts_are_dropped_and_counted_or_refused() -> None:
-    config = JsonlTaskConfig(path="unused", prompt_format="plain", max_prompt_tokens=10, overlong="drop")
-    rendered = render_prompts([HELLO, LONG, HELLO], TOKENIZER, task_config=config)
-    assert ([prompt.task for prompt in rendered.prompts], rendered.num_dropped) == ([HELLO, HELLO], 1)
-    with pytest.raises(DataError, match=r"no prompts are left \(1 were too long\)"):
-        render_prompts([LONG], TOKENIZER, task_config=config)
-    with pytest.raises(PromptTooLongError):
-        render_prompts([HELLO, LONG], TOKENIZER, task_config=config.model_copy(update={"overlong": "error"}))
+def test_overlong_prompts_are_dropped_and_counted() -> None:
+    for longest, kept in ((4, []), (5, [HELLO, HELLO]), (6, [HELLO, HELLO])):
+        tasks = [HELLO, LONG, HELLO]
+        if not kept:
+            with pytest.raises(DataError, match=r"no prompts are left \(3 were too long\)"):
+                render_prompts(tasks, TOKENIZER, task_config=overlong("drop", longest=longest))
+            continue
+        rendered = render_prompts(tasks, TOKENIZER, task_config=overlong("drop", longest=longest))
+        assert ([prompt.task for prompt in rendered.prompts], rendered.num_dropped) == (kept, 1)
+
+
+@pytest.mark.parametrize(("longest", "text", "num_truncated"), [(4, "ello", 1), (5, "hello", 0), (6, "hello", 0)])
+def test_overlong_prompts_are_cut_at_their_beginning_and_counted(longest: int, text: str, num_truncated: int) -> None:
+    rendered = render_prompts([HELLO], TOKENIZER, task_config=overlong("truncate_left", longest=longest))
+    (prompt,) = rendered.prompts
+    assert (prompt.text, rendered.num_truncated, rendered.num_dropped) == (text, num_truncated, 0)
+    assert prompt.token_ids == tuple(TOKENIZER(text)["input_ids"])
 
 
 def test_a_tokenizer_without_template_says_what_to_do() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template; set prompt_format=plain"):
-        render_prompt(HELLO, tokenizer, prompt_format="chat", max_prompt_tokens=64)
+        render_prompt(HELLO, tokenizer, prompt_format="chat")
 
 
 def test_a_template_that_refuses_is_quoted() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('system role not supported') }}"
     with pytest.raises(DataError, match="'t/hello' does not fit the model's chat template: system role not supported"):
-        render_prompt(HELLO, tokenizer, prompt_format="chat", max_prompt_tokens=64)
+        render_prompt(HELLO, tokenizer, prompt_format="chat")

@@ -83,7 +83,7 @@ def test_a_chat_template_that_reaches_for_python(model_folder: Path, canary: Pat
     (model_folder / "chat_template.jinja").write_text(template.replace("CANARY", str(canary)))
     task = Task(task_id="t/1", messages=(Message(role="user", content="go"),))
     with pytest.raises(RaywardError, match="does not fit the model's chat template"):
-        render_prompt(task, load_tokenizer(str(model_folder)), prompt_format="chat", max_prompt_tokens=64)
+        render_prompt(task, load_tokenizer(str(model_folder)), prompt_format="chat")
     assert not canary.exists()
 
 
