@@ -53,14 +53,29 @@ def test_ctrl_c_and_sigterm(clean_run: FaultyRun, start_run: RunStarter, measure
 
 @pytest.mark.timeout(1800)
 @pytest.mark.faults
-def test_ctrl_c_twice(clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None]) -> None:
+@pytest.mark.parametrize(
+    ("fault", "numbers", "bar_s"),
+    [
+        ("Ctrl-C twice", (signal.SIGINT, signal.SIGINT), TWICE_S),
+        # As systemd stops a service: Ray's daemons end at once, so no checkpoint can be counted on.
+        ("SIGTERM to every process of the run", (signal.SIGTERM,), ONCE_S),
+    ],
+)
+def test_an_end_without_a_last_checkpoint(
+    clean_run: FaultyRun,
+    start_run: RunStarter,
+    measured: Callable[[FaultRow], None],
+    fault: str,
+    numbers: tuple[signal.Signals, ...],
+    bar_s: float,
+) -> None:
     run = start_run()
     run.wait_for_step(CHECKPOINT_EVERY + 1)
     processes = run.all_processes
-    os.killpg(run.driver.pid, signal.SIGINT)
-    time.sleep(SECOND_AFTER_S)
-    sent_s = time.monotonic()
-    os.killpg(run.driver.pid, signal.SIGINT)
+    for count, number in enumerate(numbers):
+        time.sleep(SECOND_AFTER_S if count else 0)
+        sent_s = time.monotonic()
+        os.killpg(run.driver.pid, number)
     assert run.wait() == 130, run.output
     end_s = time.monotonic() - sent_s
     gone_s = run.seconds_to_its_last_process(processes)
@@ -68,42 +83,13 @@ def test_ctrl_c_twice(clean_run: FaultyRun, start_run: RunStarter, measured: Cal
     measured(
         FaultRow(
             row="16",
-            fault="Ctrl-C twice, then a resume",
+            fault=f"{fault}, then a resume",
             num_injected=1,
             num_survived=int(is_clean),
             losses=run.losses(clean_run),
             measured=f"ended after {end_s:.1f} s, last process gone after {gone_s:.0f} s",
-            bar=f"{TWICE_S:.0f} s, {ORPHANS_GONE_S:.0f} s",
-            holds=is_clean and end_s <= TWICE_S and gone_s <= ORPHANS_GONE_S,
-        )
-    )
-    assert is_clean, run.output
-
-
-@pytest.mark.timeout(1800)
-@pytest.mark.faults
-def test_sigterm_to_every_process(clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None]) -> None:
-    """As systemd stops a service: Ray's daemons end at once, so no checkpoint can be counted on."""
-    run = start_run()
-    run.wait_for_step(CHECKPOINT_EVERY + 1)
-    processes = run.all_processes
-    sent_s = time.monotonic()
-    os.killpg(run.driver.pid, signal.SIGTERM)
-    assert run.wait() == 130, run.output
-    end_s = time.monotonic() - sent_s
-    gone_s = run.seconds_to_its_last_process(processes)
-    is_clean = run.resume().ends_as(clean_run)
-    losses = run.losses(clean_run)
-    measured(
-        FaultRow(
-            row="16",
-            fault="SIGTERM to every process of the run, then a resume",
-            num_injected=1,
-            num_survived=int(is_clean),
-            losses=losses,
-            measured=f"ended after {end_s:.1f} s, last process gone after {gone_s:.0f} s; {likeness(is_clean)}",
-            bar=f"{ONCE_S:.0f} s, {ORPHANS_GONE_S:.0f} s",
-            holds=is_clean and end_s <= ONCE_S and gone_s <= ORPHANS_GONE_S,
+            bar=f"{bar_s:.0f} s, {ORPHANS_GONE_S:.0f} s",
+            holds=is_clean and end_s <= bar_s and gone_s <= ORPHANS_GONE_S,
         )
     )
     assert is_clean, run.output
