@@ -10,7 +10,7 @@ from tests.faults.fault_table import FaultRow
 from tests.faults.faulty_run import ENGINE, GENERATOR, RANK, SCORER, FaultyRun, RunStarter
 
 KILL_EVERY_S = 60.0
-NUM_STEPS = 420  # enough for a kill of each kind
+NUM_STEPS = 560  # enough for a kill of each kind
 WARM_UP_STEPS = 5
 KINDS = (GENERATOR, SCORER, RANK, ENGINE)
 BAR = 0.8
