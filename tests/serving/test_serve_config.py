@@ -13,6 +13,8 @@ from serving.app import serve_policy
 from serving.config import ServeConfig
 from serving.policy_folder import check_max_model_tokens, resolve_policy
 
+pytestmark = pytest.mark.usefixtures("no_ray")  # where one runs, a policy is served on it
+
 PARTS = ("config.json", "model.safetensors", "tokenizer.json")
 
 
