@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from actors.config import RewardModelScorerConfig
 from actors.rendering import load_tokenizer
 from actors.reward_head import SCORE_OFFSET, encode_texts, last_token_scores, load_reward_model
-from cluster.quick_start import collector_paused
+from cluster.garbage_collector import collector_paused
 
 
 class RewardModel:

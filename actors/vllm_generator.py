@@ -14,7 +14,7 @@ from actors.config import GeneratorConfig
 from actors.generator import INITIAL_CHECKSUM, HeldWeights
 from cluster.cpu_engine import cpu_engine_environment
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError, WeightMismatchError
-from cluster.quick_start import collector_paused
+from cluster.garbage_collector import collector_paused
 from cluster.seeding import derive_seed
 from cluster.types import Completion, FinishReason, Prompt, PublishedWeights, SamplingParameters, Trajectory, TrajectoryGroup
 

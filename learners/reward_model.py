@@ -10,7 +10,7 @@ import ray
 from ray.util.queue import Empty, Queue
 
 from cluster.errors import CannotResumeError, ConfigError, DataError, RaywardError
-from cluster.quick_start import collector_paused
+from cluster.garbage_collector import collector_paused
 from learners.learner_config import RewardModelLearnerConfig
 from learners.mailbox import CheckpointPlan
 from learners.train_group import GroupPlan, TrainGroup

@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError
-from cluster.quick_start import collector_paused
+from cluster.garbage_collector import collector_paused
 from learners.learner_config import WorkerConfig
 
 TRAIN_ENVIRONMENT: Mapping[str, str] = {

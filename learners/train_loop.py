@@ -9,7 +9,7 @@ import ray
 import ray.train
 
 from cluster.errors import CannotResumeError, ConfigError, DataError
-from cluster.quick_start import collector_paused
+from cluster.garbage_collector import collector_paused
 from learners.mailbox import (
     CheckpointPlan,
     Command,

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from cluster.quick_start import collector_paused
+from cluster.garbage_collector import collector_paused
 
 
 def test_the_collector_runs_again_afterwards_and_skips_what_was_made() -> None:

@@ -1,4 +1,4 @@
-"""Starting processes faster."""
+"""Python's cycle collector, out of the way while a process starts."""
 
 import gc
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 def collector_paused() -> Iterator[None]:
     """For imports and set-up, whose objects stay: Python's cycle collector looks through them hundreds of times for nothing.
 
-    Those passes are a quarter of the CPU seconds of importing vLLM, torch or transformers. Later passes skip what was made here.
+    Those passes are about a fifth of the CPU seconds of importing vLLM. Later passes skip what was made here.
     """
     gc.disable()
     try:
