@@ -105,10 +105,10 @@ def _checked_folder(folder: Path) -> Path:
 
 def _check_tokenizer(path: Path, *, num_embeddings: object) -> None:
     """A tokenizer of another model would give ids that the weights have no row for, or only after hours of training."""
-    from tokenizers import Tokenizer
-
     if not path.is_file() or not isinstance(num_embeddings, int):
         return
+    from tokenizers import Tokenizer
+
     try:
         id_of_token = Tokenizer.from_file(str(path)).get_vocab()
     except Exception as error:  # tokenizers raises nothing narrower

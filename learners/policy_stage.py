@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from actors.model_source import resolve_model
 from actors.rewards import REWARD_FUNCTIONS
 from cluster.atomic_file import write_atomically
 from cluster.errors import LearnerRestartedError
@@ -36,7 +35,7 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts)
         session.view.note(prompts.note)
     with ExitStack() as stack:
         with session.stage("start"):
-            roles = start_roles(stack, session, config, resolve_model(config.model))
+            roles = start_roles(stack, session, config, prompts.model_path)
             stack.enter_context(session.watched(roles.pending))
             roles.wait_until_ready(config.generator)
             check_logprob_contract(roles, prompts.held_out[:NUM_CONTRACT_PROMPTS], _sampling(config, 1, "contract"), config)

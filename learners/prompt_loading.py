@@ -18,6 +18,7 @@ from learners.config import PolicyRunConfig
 class RunPrompts:
     """What a policy is asked. Produced by `prompts_meanwhile`, consumed by the policy stage."""
 
+    model_path: str  # the policy's folder, whose tokenizer rendered them
     train: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]  # to evaluate on; as many as evaluation.num_prompts
     note: str  # about prompts that were too long; empty where none was
@@ -56,4 +57,9 @@ def _render(config: PolicyRunConfig, model_path: str, train_tasks: TaskSet, held
         for what, number in counts
         if number
     ]
-    return RunPrompts(train=train.prompts, held_out=held_out.prompts[: config.evaluation.num_prompts], note="; ".join(told))
+    return RunPrompts(
+        model_path=model_path,
+        train=train.prompts,
+        held_out=held_out.prompts[: config.evaluation.num_prompts],
+        note="; ".join(told),
+    )
