@@ -9,7 +9,7 @@ from ray.util.placement_group import placement_group_table
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from cluster.errors import LearnerRestartedError, RaywardError
+from cluster.errors import DataError, LearnerRestartedError, RaywardError
 from cluster.types import ScoredBatch
 from learners.mailbox import CheckpointPlan, StartingPoint
 from learners.policy_config import PolicyLearnerConfig
@@ -138,5 +138,8 @@ def test_no_command_follows_the_end(tiny_model: str, ppo_config: ConfigBuilder, 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_model_that_does_not_load_is_reported_at_the_start(ppo_config: ConfigBuilder, tmp_path: Path) -> None:
-    with pytest.raises(RaywardError, match="nowhere"), _handle(str(tmp_path / "nowhere"), ppo_config(), tmp_path) as learner:
+    with (
+        pytest.raises(DataError, match="nowhere cannot be loaded"),
+        _handle(str(tmp_path / "nowhere"), ppo_config(), tmp_path) as learner,
+    ):
         learner.wait_until_ready()
