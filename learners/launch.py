@@ -11,7 +11,7 @@ from learners.config import QuickstartConfig, RewardModelRunConfig, TrainingRunC
 from learners.plan import role_requests
 from learners.policy_stage import POLICY_STAGES, align_policy
 from learners.prompt_loading import prompts_meanwhile
-from learners.report import write_report
+from learners.report import ReportInTheMaking
 from learners.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_STAGE, learn_reward_model
 from learners.roles import POLICY_CHECKPOINTS
 from learners.session import open_session
@@ -25,6 +25,7 @@ def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = N
     `resumed`: an earlier run of the same configuration to go on with.
     """
     policy_run = config.policy_run()
+    report = ReportInTheMaking()
     stages = (REWARD_MODEL_STAGE, *POLICY_STAGES)
     with (
         prompts_meanwhile(policy_run) as rendering,
@@ -33,12 +34,13 @@ def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = N
         prompts = rendering.result()  # now: it may be what is wrong, and a reward model takes minutes
         reward_model = learn_reward_model(session, config.model, config.reward_model, seed=config.seed)
         scorer = config.scorer.model_copy(update={"model": str(reward_model)})
-        align_policy(session, policy_run.model_copy(update={"scorers": (scorer,)}), prompts)
-    return _reported(session.path)
+        align_policy(session, policy_run.model_copy(update={"scorers": (scorer,)}), prompts, report)
+    return _reported(session.path, report)
 
 
 def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = None) -> Path:
     """One learner. Returns the run directory. `resumed`: an earlier run of the same configuration to go on with."""
+    report = ReportInTheMaking()
     if isinstance(config, RewardModelRunConfig):
         stages: tuple[str, ...] = (REWARD_MODEL_STAGE,)
         with open_session(config, stages=stages, requests=role_requests(config), resumed=resumed) as session:
@@ -48,8 +50,8 @@ def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = No
             prompts_meanwhile(config) as rendering,
             open_session(config, stages=POLICY_STAGES, requests=role_requests(config), resumed=resumed) as session,
         ):
-            align_policy(session, config, rendering.result())
-    return _reported(session.path)
+            align_policy(session, config, rendering.result(), report)
+    return _reported(session.path, report)
 
 
 def resume_run(run: Path, overrides: Sequence[str], *, fresh: bool) -> Path:
@@ -73,8 +75,8 @@ def resume_run(run: Path, overrides: Sequence[str], *, fresh: bool) -> Path:
     return run_training(config, resumed=resumed)
 
 
-def _reported(run: Path) -> Path:
+def _reported(run: Path, report: ReportInTheMaking) -> Path:
     """Written when the run is over, so that the report says how it ended."""
     with announced("writing the report"):
-        write_report(run)
+        report.finish(run)
     return run

@@ -20,6 +20,7 @@ from learners.evaluator import Evaluator
 from learners.policy_config import GROUP_ESTIMATORS
 from learners.prompt_loading import RunPrompts
 from learners.prompt_schedule import PromptSchedule
+from learners.report import ReportInTheMaking
 from learners.roles import Roles, check_logprob_contract, start_roles
 from learners.session import Session
 from learners.train_handle import LearnerHandle
@@ -29,8 +30,11 @@ BEFORE, AFTER = Path("evaluation") / "before.json", Path("evaluation") / "after.
 POLICY_STAGES = ("start", "evaluate before", "train", "evaluate after", "export")
 
 
-def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts) -> None:
-    """One policy-gradient method on `config.task` against `config.scorers`, evaluated before and after on held-out prompts."""
+def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts, report: ReportInTheMaking) -> None:
+    """One policy-gradient method on `config.task` against `config.scorers`, evaluated before and after on held-out prompts.
+
+    Begins the `report` before the roles are stopped.
+    """
     if prompts.note:
         session.view.note(prompts.note)
     with ExitStack() as stack:
@@ -60,6 +64,7 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts)
             except LearnerRestartedError as error:
                 session.view.note(str(error))
             else:
+                report.begin(session.path)
                 return
 
 

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -61,17 +62,46 @@ class SamplePair:
     after: SampleCell | None
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write report.png and report.html into `run_dir`; return the page. Works on unfinished runs with what is there."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """The same curves on two backgrounds, as PNG. Produced by `draw_figures`, consumed by `write_report`."""
+
+    light: bytes
+    dark: bytes
+
+
+class ReportInTheMaking:
+    """The report of a run that is about to end: figures drawn while Ray stops, the page written when the run is over."""
+
+    def __init__(self) -> None:
+        self._figures: Future[Figures] | None = None
+
+    def begin(self, run_dir: Path) -> None:
+        """Draw in a thread; to be called once nothing will be measured any more."""
+        drawing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="figures")
+        self._figures = drawing.submit(draw_figures, run_dir)
+        drawing.shutdown(wait=False)
+
+    def finish(self, run_dir: Path) -> Path:
+        """Write the report; return the page, which says how the run ended. Draws what was not begun."""
+        return write_report(run_dir, draw_figures(run_dir) if self._figures is None else self._figures.result())
+
+
+def draw_figures(run_dir: Path) -> Figures:
+    """From what the run has written so far."""
     data = load_report_data(run_dir)
-    light_png = draw_figure(data, LIGHT)
-    write_atomically(run_dir / "report.png", light_png)
+    return Figures(light=draw_figure(data, LIGHT), dark=draw_figure(data, DARK))
+
+
+def write_report(run_dir: Path, figures: Figures) -> Path:
+    """Write report.png and report.html into `run_dir`; return the page. Works on unfinished runs with what is there."""
+    write_atomically(run_dir / "report.png", figures.light)
     page = run_dir / "report.html"
-    write_atomically(page, _render(data, light_png=light_png, dark_png=draw_figure(data, DARK)))
+    write_atomically(page, _render(load_report_data(run_dir), figures))
     return page
 
 
-def _render(data: ReportData, *, light_png: bytes, dark_png: bytes) -> str:
+def _render(data: ReportData, figures: Figures) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -80,8 +110,8 @@ def _render(data: ReportData, *, light_png: bytes, dark_png: bytes) -> str:
     pairs = _pair_samples(data)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         summary=data.summary,
-        light_png=base64.b64encode(light_png).decode(),
-        dark_png=base64.b64encode(dark_png).decode(),
+        light_png=base64.b64encode(figures.light).decode(),
+        dark_png=base64.b64encode(figures.dark).decode(),
         headline=_headline(before, after, data.summary),
         rows=_summary_rows(before, after),
         verdicts=_verdicts(before, after),

@@ -19,7 +19,7 @@ from learners.learner_config import WorkerConfig
 
 TRAIN_ENVIRONMENT: Mapping[str, str] = {
     "RAY_TRAIN_METRICS_ENABLED": "0",  # needs a metrics agent; ours are in metrics.jsonl
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon a rank's failure is seen
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a rank's failure is seen
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a rank whose process stands still is lost, after 600 s by Ray's own choice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process more, for clouds that announce the end of a node
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

@@ -12,7 +12,7 @@ import yaml
 from cluster.errors import DataError
 from cluster.ledger import TrajectoryLedger
 from cluster.types import Completion, Message, Prompt, Reward, ScoredGroup, Task, Trajectory, TrajectoryGroup
-from learners.report import write_report
+from learners.report import ReportInTheMaking
 from learners.report_data import load_report_data
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -113,7 +113,10 @@ def _scored_group(task_id: str, num_tokens: int) -> ScoredGroup:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a finished run whose policy wrote markup."""
-    return write_report(write_run(tmp_path_factory.mktemp("runs") / "run", hostile="<script>alert(1)</script>"))
+    run = write_run(tmp_path_factory.mktemp("runs") / "run", hostile="<script>alert(1)</script>")
+    report = ReportInTheMaking()
+    report.begin(run)
+    return report.finish(run)
 
 
 def test_report_is_a_picture_and_a_page_that_needs_nothing_else(page: Path) -> None:
@@ -154,7 +157,7 @@ def test_changes_and_verdicts_are_those_of_the_samples(page: Path) -> None:
 
 def test_a_run_that_failed_at_once_still_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"state": "failed", "name": "early", "error": "DataError: no <data>"}))
-    text = write_report(tmp_path).read_text(encoding="utf-8")
+    text = ReportInTheMaking().finish(tmp_path).read_text(encoding="utf-8")
     assert "no evaluation before and after yet" in text
     assert "DataError: no &lt;data&gt;" in text
 
