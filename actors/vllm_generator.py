@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.config import GeneratorConfig
 from actors.generator import INITIAL_CHECKSUM, HeldWeights
+from actors.tensor_shapes import TensorShapes, differing_tensors, folder_tensor_shapes, tensor_shapes
 from cluster.cpu_engine import cpu_engine_environment
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError, WeightMismatchError
 from cluster.garbage_collector import collector_paused
@@ -32,8 +33,6 @@ INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
 TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
-TensorShapes = dict[str, tuple[int, ...]]
-
 
 class VLLMGenerator:
     """Implements `Generator`. To be used as an async Ray actor."""
@@ -47,7 +46,7 @@ class VLLMGenerator:
         self._publication = asyncio.Lock()  # one at a time
         with collector_paused():
             self._engine: AsyncLLM | None = _build_engine(model_path, config)
-        self._tensor_shapes = _folder_tensor_shapes(Path(model_path))
+        self._tensor_shapes = folder_tensor_shapes(Path(model_path))
         if self._engine.model_config.hf_config.tie_word_embeddings:
             self._tensor_shapes.pop(TIED_HEAD, None)
 
@@ -157,14 +156,11 @@ class VLLMGenerator:
                 f"{weights.path} has sha256 {checksum}, but version {weights.policy_version} was published with "
                 f"{weights.checksum}; the generator keeps its weights"
             )
-        self._check_shapes(_tensor_shapes(Path(weights.path)), weights.path)
+        self._check_shapes(tensor_shapes(Path(weights.path)), weights.path)
 
     def _check_shapes(self, shapes: TensorShapes, source: str) -> None:
-        if shapes != self._tensor_shapes:
-            # vLLM would keep old values, or memory that nobody wrote, for whatever is missing.
-            differing = sorted(
-                name for name in shapes.keys() | self._tensor_shapes.keys() if shapes.get(name) != self._tensor_shapes.get(name)
-            )
+        differing = differing_tensors(shapes, self._tensor_shapes)
+        if differing:  # vLLM would keep old values, or memory that nobody wrote, for whatever is missing
             raise WeightMismatchError(
                 f"{source} does not hold this model's tensors: {len(differing)} are missing, unknown or of another shape, "
                 f"first {differing[:3]}; the generator keeps its weights"
@@ -281,20 +277,3 @@ def _finish_reason(task_id: str, reason: str | None) -> FinishReason:
 
 def _version(label: str) -> int:
     return 0 if label == INITIAL_LABEL else int(label)
-
-
-def _folder_tensor_shapes(folder: Path) -> TensorShapes:
-    shapes: TensorShapes = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        shapes |= _tensor_shapes(path)
-    if not shapes:
-        raise DataError(f"{folder}: no *.safetensors files; generators need a local Hugging Face folder with safetensors weights")
-    return shapes
-
-
-def _tensor_shapes(path: Path) -> TensorShapes:
-    """Reads the header only."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping

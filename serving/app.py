@@ -12,12 +12,13 @@ from typing import Final
 
 import ray
 
+from actors.model_source import resolve_model
 from cluster.errors import ConfigError, RaywardError
 from cluster.interrupts import Interrupts, interruptible
 from cluster.placement import RoleRequest, check_placement, this_machine
 from cluster.runtime import RaySession, start_ray, stop_ray
 from serving.config import ServeConfig
-from serving.policy_folder import PolicyFolder, check_max_model_tokens, resolve_policy
+from serving.policy_folder import PolicyFolder, check_is_run, check_max_model_tokens, resolve_policy
 
 logger = logging.getLogger("rayward")
 
@@ -89,7 +90,10 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
 
     Everything that can be refused is refused before Ray starts. Ray is started with `start` where this process has none.
     """
+    if config.follow:
+        check_is_run(config.model)
     policy = resolve_policy(config.model)
+    resolve_model(str(policy.path))  # refuses a folder with code in it, or with the tokenizer of another model
     check_max_model_tokens(policy, config.max_model_tokens)
     port = _available_port(config.host, config.port)
     model_id = config.model_id or policy.name

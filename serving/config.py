@@ -14,6 +14,8 @@ class ServeConfig(StrictConfig):
 
     model: str
     """A policy folder (Hugging Face layout), or a run directory: then the newest complete `policies/v*` in it."""
+    follow: bool = False
+    """Take each newer policy of the run as it appears, without a stop; `model` is a run directory then."""
     model_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The name clients ask for; None is the run's name, or the folder's where it belongs to no run."""
     host: str = "127.0.0.1"
@@ -39,7 +41,7 @@ class ServeConfig(StrictConfig):
     max_ongoing_requests: int = Field(64, ge=1)
     """Requests that one replica works on at the same time."""
     max_queued_requests: int = Field(256, ge=1)
-    """Requests that wait for a free replica; the next one is refused with 503 at once."""
+    """Requests that wait for a free replica; the next one is refused with 429 at once."""
     request_timeout_s: float = Field(300.0, gt=0)
     """Wall time after which an unanswered request is cancelled."""
     start_timeout_s: float = Field(600.0, gt=0)

@@ -1,38 +1,56 @@
-"""The Ray Serve application of one policy: engine replicas behind one front door."""
+"""The Ray Serve application of one policy: engine replicas behind a front door."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 
 # Ray's own example builds model cards with this function; the public module has no other way.
 from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
+from ray.serve.config import BackpressureConfig
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.schema import LoggingConfig
 
 from cluster.cpu_engine import cpu_engine_environment
 from cluster.runtime import WORKER_ENVIRONMENT
+from serving.api_errors import RETRY_AFTER_S
 from serving.config import ServeConfig
 from serving.ingress import build_ingress_class
 from serving.policy_folder import PolicyFolder
+from serving.policy_server import PolicyServer
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 BYTES_PER_GIB = 2**30
+MAX_INGRESS_REPLICAS = 2  # one is enough for the work; the second is there when the first is lost
+MAX_TURNED_AWAY = 1000  # requests that are in the front door only to be told 429
+HEALTH_CHECK_PERIOD_S = 1.0  # a dead engine takes requests, and fails them, until it has failed three checks
 MIN_BATCHED_TOKENS = 2048  # several short prompts are prefilled in one step
 
 
 def build_app(config: ServeConfig, policy: PolicyFolder, model_id: str) -> serve.Application:
     """Bind the engine replicas and the front door."""
     llm_config = _llm_config(config, policy, model_id)
+    num_doors = min(config.num_replicas, MAX_INGRESS_REPLICAS)
+    engines = build_llm_deployment(
+        llm_config,
+        bind_kwargs={"policy": policy, "followed": Path(config.model).expanduser().resolve() if config.follow else None},
+        override_serve_options={"max_queued_requests": math.ceil(config.max_queued_requests / num_doors)},  # each has a queue
+        deployment_cls=PolicyServer,
+    )
     ingress = serve.deployment(
         build_ingress_class(),
-        num_replicas=1,
+        num_replicas=num_doors,
         ray_actor_options={"num_cpus": 0},  # it only passes text along
-        max_ongoing_requests=config.max_ongoing_requests * config.num_replicas,
-        max_queued_requests=config.max_queued_requests,
+        max_ongoing_requests=config.max_ongoing_requests * config.num_replicas + config.max_queued_requests + MAX_TURNED_AWAY,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        max_queued_requests=MAX_TURNED_AWAY,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
     )
     return ingress.bind(
-        llm_deployments={model_id: build_llm_deployment(llm_config)},
+        llm_deployments={model_id: engines},
         model_cards={model_id: to_model_metadata(model_id, llm_config)},
+        max_model_tokens=config.max_model_tokens,
     )
 
 
@@ -45,6 +63,7 @@ def _llm_config(config: ServeConfig, policy: PolicyFolder, model_id: str) -> LLM
         deployment_config={
             "num_replicas": config.num_replicas,
             "max_ongoing_requests": config.max_ongoing_requests,
+            "health_check_period_s": HEALTH_CHECK_PERIOD_S,
             "max_constructor_retry_count": 1,  # a folder that does not load will not load the second time
             "ray_actor_options": {"num_cpus": 0},
         },
@@ -67,6 +86,7 @@ def _engine_arguments(config: ServeConfig) -> dict[str, Any]:
         "dtype": config.dtype,
         "max_model_len": config.max_model_tokens,
         "tensor_parallel_size": config.tensor_parallel_size,
+        "weight_transfer_config": {"backend": "shm"},  # newer versions of the policy come from files of this host
     }
     if config.num_gpus:
         return {**arguments, "gpu_memory_utilization": config.gpu_memory_utilization}

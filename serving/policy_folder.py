@@ -1,14 +1,16 @@
 """Which folder is served, and whether it can be."""
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import ConfigError, DataError
+from actors.tensor_shapes import WEIGHT_PATTERN, differing_tensors, folder_tensor_shapes
+from cluster.errors import ConfigError, DataError, WeightMismatchError
 
 VERSION_FOLDER = re.compile(r"v(\d+)")  # policies/v000010
-WEIGHT_PATTERN = "*.safetensors"
+TOKENIZER_PATTERNS = ("tokenizer*", "chat_template*", "special_tokens_map.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +19,7 @@ class PolicyFolder:
 
     path: Path
     name: str  # of its run, or of the folder where it belongs to no run
+    policy_version: int | None  # None: the folder is no version of a run
 
 
 def resolve_policy(model: str) -> PolicyFolder:
@@ -31,11 +34,37 @@ def resolve_policy(model: str) -> PolicyFolder:
             raise DataError(
                 f"{path} is no policy folder: it has no {', '.join(missing)}; nor is it a run directory with policies/"
             )
-        return PolicyFolder(path=path, name=_run_name(path))
+        return _policy_folder(path)
     complete = [folder for _, folder in sorted(_versions(policies)) if not _missing_parts(folder)]
     if not complete:
         raise DataError(f"{policies} holds no complete policy; has the run finished its first step?")
-    return PolicyFolder(path=complete[-1], name=path.name)
+    return _policy_folder(complete[-1])
+
+
+def check_same_model(newer: Path, served: Path) -> None:
+    """Raise `WeightMismatchError` unless `newer` has the tensors of `served` with other values, and its tokenizer and template.
+
+    The engine would keep old values for whatever is missing, and goes on with the tokenizer that it has. Raises `DataError` for
+    weights that are cut off.
+    """
+    differing = differing_tensors(folder_tensor_shapes(newer), folder_tensor_shapes(served))
+    if differing:
+        raise WeightMismatchError(
+            f"{newer} does not hold the tensors of {served}: {len(differing)} are missing, unknown or of another shape, first "
+            f"{differing[:3]}; serve it apart"
+        )
+    digests = [_tokenizer_digest(folder) for folder in (newer, served)]
+    if digests[0] != digests[1]:
+        raise WeightMismatchError(
+            f"{newer} has another tokenizer or chat template (sha256 {digests[0][:12]}) than {served} ({digests[1][:12]}); serve "
+            "it apart"
+        )
+
+
+def check_is_run(model: str) -> None:
+    """Raise `ConfigError` for anything but a run directory: nothing else gets newer policies."""
+    if not (Path(model).expanduser() / "policies").is_dir():
+        raise ConfigError(f"follow=true needs a run directory with policies/, but model={model!r} is none; leave follow out")
 
 
 def check_max_model_tokens(policy: PolicyFolder, max_model_tokens: int) -> None:
@@ -67,6 +96,14 @@ def _missing_parts(folder: Path) -> list[str]:
     return [name for name, pattern in parts.items() if not any(folder.glob(pattern))]
 
 
-def _run_name(folder: Path) -> str:
-    is_in_run = folder.parent.name == "policies" and VERSION_FOLDER.fullmatch(folder.name)
-    return folder.parent.parent.name if is_in_run else folder.name
+def _tokenizer_digest(folder: Path) -> str:
+    files = sorted({path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern) if path.is_file()})
+    digests = (f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0" for path in files)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _policy_folder(folder: Path) -> PolicyFolder:
+    matched = VERSION_FOLDER.fullmatch(folder.name) if folder.parent.name == "policies" else None
+    if matched is None:
+        return PolicyFolder(path=folder, name=folder.name, policy_version=None)
+    return PolicyFolder(path=folder, name=folder.parent.parent.name, policy_version=int(matched.group(1)))

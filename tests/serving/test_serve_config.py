@@ -1,17 +1,22 @@
 """What is refused before anything starts, and which policy of a run is served."""
 
+import json
+import shutil
 import socket
 from pathlib import Path
 
+import numpy
 import pytest
 import ray
+from safetensors.numpy import save_file
 
+from actors.model_source import resolve_model
 from cluster.config import parse_config
-from cluster.errors import ConfigError, DataError
+from cluster.errors import ConfigError, DataError, WeightMismatchError
 from cluster.runtime import RaySession
 from serving.app import serve_policy
 from serving.config import ServeConfig
-from serving.policy_folder import check_max_model_tokens, resolve_policy
+from serving.policy_folder import PolicyFolder, check_max_model_tokens, check_same_model, resolve_policy
 
 pytestmark = pytest.mark.usefixtures("no_ray")  # where one runs, a policy is served on it
 
@@ -98,3 +103,59 @@ def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
     check_max_model_tokens(policy, 512)
     with pytest.raises(ConfigError, match="max_model_tokens=513 is more than the 512 positions"):
         check_max_model_tokens(policy, 513)
+
+
+def test_only_a_run_can_be_followed(tmp_path: Path) -> None:
+    policy = _policy(tmp_path / "policy")
+    with pytest.raises(ConfigError, match="follow=true needs a run directory"):
+        serve_policy(ServeConfig(model=str(policy), port=0, follow=True), start=_must_not_start)
+
+
+def test_the_tokenizer_of_another_model_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    policy = tmp_path / "policy"
+    shutil.copytree(resolve_model("tiny"), policy)
+    config = json.loads((policy / "config.json").read_text())
+    (policy / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+    with pytest.raises(DataError, match="are of different models"):
+        serve_policy(ServeConfig(model=str(policy), port=0), start=_must_not_start)
+
+
+def test_a_policy_knows_its_run_and_version(tmp_path: Path) -> None:
+    folder = _policy(tmp_path / "run" / "policies" / "v000010")
+    assert resolve_policy(str(tmp_path / "run")) == PolicyFolder(path=folder.resolve(), name="run", policy_version=10)
+    assert resolve_policy(str(_policy(tmp_path / "other"))).policy_version is None
+
+
+def _copies(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("served", "newer"):
+        shutil.copytree(resolve_model("tiny"), tmp_path / name)
+    return tmp_path / "served", tmp_path / "newer"
+
+
+def test_a_newer_policy_with_the_same_tensors_and_tokenizer_can_be_taken(tmp_path: Path) -> None:
+    served, newer = _copies(tmp_path)
+    check_same_model(newer, served)
+
+
+def test_a_newer_policy_with_other_tensors_cannot_be_taken(tmp_path: Path) -> None:
+    served, newer = _copies(tmp_path)
+    save_file({"one": numpy.zeros(3, dtype=numpy.float32)}, newer / "model.safetensors")
+    with pytest.raises(WeightMismatchError, match="does not hold the tensors of .*missing, unknown or of another shape"):
+        check_same_model(newer, served)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_newer_policy_with_another_tokenizer_cannot_be_taken(tmp_path: Path, file: str) -> None:
+    served, newer = _copies(tmp_path)
+    with (newer / file).open("a") as tail:
+        tail.write("\n")
+    with pytest.raises(WeightMismatchError, match="another tokenizer or chat template"):
+        check_same_model(newer, served)
+
+
+def test_a_newer_policy_that_is_cut_off_cannot_be_taken(tmp_path: Path) -> None:
+    served, newer = _copies(tmp_path)
+    weights = newer / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(DataError, match="not a whole safetensors file"):
+        check_same_model(newer, served)

@@ -2,9 +2,12 @@
 
 import json
 import logging
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +18,9 @@ from pathlib import Path
 import openai
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model_source import resolve_model
 from cluster.runtime import start_ray
@@ -22,6 +28,9 @@ from serving.app import ServedPolicy, callers_logging_kept, serve_policy
 from serving.config import ServeConfig
 
 MAX_MODEL_TOKENS = 128
+PROMPT = "The film is"
+VERSION_HEADER = "X-Policy-Version"
+SWAP_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 500.0  # half a minute on two idle cores; several times that beside other work
 
 pytestmark = pytest.mark.timeout(700)
@@ -34,8 +43,18 @@ def earlier_children(no_ray: None) -> set[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def served(earlier_children: set[psutil.Process]) -> Iterator[ServedPolicy]:
-    config = ServeConfig(model=resolve_model("tiny"), port=0, max_model_tokens=MAX_MODEL_TOKENS, kv_cache_gib=0.1)
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run called tiny with one policy."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    shutil.copytree(resolve_model("tiny"), run / "policies" / "v000001")
+    return run
+
+
+@pytest.fixture(scope="module")
+def served(run_dir: Path, earlier_children: set[psutil.Process]) -> Iterator[ServedPolicy]:
+    config = ServeConfig(
+        model=str(run_dir), follow=True, port=0, max_model_tokens=MAX_MODEL_TOKENS, kv_cache_gib=0.1, dtype="float32"
+    )
     policy = serve_policy(config, start=partial(start_ray, num_cpus=2))
     try:
         policy.wait_ready(timeout_s=START_TIMEOUT_S)
@@ -129,15 +148,71 @@ def test_seeded_requests_repeat_and_leave_the_engine_alive(served: ServedPolicy,
     assert served.is_healthy()
 
 
-def test_too_long_prompt_is_the_clients_error(served: ServedPolicy, client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match=str(MAX_MODEL_TOKENS)):
-        client.completions.create(model="tiny", prompt="x" * (MAX_MODEL_TOKENS + 1), max_tokens=1)
+@pytest.mark.parametrize("num_tokens", [MAX_MODEL_TOKENS, MAX_MODEL_TOKENS + 1, 20 * MAX_MODEL_TOKENS])
+def test_a_prompt_beyond_the_context_is_the_clients_error(served: ServedPolicy, client: openai.OpenAI, num_tokens: int) -> None:
+    """Both lengths are named, of the prompt as far as it was read."""
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.completions.create(model="tiny", prompt="x" * num_tokens, max_tokens=1)
+    assert refusal.value.code == "context_length_exceeded"
+    for length in (MAX_MODEL_TOKENS, min(num_tokens, MAX_MODEL_TOKENS + 1)):
+        assert re.search(rf"\b{length}\b", refusal.value.message)
     assert served.is_healthy()
+
+
+def test_a_prompt_that_leaves_room_for_one_token_gets_one(client: openai.OpenAI) -> None:
+    completion = client.completions.create(model="tiny", prompt="x" * (MAX_MODEL_TOKENS - 1), max_tokens=16)
+    assert completion.usage is not None
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (MAX_MODEL_TOKENS - 1, 1)
 
 
 def test_unknown_model_is_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="other", prompt="x", max_tokens=1)
+
+
+def test_newer_weights_are_served_without_a_stop(served: ServedPolicy, client: openai.OpenAI, run_dir: Path) -> None:
+    """The header names the version, and the tokens are what transformers makes of its folder."""
+
+    def ask() -> tuple[str, str, float]:
+        reply = client.completions.with_raw_response.create(
+            model="tiny", prompt=PROMPT, max_tokens=1, temperature=0, logprobs=1, extra_body={"skip_special_tokens": False}
+        )
+        choice = reply.parse().choices[0]
+        assert choice.logprobs is not None
+        assert choice.logprobs.token_logprobs
+        return reply.headers[VERSION_HEADER], choice.text, float(choice.logprobs.token_logprobs[0] or 0)
+
+    folders = [run_dir / "policies" / "v000001", run_dir / "policies" / "v000002"]
+    before = ask()
+    write_other_weights(folders[0], folders[1])
+    deadline = time.monotonic() + SWAP_TIMEOUT_S
+    while (after := ask())[0] == before[0]:
+        assert time.monotonic() < deadline
+    for version, folder, (header, text, logprob) in zip(("1", "2"), folders, (before, after), strict=True):
+        likeliest, its_logprob = likeliest_token(folder)
+        assert (header, text) == (version, likeliest)
+        assert logprob == pytest.approx(its_logprob, abs=1e-3)
+    assert before[1:] != after[1:]
+
+
+def write_other_weights(policy: Path, other: Path) -> None:
+    """As an export does: whole when it appears."""
+    draft = other.with_name("draft")
+    shutil.copytree(policy, draft)
+    tensors = load_file(draft / "model.safetensors")
+    generator = torch.Generator().manual_seed(2)
+    moved = {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()}
+    save_file(moved, draft / "model.safetensors", metadata={"format": "pt"})
+    draft.rename(other)
+
+
+def likeliest_token(folder: Path) -> tuple[str, float]:
+    """The next one after PROMPT, and its log-probability in nats."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        logprobs_V = model(**tokenizer(PROMPT, return_tensors="pt")).logits[0, -1].log_softmax(-1)
+    return tokenizer.decode([int(logprobs_V.argmax())]), float(logprobs_V.max())
 
 
 def test_routes_that_a_policy_does_not_need_do_not_exist(served: ServedPolicy) -> None:
