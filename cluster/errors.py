@@ -41,6 +41,14 @@ class LearnerRestartedError(RaywardError):
     """The learner's ranks were lost and replaced; ask again, from the step that they went back to."""
 
 
+class FeedbackConflictError(RaywardError):
+    """An idempotency key came again with another preference; a new judgement needs a new key."""
+
+
+class FeedbackNotKeptError(RaywardError):
+    """A preference could not be written, for example because the disk is full; the same key may be sent again."""
+
+
 class CannotResumeError(RaywardError):
     """A run directory holds something that cannot be continued safely."""
 

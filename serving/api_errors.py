@@ -1,10 +1,9 @@
-"""Errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}`. Imported without vLLM."""
 
 import json
 from typing import Any, Final
 
 from fastapi.responses import JSONResponse
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 CONTEXT_PARAMETERS: Final = ("input_tokens", "input_text")  # what vLLM blames where a prompt is longer than the context
 CONTEXT_LENGTH_EXCEEDED: Final = "context_length_exceeded"
@@ -44,10 +43,10 @@ def model_not_found(model: str | None) -> JSONResponse:
     )
 
 
-def engine_error(error: ErrorResponse) -> JSONResponse:
+def engine_error(status: int, message: str, *, kind: str, param: str | None) -> JSONResponse:
     """What the engine says of a request. A prompt beyond the context gets OpenAI's code for it."""
-    code = CONTEXT_LENGTH_EXCEEDED if error.error.param in CONTEXT_PARAMETERS else None
-    return error_reply(int(error.error.code), error.error.message, kind=error.error.type, code=code, param=error.error.param)
+    code = CONTEXT_LENGTH_EXCEEDED if param in CONTEXT_PARAMETERS else None
+    return error_reply(status, message, kind=kind, code=code, param=param)
 
 
 def no_room(max_model_tokens: int) -> JSONResponse:

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import ray
@@ -96,6 +97,7 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
     resolve_model(str(policy.path))  # refuses a folder with code in it, or with the tokenizer of another model
     check_max_model_tokens(policy, config.max_model_tokens)
     port = _available_port(config.host, config.port)
+    feedback = _feedback_file(config.feedback)
     model_id = config.model_id or policy.name
     ray_session = None
     if not ray.is_initialized():
@@ -111,7 +113,7 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
         ray_session=ray_session,
     )
     try:
-        _deploy(config, served, port)
+        _deploy(config, served, port, feedback)
     except BaseException:
         served.stop()
         raise
@@ -149,7 +151,7 @@ def callers_logging_kept() -> Iterator[None]:
         root.setLevel(level)
 
 
-def _deploy(config: ServeConfig, served: ServedPolicy, port: int) -> None:
+def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path | None) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
@@ -162,8 +164,23 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int) -> None:
         http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s),
         logging_config=QUIET,
     )
-    target = serve.RunTarget(target=build_app(config, served.policy, served.model_id), name=APP_NAME, logging_config=QUIET)
-    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    targets = [serve.RunTarget(target=build_app(config, served.policy, served.model_id), name=APP_NAME, logging_config=QUIET)]
+    if feedback is not None:
+        from serving.feedback_api import feedback_target
+
+        targets.append(feedback_target(feedback, QUIET))
+    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def _feedback_file(path: str | None) -> Path | None:
+    """Where feedback is kept, opened once: a file that cannot be used is told before Ray starts."""
+    if path is None:
+        return None
+    from cluster.feedback import FeedbackStore
+
+    found = Path(path).expanduser().resolve()
+    FeedbackStore(found).close()
+    return found
 
 
 def _available_port(host: str, port: int) -> int:

@@ -46,6 +46,8 @@ class ServeConfig(StrictConfig):
     """Wall time after which an unanswered request is cancelled."""
     start_timeout_s: float = Field(600.0, gt=0)
     """Wall time until the first replica must answer."""
+    feedback: str | None = None
+    """SQLite file in which posted preferences are kept, made where it does not exist; None: the route does not exist."""
     dashboard: bool = False
     """Ray's dashboard on loopback while the endpoint is up; its processes take CPU and memory from a small machine."""
 

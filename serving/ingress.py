@@ -113,7 +113,8 @@ def _reply(begun: _Begun) -> Response:
     version = begun.served_by.policy_version
     headers = {} if version is None else {VERSION_HEADER: str(version)}
     if isinstance(begun.first, ErrorResponse):
-        return engine_error(begun.first)
+        error = begun.first.error
+        return engine_error(error.code, error.message, kind=error.type, param=error.param)
     if isinstance(begun.first, list):  # events that were ready together
         return StreamingResponse(_events(begun), media_type="text/event-stream", headers=headers)
     return JSONResponse(begun.first.model_dump(), headers=headers)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.model_source import resolve_model
+from cluster.feedback import FeedbackStore
 from cluster.runtime import start_ray
 from serving.app import ServedPolicy, callers_logging_kept, serve_policy
 from serving.config import ServeConfig
@@ -51,9 +53,20 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(run_dir: Path, earlier_children: set[psutil.Process]) -> Iterator[ServedPolicy]:
+def feedback(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("feedback") / "feedback.db"
+
+
+@pytest.fixture(scope="module")
+def served(run_dir: Path, feedback: Path, earlier_children: set[psutil.Process]) -> Iterator[ServedPolicy]:
     config = ServeConfig(
-        model=str(run_dir), follow=True, port=0, max_model_tokens=MAX_MODEL_TOKENS, kv_cache_gib=0.1, dtype="float32"
+        model=str(run_dir),
+        follow=True,
+        port=0,
+        max_model_tokens=MAX_MODEL_TOKENS,
+        kv_cache_gib=0.1,
+        dtype="float32",
+        feedback=str(feedback),
     )
     policy = serve_policy(config, start=partial(start_ray, num_cpus=2))
     try:
@@ -223,6 +236,16 @@ def test_routes_that_a_policy_does_not_need_do_not_exist(served: ServedPolicy) -
         with pytest.raises(urllib.error.HTTPError) as answer:
             urllib.request.urlopen(request)
         assert answer.value.code == 404
+
+
+def test_feedback_is_kept_beside_the_policy(served: ServedPolicy, feedback: Path) -> None:
+    response = httpx.post(
+        f"{served.base_url}/v1/feedback",
+        headers={"Idempotency-Key": "first"},
+        json={"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "chosen": "Hello!", "rejected": "What?"},
+    )
+    assert response.status_code == 200, response.text
+    assert [record.feedback_id for record in FeedbackStore(feedback).records()] == [response.json()["id"]]
 
 
 def test_no_process_is_left_after_stop(served: ServedPolicy, earlier_children: set[psutil.Process]) -> None:
