@@ -9,7 +9,7 @@ import shutil
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,6 +93,16 @@ def start_ray(
     )
     _link_logs(session)
     return session
+
+
+@contextmanager
+def prints_to(path: Path) -> Iterator[None]:
+    """Keep standard output for what a program reads.
+
+    Ray's listener for errors prints there whenever a worker dies, whatever `log_to_driver` says (ray 2.60).
+    """
+    with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
+        yield
 
 
 def _connect(num_cpus: float | None, address: str | None, *, include_dashboard: bool) -> "ray.client_builder.ClientContext":

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from cluster.metrics import MetricsLog, StageClock
 from cluster.placement import RoleRequest, check_placement, this_machine
 from cluster.progress import RunView, build_view
 from cluster.run_directory import RunDirectory
-from cluster.runtime import RaySession, ray_session
+from cluster.runtime import RaySession, prints_to, ray_session
 from cluster.versions import machine, versions
 from cluster.watchdog import Pending, watched
 from learners.config import RunConfig
@@ -76,7 +76,7 @@ def open_session(
         with (
             resumed or RunDirectory.create(config.runs_dir, config.name) as directory,
             _logs_to(directory.path / "logs" / "driver.log"),
-            _prints_to(directory.path / "logs" / "driver.out"),
+            prints_to(directory.path / "logs" / "driver.out"),
         ):
             if resumed is None:
                 directory.write_config({**config.model_dump(mode="json"), "name": directory.name})
@@ -94,16 +94,6 @@ def open_session(
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
     finally:
         interrupts.over()
-
-
-@contextmanager
-def _prints_to(path: Path) -> Iterator[None]:
-    """Keep standard output for what a program reads.
-
-    Ray's listener for errors prints there whenever a worker dies, whatever `log_to_driver` says (ray 2.60).
-    """
-    with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
-        yield
 
 
 @contextmanager

@@ -18,17 +18,6 @@ def error_reply(
     return JSONResponse(_body(message, kind=kind, code=code, param=param), status_code=status, headers=headers)
 
 
-def overloaded() -> JSONResponse:
-    """429 where every replica is busy and the queue before them is full."""
-    return error_reply(
-        429,
-        "every replica is busy and the queue is full; try again later",
-        kind="rate_limit_error",
-        code="overloaded",
-        retry_after_s=RETRY_AFTER_S,
-    )
-
-
 def unavailable() -> JSONResponse:
     """503 where no replica answered, each time that it was tried."""
     return error_reply(

@@ -4,10 +4,9 @@ import json
 import logging
 import socket
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +16,7 @@ from actors.model_source import resolve_model
 from cluster.errors import ConfigError, RaywardError
 from cluster.interrupts import Interrupts, interruptible
 from cluster.placement import RoleRequest, check_placement, this_machine
-from cluster.runtime import RaySession, start_ray, stop_ray
+from cluster.runtime import RaySession, prints_to, start_ray, stop_ray
 from serving.config import ServeConfig
 from serving.policy_folder import PolicyFolder, check_is_run, check_max_model_tokens, resolve_policy
 
@@ -26,6 +25,7 @@ logger = logging.getLogger("rayward")
 APP_NAME: Final = "rayward"
 POLL_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 15.0
+VERSION_TIMEOUT_S = 10.0
 
 
 class ServedPolicy:
@@ -57,8 +57,23 @@ class ServedPolicy:
         try:
             with urllib.request.urlopen(f"{self.base_url}/health", timeout=10) as response:
                 return bool(response.status == 200)
-        except (urllib.error.URLError, OSError):  # not listening yet, no route yet, 503
+        except OSError:  # not listening yet, no route yet, 503
             return False
+
+    def policy_version(self) -> int | None:
+        """The version that a replica holds; None where the folder is no version of a run, or no replica says it."""
+        from ray import serve
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        from serving.deployment import POLICY_SERVER_NAME
+
+        server = serve.get_deployment_handle(POLICY_SERVER_NAME, APP_NAME)
+        try:
+            version: int | None = server.policy_version.remote().result(timeout_s=VERSION_TIMEOUT_S)
+        except (RayError, RayServeException, TimeoutError):  # a replica was lost, or all are busy
+            return None
+        return version
 
     def stop(self) -> None:
         """End the endpoint: every replica with its engine, the proxy, and Ray if it was started here."""
@@ -68,6 +83,10 @@ class ServedPolicy:
             serve.shutdown()
         if self._ray_session is not None:
             stop_ray(self._ray_session)
+
+    def prints_kept(self) -> AbstractContextManager[None]:
+        """Ray's prints go to a file among its logs."""
+        return nullcontext() if self._ray_session is None else prints_to(self._ray_session.session_logs / "rayward.out")
 
     def raise_if_failed(self) -> None:
         """Raise `RaywardError` if Serve has given the policy up."""
@@ -123,15 +142,20 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
 def serve_until_interrupted(config: ServeConfig) -> None:
     """Serve until Ctrl-C or SIGTERM; `KeyboardInterrupt` is raised once no process is left."""
     served = serve_policy(config)
-    with interruptible(Interrupts()):
+    with interruptible(Interrupts()), served.prints_kept():
         try:
             served.wait_ready(
                 timeout_s=config.start_timeout_s, report=lambda seconds: logger.info("... still loading after %.0f s", seconds)
             )
             logger.info("%s", _ready_message(served))
+            version = served.policy_version()
             while True:
                 time.sleep(PROGRESS_INTERVAL_S)
                 served.raise_if_failed()
+                newer = served.policy_version()
+                if newer not in (None, version):
+                    logger.info("policy version %s is served", newer)
+                    version = newer
         finally:
             logger.info("stopping ...")
             served.stop()
@@ -157,6 +181,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
 
     with callers_logging_kept():
         from serving.deployment import QUIET, build_app
+        from serving.health import health_target
     for name in ("ray", "ray.serve"):  # their handlers write to this terminal; the log files keep everything
         logging.getLogger(name).setLevel(logging.ERROR)
     serve.start(
@@ -164,7 +189,10 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
         http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s),
         logging_config=QUIET,
     )
-    targets = [serve.RunTarget(target=build_app(config, served.policy, served.model_id), name=APP_NAME, logging_config=QUIET)]
+    targets = [
+        serve.RunTarget(target=build_app(config, served.policy, served.model_id), name=APP_NAME, logging_config=QUIET),
+        health_target(APP_NAME, QUIET),
+    ]
     if feedback is not None:
         from serving.feedback_api import feedback_target
 

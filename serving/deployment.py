@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ray import serve
 
@@ -22,8 +22,8 @@ from serving.policy_server import PolicyServer
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 BYTES_PER_GIB = 2**30
+POLICY_SERVER_NAME: Final = "PolicyServer"
 MAX_INGRESS_REPLICAS = 2  # one is enough for the work; the second is there when the first is lost
-MAX_TURNED_AWAY = 1000  # requests that are in the front door only to be told 429
 HEALTH_CHECK_PERIOD_S = 1.0  # a dead engine takes requests, and fails them, until it has failed three checks
 MIN_BATCHED_TOKENS = 2048  # several short prompts are prefilled in one step
 
@@ -35,16 +35,17 @@ def build_app(config: ServeConfig, policy: PolicyFolder, model_id: str) -> serve
     engines = build_llm_deployment(
         llm_config,
         bind_kwargs={"policy": policy, "followed": Path(config.model).expanduser().resolve() if config.follow else None},
-        override_serve_options={"max_queued_requests": math.ceil(config.max_queued_requests / num_doors)},  # each has a queue
+        override_serve_options={"name": POLICY_SERVER_NAME},
         deployment_cls=PolicyServer,
     )
     ingress = serve.deployment(
         build_ingress_class(),
         num_replicas=num_doors,
         ray_actor_options={"num_cpus": 0},  # it only passes text along
-        max_ongoing_requests=config.max_ongoing_requests * config.num_replicas + config.max_queued_requests + MAX_TURNED_AWAY,
+        # As many as the engines take: the queue is the proxy's, which turns a request away for a tenth of what it costs here.
+        max_ongoing_requests=math.ceil(config.max_ongoing_requests * config.num_replicas / num_doors),
+        max_queued_requests=config.max_queued_requests,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        max_queued_requests=MAX_TURNED_AWAY,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
     )
     return ingress.bind(

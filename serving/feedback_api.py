@@ -18,12 +18,12 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.errors import DataError, FeedbackConflictError, FeedbackNotKeptError
 from cluster.feedback import IDEMPOTENCY_KEY, Added, FeedbackStore, Preference
 from cluster.types import Message, Role
 from serving.api_errors import error_reply
+from serving.whole_path import WholePath
 
 logger = logging.getLogger("ray.serve")  # of a replica; it ends up in Ray's log folder
 
@@ -127,18 +127,8 @@ def build_routes(store: FeedbackStore) -> FastAPI:
     async def hide_defect(_: Request, __: Exception) -> JSONResponse:  # what it hides, Starlette logs
         return _error(Refusal(500, "internal error", code="internal_error"))
 
-    app.add_middleware(_WholePath)
+    app.add_middleware(WholePath)
     return app
-
-
-class _WholePath:
-    """Serve takes the application's prefix for the root of its paths; the one route here is that prefix itself."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app({**scope, "root_path": ""}, receive, send)
 
 
 def _idempotency_key(request: Request) -> str:

@@ -1,4 +1,4 @@
-"""The front door: the OpenAI routes that a policy needs, and no others, beside `/health`.
+"""The front door: the OpenAI routes that a policy needs, and no others.
 
 A request whose replica is lost before the first token goes to another; a stream that has begun ends with an error instead.
 """
@@ -10,20 +10,18 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from serving.api_errors import broken_stream, engine_error, model_not_found, no_room, overloaded, unavailable
+from serving.api_errors import broken_stream, engine_error, model_not_found, no_room, unavailable
 from serving.policy_server import ServedBy
 
-HEALTH_TIMEOUT_S = 5.0
 RETRY_FOR_S = 30.0  # longer than it takes Serve to take a replica with a dead engine out of the rotation
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0  # each wait is twice the one before
 VERSION_HEADER: Final = "X-Policy-Version"
@@ -50,18 +48,6 @@ class PolicyIngress(OpenAiIngress):
         self._engines = dict(llm_deployments)
         self._max_model_tokens = max_model_tokens
 
-    async def health(self) -> dict[str, Any]:
-        """200 where every served model has an engine that can answer, 503 otherwise."""
-        versions = {}
-        try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                for model_id, engine in self._engines.items():
-                    await engine.check_health.remote()
-                    versions[model_id] = await engine.policy_version.remote()
-        except (TimeoutError, RayError, RayServeException) as error:
-            raise HTTPException(status_code=503, detail="no engine answers") from error
-        return {"status": "ok", "policy_versions": versions}
-
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
         return await self._answer(body, "chat", request)
@@ -77,8 +63,6 @@ class PolicyIngress(OpenAiIngress):
         while True:
             try:
                 begun = await self._begin(body, call_method, request)
-            except BackPressureError:
-                return overloaded()
             except REPLICA_LOST:
                 if time.monotonic() > deadline:
                     return unavailable()
@@ -140,7 +124,6 @@ def build_ingress_class() -> type:
     return make_fastapi_ingress(
         PolicyIngress,
         endpoint_map={
-            "health": lambda app: app.get("/health"),
             "models": lambda app: app.get("/v1/models"),
             "model_data": lambda app: app.get("/v1/models/{model}"),
             "completions": lambda app: app.post("/v1/completions"),

@@ -1,4 +1,4 @@
-"""Ten times as many requests as an endpoint has room for."""
+"""Ten times as many requests as an endpoint can answer."""
 
 import json
 import subprocess
@@ -20,7 +20,8 @@ from tests.faults.fault_table import FaultRow
 
 MAX_ONGOING, MAX_QUEUED = 4, 4
 CAPACITY = MAX_ONGOING + MAX_QUEUED
-NUM_REQUESTS = {CAPACITY: 200, 10 * CAPACITY: 2000}  # by number of clients
+OVERLOAD = 10
+NUM_REQUESTS = 200  # of those that keep the endpoint just busy
 TOO_MANY = "Too Many Requests"
 MAX_SLOWER, MAX_GROWTH = 2.0, 0.10
 START_TIMEOUT_S = 500.0
@@ -41,6 +42,7 @@ class Bench:
 
     num_completed: int
     p99_ms: float  # of those that were completed, from the request to the last token
+    answered_per_s: float
     errors: Counter[str]
 
 
@@ -65,10 +67,12 @@ def served(no_ray: None) -> Iterator[ServedPolicy]:
 def test_an_overloaded_endpoint_turns_the_rest_away(
     served: ServedPolicy, tmp_path: Path, measured: Callable[[FaultRow], None]
 ) -> None:
-    bench(served, tmp_path, num_clients=CAPACITY)  # the first requests of an engine are slow
+    busy = {"max-concurrency": CAPACITY, "num-prompts": NUM_REQUESTS}
+    bench(served, tmp_path, **busy)  # the first requests of an engine are slow
     before = resident_bytes()
-    alone = bench(served, tmp_path, num_clients=CAPACITY)
-    crowded = bench(served, tmp_path, num_clients=10 * CAPACITY)
+    alone = bench(served, tmp_path, **busy)
+    rate = OVERLOAD * alone.answered_per_s
+    crowded = bench(served, tmp_path, **{"request-rate": rate, "num-prompts": OVERLOAD * NUM_REQUESTS})
     growth = resident_bytes() / before - 1
     others = {error: number for error, number in crowded.errors.items() if error != TOO_MANY}
     slower = crowded.p99_ms / alone.p99_ms
@@ -76,7 +80,7 @@ def test_an_overloaded_endpoint_turns_the_rest_away(
     measured(
         FaultRow(
             row="5c",
-            fault=f"{10 * CAPACITY} clients where there is room for {CAPACITY} (vllm bench serve)",
+            fault=f"{OVERLOAD} times the requests a second that {CAPACITY} clients get answered (vllm bench serve)",
             num_injected=1,
             num_survived=int(is_kept),
             measured=(
@@ -91,8 +95,8 @@ def test_an_overloaded_endpoint_turns_the_rest_away(
     assert is_kept, others
 
 
-def bench(served: ServedPolicy, folder: Path, *, num_clients: int) -> Bench:
-    """`num_clients` ask one request after the other until NUM_REQUESTS have been asked."""
+def bench(served: ServedPolicy, folder: Path, **load: float) -> Bench:
+    """`load`: options of `vllm bench serve` that say how many requests there are, and when."""
     settings = {
         "backend": "openai",
         "base-url": served.base_url,
@@ -102,12 +106,11 @@ def bench(served: ServedPolicy, folder: Path, *, num_clients: int) -> Bench:
         "dataset-name": "random",
         "random-input-len": 16,
         "random-output-len": 32,
-        "num-prompts": NUM_REQUESTS[num_clients],
-        "max-concurrency": num_clients,
         "percentile-metrics": "e2el",
         "metric-percentiles": 99,
         "result-dir": folder,
         "result-filename": "bench.json",
+        **load,
     }
     arguments = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     flags = ["--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm"]
@@ -118,6 +121,7 @@ def bench(served: ServedPolicy, folder: Path, *, num_clients: int) -> Bench:
     return Bench(
         num_completed=result["completed"],
         p99_ms=result["p99_e2el_ms"],
+        answered_per_s=result["request_throughput"],
         errors=Counter(error.strip().splitlines()[-1] for error in result["errors"] if error),
     )
 

@@ -9,7 +9,6 @@ import pytest
 from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray.exceptions import ActorDiedError
-from ray.serve.exceptions import BackPressureError
 
 from serving.app import callers_logging_kept
 
@@ -126,13 +125,6 @@ def test_no_engine_at_all_is_told_after_a_while() -> None:
     status, headers, text = ask(engine)
     assert (status, error_of(text)["code"], headers["retry-after"]) == (503, "engine_unavailable", "1")
     assert engine.num_calls > 3
-
-
-def test_a_full_queue_is_429_at_once() -> None:
-    engine = FakeEngine([BackPressureError(3, 3)])
-    status, headers, text = ask(engine)
-    assert (status, error_of(text)["code"], headers["retry-after"]) == (429, "overloaded", "1")
-    assert engine.num_calls == 1
 
 
 @pytest.mark.parametrize(

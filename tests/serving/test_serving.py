@@ -120,6 +120,11 @@ def test_models_are_listed_by_name(client: openai.OpenAI) -> None:
     assert client.models.retrieve("tiny").id == "tiny"
 
 
+def test_health_counts_what_runs(served: ServedPolicy) -> None:
+    reply = httpx.get(f"{served.base_url}/health")
+    assert (reply.status_code, reply.json()) == (200, {"status": "ok", "replicas": {"PolicyIngress": 1, "PolicyServer": 1}})
+
+
 def test_chat_completion_is_bounded_and_counted(client: openai.OpenAI) -> None:
     completion = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=4)
     choice = completion.choices[0]
@@ -206,6 +211,7 @@ def test_newer_weights_are_served_without_a_stop(served: ServedPolicy, client: o
         assert (header, text) == (version, likeliest)
         assert logprob == pytest.approx(its_logprob, abs=1e-3)
     assert before[1:] != after[1:]
+    assert served.policy_version() == 2
 
 
 def write_other_weights(policy: Path, other: Path) -> None:
