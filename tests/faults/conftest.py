@@ -44,5 +44,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     rows = config.stash.get(ROWS, [])
     if rows:
         terminalreporter.section("faults")
-        table = fault_table.write(rows) if config.option.markexpr == "faults" else fault_table.markdown(row.cells for row in rows)
+        is_make_faults = config.option.markexpr == ""
+        table = fault_table.write(rows) if is_make_faults else fault_table.markdown(row.cells for row in rows)
         terminalreporter.write(table)
