@@ -47,12 +47,17 @@ class FaultyRun:
         self._process: subprocess.Popen[bytes] | None = None
         self._processes: set[psutil.Process] = set()
 
+    @property
+    def command(self) -> list[str]:
+        """What `start` runs, from the repository."""
+        return [sys.executable, "-m", "rayward", *self._arguments]
+
     def start(self) -> "FaultyRun":
-        self._process = self._rayward(self._arguments)
+        self._process = self._running(self.command)
         return self
 
     def resume(self, *options: str) -> "FaultyRun":
-        self._process = self._rayward(["resume", str(self.path), *options])
+        self._process = self._running([sys.executable, "-m", "rayward", "resume", str(self.path), *options])
         return self
 
     @property
@@ -154,10 +159,10 @@ class FaultyRun:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def _rayward(self, arguments: list[str]) -> subprocess.Popen[bytes]:
+    def _running(self, command: list[str]) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "rayward", *arguments],
+                command,
                 cwd=REPOSITORY,
                 stdout=log,
                 stderr=subprocess.STDOUT,
