@@ -30,7 +30,7 @@ ANSWER_TIMEOUT_S = 120.0  # for one post, over all its retries
 RETRY_S = 0.05
 REPLICA = f"ray::ServeReplica:{FEEDBACK_APP_NAME}"
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(280)]
 
 
 @pytest.fixture
