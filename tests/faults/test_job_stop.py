@@ -24,8 +24,8 @@ RAY = Path(sys.executable).with_name("ray")
 
 
 @pytest.fixture
-def ray_jobs() -> Iterator[Callable[..., str]]:
-    """`ray job ...` on a cluster of its own; gives what it says."""
+def ray_jobs() -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
+    """`ray job ...` on a cluster of its own."""
     gcs_port, dashboard_port, client_port = (_free_port() for _ in range(3))
     environment = {**os.environ, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "RAY_AUTH_MODE": "token"}
     head = subprocess.Popen(
@@ -39,11 +39,9 @@ def ray_jobs() -> Iterator[Callable[..., str]]:
     )  # fmt: skip
     wait_until(lambda: _listens(dashboard_port), "Ray's dashboard", timeout_s=120)
 
-    def run(verb: str, *arguments: str) -> str:
+    def run(verb: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [RAY, "job", verb, f"--address=http://127.0.0.1:{dashboard_port}", *arguments]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
     yield run
     processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
@@ -56,16 +54,20 @@ def ray_jobs() -> Iterator[Callable[..., str]]:
 @pytest.mark.timeout(1800)
 @pytest.mark.faults
 def test_a_stopped_job_goes_on_where_it_was(
-    clean_run: FaultyRun, ray_jobs: Callable[..., str], tmp_path: Path, measured: Callable[[FaultRow], None]
+    clean_run: FaultyRun,
+    ray_jobs: Callable[..., "subprocess.CompletedProcess[str]"],
+    tmp_path: Path,
+    measured: Callable[[FaultRow], None],
 ) -> None:
     run = FaultyRun(tmp_path, "job")
     entrypoint = f"cd {shlex.quote(str(REPOSITORY))} && exec {shlex.join(run.command)}"
-    ray_jobs("submit", f"--submission-id={JOB}", "--no-wait", "--", "bash", "-c", entrypoint)
+    submission = ("submit", f"--submission-id={JOB}", "--no-wait", "--", "bash", "-c", entrypoint)
+    wait_until(lambda: ray_jobs(*submission).returncode == 0, "an agent that takes jobs", timeout_s=120)
     wait_until(lambda: run.num_steps_done > CHECKPOINT_EVERY, "a step after a checkpoint")
     (driver,) = (process for process in psutil.process_iter() if _cmdline(process) == run.command)
     processes = [driver, *driver.children(recursive=True)]
     sent_s = time.monotonic()
-    said = ray_jobs("stop", JOB)  # waits for its end
+    stop = ray_jobs("stop", JOB)  # returns at its end
     end_s = time.monotonic() - sent_s
     gone_s = run.seconds_to_its_last_process(processes)
     state = json.loads((run.path / "summary.json").read_text())["state"]
@@ -85,7 +87,7 @@ def test_a_stopped_job_goes_on_where_it_was(
             holds=is_clean and state == "interrupted" and end_s <= STOPPED_S and gone_s <= ORPHANS_GONE_S,
         )
     )
-    assert state == "interrupted", said + ray_jobs("logs", JOB)
+    assert state == "interrupted", stop.stdout + ray_jobs("logs", JOB).stdout
     assert is_clean, run.output
 
 
