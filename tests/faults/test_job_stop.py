@@ -3,9 +3,11 @@
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,7 +29,14 @@ RAY = Path(sys.executable).with_name("ray")
 def ray_jobs() -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
     """`ray job ...` on a cluster of its own."""
     gcs_port, dashboard_port, client_port = (_free_port() for _ in range(3))
-    environment = {**os.environ, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "RAY_AUTH_MODE": "token"}
+    # A folder of its own: a dead cluster that is noted in Ray's usual one costs every later run ten seconds at its end (ray 2.60).
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
+    environment = {
+        **os.environ,
+        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+        "RAY_AUTH_MODE": "token",
+        "RAY_TMPDIR": folder,
+    }
     head = subprocess.Popen(
         [
             RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--dashboard-host=127.0.0.1",
@@ -49,6 +58,7 @@ def ray_jobs() -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
     head.wait()
     for process in psutil.wait_procs(processes, timeout=ORPHANS_GONE_S)[1]:
         process.kill()
+    shutil.rmtree(folder)
 
 
 @pytest.mark.timeout(1800)
