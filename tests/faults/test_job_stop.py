@@ -29,7 +29,7 @@ RAY = Path(sys.executable).with_name("ray")
 def ray_jobs() -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
     """`ray job ...` on a cluster of its own."""
     gcs_port, dashboard_port, client_port = (_free_port() for _ in range(3))
-    # A folder of its own: a dead cluster that is noted in Ray's usual one costs every later run ten seconds at its end (ray 2.60).
+    # A folder of its own: a dead cluster that is noted in Ray's usual one costs later runs ten seconds at their end (ray 2.60).
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
     environment = {
         **os.environ,
@@ -46,19 +46,21 @@ def ray_jobs() -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
-    wait_until(lambda: _listens(dashboard_port), "Ray's dashboard", timeout_s=120)
 
     def run(verb: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [RAY, "job", verb, f"--address=http://127.0.0.1:{dashboard_port}", *arguments]
         return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
-    yield run
-    processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-    head.terminate()
-    head.wait()
-    for process in psutil.wait_procs(processes, timeout=ORPHANS_GONE_S)[1]:
-        process.kill()
-    shutil.rmtree(folder)
+    try:
+        wait_until(lambda: _listens(dashboard_port), "Ray's dashboard", timeout_s=120)
+        yield run
+    finally:
+        processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+        head.terminate()
+        head.wait()
+        for process in psutil.wait_procs(processes, timeout=ORPHANS_GONE_S)[1]:
+            process.kill()
+        shutil.rmtree(folder)
 
 
 @pytest.mark.timeout(1800)
