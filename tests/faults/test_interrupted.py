@@ -18,7 +18,7 @@ SECOND_AFTER_S = 0.3
 @pytest.mark.timeout(1800)
 @pytest.mark.faults
 def test_ctrl_c_and_sigterm(clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None]) -> None:
-    """A terminal sends Ctrl-C to the whole group; `ray job stop` sends SIGTERM, and Ray's daemons are not among its own."""
+    """A terminal sends Ctrl-C to the whole group; the SIGTERM goes to the driver alone."""
     run = start_run()
     ends_s, gone_s, num_steps_again = [], [], 0
     for step, number in ((2, signal.SIGINT), (7, signal.SIGTERM), (14, signal.SIGINT)):
