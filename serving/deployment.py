@@ -42,7 +42,7 @@ def build_app(config: ServeConfig, policy: PolicyFolder, model_id: str) -> serve
         build_ingress_class(),
         num_replicas=num_doors,
         ray_actor_options={"num_cpus": 0},  # it only passes text along
-        # As many as the engines take: the queue is the proxy's, which turns a request away for a tenth of what it costs here.
+        # As many as the engines take: the queue is the proxy's, which turns a request away without a call to this process.
         max_ongoing_requests=math.ceil(config.max_ongoing_requests * config.num_replicas / num_doors),
         max_queued_requests=config.max_queued_requests,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,

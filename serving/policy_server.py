@@ -73,13 +73,13 @@ class PolicyServer(LLMServer):
             await self._take_newest(run_dir)
 
     async def _take_newest(self, run_dir: Path) -> None:
-        newest = await asyncio.to_thread(resolve_policy, str(run_dir))
-        if newest.path == self._policy.path:
-            return
-        self._policy = newest  # one that cannot be served is told once
         try:
+            newest = await asyncio.to_thread(resolve_policy, str(run_dir))
+            if newest.path == self._policy.path:
+                return
+            self._policy = newest  # one that cannot be served is told once
             await asyncio.to_thread(check_same_model, newest.path, self._loaded_from)
-        except (DataError, WeightMismatchError) as error:
+        except (DataError, WeightMismatchError) as error:  # also a run directory that is gone: what is served stays
             logger.error("not served: %s", error)
             return
         await self._replace_weights(newest)
