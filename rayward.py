@@ -182,12 +182,13 @@ def main() -> None:
 
 def _check_can_start(config: Any) -> None:
     """Refuse, before anything large is imported for it, a run whose directory is in use or that this machine cannot hold."""
-    from cluster.placement import check_placement, this_machine
+    from cluster.placement import check_placement, cluster_address, this_machine
     from cluster.run_directory import check_not_in_use
     from learners.plan import role_requests
 
     check_not_in_use(config.runs_dir, config.name)
-    check_placement(role_requests(config), this_machine())
+    if cluster_address() is None:
+        check_placement(role_requests(config), this_machine())
 
 
 def _report_run(run: Any, *, as_json: bool) -> None:

@@ -4,11 +4,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 INTERRUPTED_EXIT_CODE = 130
+LAST_ACT_S = 1.0
 
 
 class Interrupts:
@@ -16,8 +18,9 @@ class Interrupts:
 
     def __init__(self, *, end_s: float | None = None) -> None:
         """`end_s`: the process ends so long after an interrupt at the latest, unless `over` is called before."""
-        self._end = None if end_s is None else threading.Timer(end_s, _end_now)
+        self._end = None if end_s is None else threading.Timer(end_s, self._end_unclean)
         self.has_come = False
+        self.last_act: Callable[[], None] | None = None  # before an end that runs no `finally`
         self._is_deferred = False
         self._grace_s = 0.0
 
@@ -46,7 +49,7 @@ class Interrupts:
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Handles SIGINT and SIGTERM."""
         if self.has_come:
-            os._exit(INTERRUPTED_EXIT_CODE)
+            self._exit_now()
         self.has_come = True
         if self._end is not None:
             self._end.daemon = True
@@ -65,11 +68,17 @@ class Interrupts:
         if self._end is not None:
             self._end.cancel()
 
+    def _end_unclean(self) -> None:
+        """A signal to all processes of a run ends Ray's daemons too, and calls to Ray may then wait for a minute."""
+        sys.stderr.write("interrupted; a clean end takes too long, so what is left is ended as it is; resume the run\n")
+        self._exit_now()
 
-def _end_now() -> None:
-    """A signal to all processes of a run ends Ray's daemons too, and calls to Ray may then wait for a minute."""
-    sys.stderr.write("interrupted; a clean end takes too long, so what is left is ended as it is; resume the run\n")
-    os._exit(INTERRUPTED_EXIT_CODE)
+    def _exit_now(self) -> NoReturn:
+        if self.last_act is not None:  # beside this thread, which may hold what it needs, or wait for a slow disk
+            act = threading.Thread(target=self.last_act, daemon=True)
+            act.start()
+            act.join(LAST_ACT_S)
+        os._exit(INTERRUPTED_EXIT_CODE)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a run asks of its machines, checked before Ray starts."""
+"""What a run asks of its machines, checked before Ray starts, or once it has joined a cluster."""
 
 import os
 from collections.abc import Sequence
@@ -31,16 +31,31 @@ class RoleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What this machine has."""
+    """What one machine has, or a whole cluster."""
 
-    num_cpus: int
-    num_gpus: int
+    num_cpus: float
+    num_gpus: float
+    name: str = "this machine"
 
 
 def this_machine() -> Machine:
     """CPUs that this process may use, and NVIDIA devices."""
     gpus = len(list(NVIDIA_DEVICES.iterdir())) if NVIDIA_DEVICES.is_dir() else 0
     return Machine(num_cpus=len(os.sched_getaffinity(0)), num_gpus=gpus)
+
+
+def cluster_address() -> str | None:
+    """Of the Ray cluster that the environment names (`RAY_ADDRESS`, which `ray job submit` sets); None: start a local one.
+
+    Raises `ConfigError` for an address of Ray Client.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: a run needs a cluster's own address (HOST:PORT, or auto); from elsewhere submit it as a job:"
+            " ray job submit -- rayward train ..."
+        )
+    return None if address in {"", "local"} else address
 
 
 def check_placement(requests: Sequence[RoleRequest], machine: Machine) -> None:
@@ -55,7 +70,7 @@ def check_placement(requests: Sequence[RoleRequest], machine: Machine) -> None:
             parts = " + ".join(f"{total:g} {request.role}" for request, total in totals if total)
             largest, _ = max(totals, key=lambda pair: pair[1])
             problems.append(
-                f"placement needs {needed:g} {unit}s ({parts}), this machine has {available}; lower {_remedy(largest, unit)}"
+                f"placement needs {needed:g} {unit}s ({parts}), {machine.name} has {available:g}; lower {_remedy(largest, unit)}"
             )
     if problems:
         raise ConfigError(problems)

@@ -125,6 +125,11 @@ class RunDirectory:
         finally:
             self._lock.release()
 
+    def mark_interrupted(self) -> None:
+        """For an end that leaves no `with` behind it: the summary says so, and the lock is a dead owner's."""
+        if self.read_summary()["state"] == "running":
+            self.write_summary({"state": "interrupted", "error": "ended at once, before a clean end", "ended_at": _now()})
+
     def _mark_dead_run(self) -> None:
         """We hold the lock, so a state `running` on disk is that of a process that died."""
         if (self.path / SUMMARY_NAME).is_file() and self.read_summary()["state"] == "running":

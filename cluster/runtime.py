@@ -1,6 +1,7 @@
 """Starting and stopping Ray: quiet, on loopback, leaving no process behind, with its logs in the run directory.
 
-What workers need from the environment is set before `ray.init`, because the processes of a local cluster inherit it.
+What workers need from the environment is set before `ray.init`, because the processes of a local cluster inherit it; those of
+a cluster that runs already get it with the job.
 """
 
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import psutil
 import ray
 
-from cluster.placement import this_machine
+from cluster.placement import Machine, this_machine
 from cluster.session_guard import SessionGuard, wait_for_end
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
@@ -40,21 +41,28 @@ class RaySession:
     dashboard_url: str  # empty where the dashboard is off
     session_logs: Path  # Ray's own log folder on the head node
     run_logs: Path | None  # where they end up: <run>/logs/ray
-    guard: SessionGuard | None  # of a cluster that this process started
+    is_local: bool  # whether this process started the cluster
+    guard: SessionGuard
     shared_folders: list[Path] = field(default_factory=list)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether this process started the cluster."""
-        return self.guard is not None
 
     def shared_folder(self) -> Path:
         """A new folder, in shared memory where there is some; it goes with the session, also where the driver is killed."""
         folder = Path(tempfile.mkdtemp(prefix="rayward-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
         self.shared_folders.append(folder)
-        if self.guard is not None:
-            self.guard.remove(folder)
+        self.guard.remove(folder)
         return folder
+
+
+def ray_cluster() -> Machine:
+    """What all nodes of the connected cluster have, as they declared it."""
+    resources = ray.cluster_resources()
+    name = f"the Ray cluster at {ray.get_runtime_context().gcs_address}"
+    return Machine(num_cpus=resources.get("CPU", 0.0), num_gpus=resources.get("GPU", 0.0), name=name)
+
+
+def num_nodes() -> int:
+    """Of the connected cluster, those that live."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 @contextmanager
@@ -78,17 +86,17 @@ def start_ray(
     logs stand there as `ray`, a link while the session lives and a copy afterwards.
     """
     _set_environment()
-    guard = SessionGuard() if address is None else None
+    guard = SessionGuard()
     try:
         context = _connect(num_cpus, address, include_dashboard=include_dashboard)
     except BaseException:
-        if guard is not None:
-            guard.dismiss()
+        guard.dismiss()
         raise
     session = RaySession(
         dashboard_url=f"http://{context.dashboard_url}" if context.dashboard_url else "",
         session_logs=Path(context.address_info["session_dir"]) / "logs",
         run_logs=None if log_dir is None else log_dir / "ray",
+        is_local=address is None,
         guard=guard,
     )
     _link_logs(session)
@@ -108,7 +116,9 @@ def prints_to(path: Path) -> Iterator[None]:
 def _connect(num_cpus: float | None, address: str | None, *, include_dashboard: bool) -> "ray.client_builder.ClientContext":
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
-        return ray.init(address=address, runtime_env={"env_vars": dict(WORKER_ENVIRONMENT)}, **quiet)
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # a job's own variables may name some of ours: they have the same value
+        passed = [*WORKER_ENVIRONMENT, *(["PYTHONPATH"] if "PYTHONPATH" in os.environ else [])]
+        return ray.init(address=address, runtime_env={"env_vars": {name: os.environ[name] for name in passed}}, **quiet)
     _protect_token_file()
     return ray.init(
         address="local",
@@ -126,8 +136,8 @@ def stop_ray(session: RaySession) -> None:
     wait_for_end(processes)
     for folder in session.shared_folders:
         shutil.rmtree(folder, ignore_errors=True)
-    if session.guard is not None:
-        session.guard.dismiss()
+    session.guard.dismiss()
+    if session.is_local:
         _keep_logs(session)
 
 

@@ -1,4 +1,4 @@
-"""Ends what a killed driver leaves behind: a small process beside a local Ray, which waits for its parent's end.
+"""Ends what a killed driver leaves behind: a small process which waits for its parent's end.
 
 Ray's daemons end with their driver, but the node's agents first try for a minute to report to a server that is gone (seen with
 ray 2.60: `report_raylet_error_logs`). The guard looks now and then who descends from the driver, for a process without parents
@@ -10,6 +10,7 @@ be removed, one a line.
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +57,8 @@ class SessionGuard:
 
 def main(driver_pid: int) -> None:
     """Wait for the driver's end, then for that of its descendants."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # `ray job stop` sends it to every descendant of a job
+        signal.signal(number, signal.SIG_IGN)
     descendants: set[psutil.Process] = set()
     folders = b""
     while (said := _said(sys.stdin.fileno())) != END:

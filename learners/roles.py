@@ -13,6 +13,7 @@ from actors.remote import DeviceFedGeneratorActor, GeneratorActor
 from actors.rollout import RolloutPool
 from actors.scoring import Scoring, build_scoring
 from cluster.errors import ConfigError
+from cluster.runtime import num_nodes
 from cluster.types import Prompt, SamplingParameters
 from cluster.watchdog import Pending
 from learners.config import PolicyRunConfig
@@ -55,7 +56,15 @@ class Roles:
 
 
 def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, start_policy: str) -> Roles:
-    """Start all roles, which then load side by side; `stack` ends them."""
+    """Start all roles, which then load side by side; `stack` ends them.
+
+    Raises `ConfigError` where weights cannot travel as configured.
+    """
+    if config.generator.weight_transfer == "shm" and num_nodes() > 1:
+        raise ConfigError(
+            f"generator.weight_transfer=shm passes weights through one machine's shared memory, and the Ray cluster has"
+            f" {num_nodes()} machines; set generator.weight_transfer=nccl"
+        )
     rollouts = _start_generators(start_policy, config, note=session.view.note)
     stack.callback(rollouts.shutdown)
     scoring = build_scoring(

@@ -10,15 +10,15 @@ from rich.console import Console
 from cluster.errors import RunInterruptedError
 from cluster.interrupts import Interrupts, interruptible
 from cluster.metrics import MetricsLog, StageClock
-from cluster.placement import RoleRequest, check_placement, this_machine
+from cluster.placement import RoleRequest, check_placement, cluster_address, this_machine
 from cluster.progress import RunView, build_view
 from cluster.run_directory import RunDirectory
-from cluster.runtime import RaySession, prints_to, ray_session
+from cluster.runtime import RaySession, prints_to, ray_cluster, ray_session
 from cluster.versions import machine, versions
 from cluster.watchdog import Pending, watched
 from learners.config import RunConfig
 
-END_S = 9.0  # for a clean end after an interrupt: whoever sent it sends SIGKILL soon
+END_S = 8.5  # for a clean end after an interrupt: whoever sent it sends SIGKILL soon
 FILE_LOGGERS = ("learners", "ray", "transformers", "vllm", "huggingface_hub", "matplotlib", "py.warnings")
 
 
@@ -65,12 +65,14 @@ class Session:
 def open_session(
     config: RunConfig, *, stages: Sequence[str], requests: Sequence[RoleRequest], resumed: RunDirectory | None = None
 ) -> Iterator[Session]:
-    """Check the placement, own the run directory, start Ray; stop everything at the end.
+    """Check the placement, own the run directory, start Ray or join the cluster that RAY_ADDRESS names; stop at the end.
 
     `resumed`: the directory of an earlier run to go on with, in place of a new one. Ctrl-C and SIGTERM end in
     `RunInterruptedError`, after Ray is down and the summary says `interrupted`.
     """
-    check_placement(requests, this_machine())
+    address = cluster_address()
+    if address is None:
+        check_placement(requests, this_machine())
     interrupts = Interrupts(end_s=END_S)
     try:
         with (
@@ -78,15 +80,20 @@ def open_session(
             _logs_to(directory.path / "logs" / "driver.log"),
             prints_to(directory.path / "logs" / "driver.out"),
         ):
+            interrupts.last_act = directory.mark_interrupted
             if resumed is None:
                 directory.write_config({**config.model_dump(mode="json"), "name": directory.name})
             directory.write_summary({"seed": config.seed, "versions": versions(), "machine": machine()})
             with (
                 build_view(stages, directory.path, Console(stderr=True)) as view,
                 MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
-                ray_session(log_dir=directory.path / "logs", include_dashboard=config.dashboard) as ray_connection,
+                ray_session(
+                    address=address, log_dir=directory.path / "logs", include_dashboard=config.dashboard
+                ) as ray_connection,
                 interruptible(interrupts),  # inside, because Ray sets a handler of its own
             ):
+                if address is not None:
+                    check_placement(requests, ray_cluster())
                 if ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
                 yield Session(directory, view, metrics, interrupts, ray_connection, stall_s=config.stall_s)

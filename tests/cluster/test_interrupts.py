@@ -29,6 +29,9 @@ finally:
 """
 
 
+LAST_ACT = "interrupts = Interrupts()\ninterrupts.last_act = lambda: "
+
+
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_interrupt_does_not_wait_for_a_clean_end(second: signal.Signals) -> None:
     process = started(IMPATIENT)
@@ -46,6 +49,7 @@ from cluster.interrupts import Interrupts, interruptible
 try:
     interrupts = Interrupts(end_s=END_S)
     with interruptible(interrupts):
+        interrupts.last_act = lambda: print("last act", flush=True)
         with interrupts.deferred(GRACE_S):
             print("up", flush=True)
             end = time.monotonic() + WORK_S
@@ -92,7 +96,19 @@ def test_an_end_that_takes_too_long_is_cut_short() -> None:
     assert process.stdout.readline() == b"up\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 130
-    assert process.stdout.read() == b""
+    assert process.stdout.read() == b"last act\n"
+
+
+@pytest.mark.parametrize("last_act", ["print('last act', flush=True)", "open('/nonexistent')"])
+def test_a_second_interrupt_leaves_time_for_a_last_act(last_act: str) -> None:
+    process = started(IMPATIENT.replace("Interrupts()", "interrupts").replace("try:", f"{LAST_ACT}{last_act}\ntry:", 1))
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == b"ending\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    assert process.stdout.read() == (b"last act\n" if "print" in last_act else b"")
 
 
 CAUGHT = """

@@ -6,7 +6,7 @@ import pytest
 
 from cluster import placement
 from cluster.errors import ConfigError
-from cluster.placement import Machine, RoleRequest, check_placement, this_machine
+from cluster.placement import Machine, RoleRequest, check_placement, cluster_address, this_machine
 
 TWO_CPUS = Machine(num_cpus=2, num_gpus=0)
 
@@ -61,3 +61,28 @@ def test_gpus_are_counted_from_the_drivers_folders(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(placement, "NVIDIA_DEVICES", tmp_path / "absent")
     assert this_machine().num_gpus == 0
     assert this_machine().num_cpus >= 1
+
+
+@pytest.mark.parametrize(
+    ("named", "address"), [(None, None), ("", None), ("local", None), ("auto", "auto"), ("10.0.0.1:6379", "10.0.0.1:6379")]
+)
+def test_a_cluster_is_joined_where_the_environment_names_one(
+    named: str | None, address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if named is not None:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+    assert cluster_address() == address
+
+
+def test_an_address_of_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://10.0.0.1:10001")
+    with pytest.raises(ConfigError, match="RAY_ADDRESS=ray://10.0.0.1:10001.*ray job submit"):
+        cluster_address()
+
+
+def test_what_does_not_fit_a_cluster_names_it() -> None:
+    with pytest.raises(ConfigError, match="the Ray cluster at 10.0.0.1:6379 has 1.5; lower"):
+        check_placement(
+            [request("generator", 2, num_cpus=1.0)], Machine(num_cpus=1.5, num_gpus=0, name="the Ray cluster at 10.0.0.1:6379")
+        )

@@ -83,6 +83,19 @@ def test_a_killed_owner_frees_its_lock_and_its_run_is_interrupted(tmp_path: Path
         assert resumed.read_summary()["state"] == "running"
 
 
+def test_an_end_at_once_leaves_an_interrupted_run_that_opens_again(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "demo")
+    run.mark_interrupted()
+    assert (run.read_summary()["state"], "ended_at" in run.read_summary()) == ("interrupted", True)
+    with run:
+        pass
+    assert run.read_summary()["state"] == "interrupted"
+    with RunDirectory.open(run.path) as again:
+        assert again.read_summary()["state"] == "running"
+    again.mark_interrupted()
+    assert again.read_summary()["state"] == "completed"
+
+
 def test_an_owner_on_another_host_is_believed(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.lock").write_text(

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -12,21 +13,25 @@ import pytest
 import cluster.runtime as runtime
 from cluster.runtime import WORKER_ENVIRONMENT, ray_session, start_ray
 
+JOB_OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
+
 
 class _StopHere(Exception):
     """Stands for everything that follows `ray.init`."""
 
 
-def _environment_at_init(monkeypatch: pytest.MonkeyPatch, home: Path) -> tuple[dict[str, str], dict[str, object]]:
+def _environment_at_init(
+    monkeypatch: pytest.MonkeyPatch, home: Path, *, address: str | None = None
+) -> tuple[dict[str, str], dict[str, Any]]:
     """What `start_ray` has set when it calls `ray.init`, and the arguments of the call."""
-    seen: tuple[dict[str, str], dict[str, object]] = ({}, {})
+    seen: tuple[dict[str, str], dict[str, Any]] = ({}, {})
 
     def init(**arguments: object) -> None:
         seen[0].update(os.environ)
         seen[1].update(arguments)
         raise _StopHere
 
-    for name in (*WORKER_ENVIRONMENT, "PYTHONPATH", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+    for name in (*WORKER_ENVIRONMENT, "PYTHONPATH", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", JOB_OVERRIDE):
         # Set and delete: monkeypatch then removes again what start_ray adds.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -34,7 +39,7 @@ def _environment_at_init(monkeypatch: pytest.MonkeyPatch, home: Path) -> tuple[d
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
     monkeypatch.setattr(runtime.ray, "init", init)
     with pytest.raises(_StopHere):
-        start_ray(num_cpus=2)
+        start_ray(num_cpus=2, address=address)
     return seen
 
 
@@ -45,6 +50,16 @@ def test_environment_is_set_before_ray_starts(monkeypatch: pytest.MonkeyPatch, t
     assert str(Path(runtime.__file__).parents[1]) in environment["PYTHONPATH"].split(os.pathsep)
     assert arguments["log_to_driver"] is False
     assert arguments["dashboard_host"] == "127.0.0.1"
+
+
+def test_workers_of_a_running_cluster_get_our_environment_with_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment, arguments = _environment_at_init(monkeypatch, tmp_path, address="10.0.0.1:6379")
+    assert arguments["address"] == "10.0.0.1:6379"
+    passed = arguments["runtime_env"]["env_vars"]
+    assert set(passed) == {*WORKER_ENVIRONMENT, "PYTHONPATH"}
+    assert passed["VLLM_LOGGING_LEVEL"] == "DEBUG"  # the user's choice goes along
+    assert environment[JOB_OVERRIDE] == "1"  # a job may have been submitted with some of the same
+    assert not (tmp_path / ".ray").exists()  # the token is the cluster's
 
 
 def test_token_file_belongs_to_the_owner_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from cluster import session_guard
 
@@ -17,14 +19,21 @@ print(subprocess.run([sys.executable, "-c", orphaning], stdout=subprocess.PIPE, 
 time.sleep(600)
 """
 GONE_S = 15.0
+LISTENS_S = 2.0  # for a new guard
 
 
-def test_a_process_whose_parent_is_gone_is_ended() -> None:
+@pytest.mark.parametrize("is_told_to_end", [False, True])
+def test_a_process_whose_parent_is_gone_is_ended(*, is_told_to_end: bool) -> None:
+    """Also by a guard that got a SIGTERM before, as `ray job stop` sends it to all that descends from a job."""
     root = Path(session_guard.__file__).parents[1]
     driver = subprocess.Popen([sys.executable, "-c", ORPHANING_DRIVER], stdout=subprocess.PIPE, cwd=root)
     assert driver.stdout is not None
     orphan = psutil.Process(int(driver.stdout.readline()))
     assert orphan not in psutil.Process(driver.pid).children(recursive=True)
+    (guard,) = psutil.Process(driver.pid).children()
+    if is_told_to_end:
+        time.sleep(LISTENS_S)
+        guard.terminate()
     driver.kill()
     driver.wait()
     _, left = psutil.wait_procs([orphan], timeout=GONE_S)

@@ -52,12 +52,16 @@ class FaultyRun:
         """What `start` runs, from the repository."""
         return [sys.executable, "-m", "rayward", *self._arguments]
 
+    @property
+    def resume_command(self) -> list[str]:
+        return [sys.executable, "-m", "rayward", "resume", str(self.path)]
+
     def start(self) -> "FaultyRun":
         self._process = self._running(self.command)
         return self
 
     def resume(self, *options: str) -> "FaultyRun":
-        self._process = self._running([sys.executable, "-m", "rayward", "resume", str(self.path), *options])
+        self._process = self._running([*self.resume_command, *options])
         return self
 
     @property
@@ -67,8 +71,8 @@ class FaultyRun:
 
     @property
     def output(self) -> str:
-        """Of all its processes so far."""
-        return self._log.read_text()
+        """Of all its processes so far; of a job's, Ray keeps it."""
+        return self._log.read_text() if self._log.exists() else ""
 
     def processes(self, kind: str) -> list[psutil.Process]:
         """Living processes of a kind, newest first."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from cluster.run_directory import read_summary
 from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import CHECKPOINT_EVERY, ORPHANS_GONE_S, FaultyRun, RunStarter, at_some_instant
 
@@ -79,6 +80,7 @@ def test_an_end_without_a_last_checkpoint(
     assert run.wait() == 130, run.output
     end_s = time.monotonic() - sent_s
     gone_s = run.seconds_to_its_last_process(processes)
+    assert read_summary(run.path)["state"] == "interrupted"
     is_clean = run.resume().ends_as(clean_run)
     measured(
         FaultRow(
