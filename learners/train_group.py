@@ -78,11 +78,12 @@ class TrainGroup:
         """What Ray Train reserved for the ranks stays reserved when its controller is killed.
 
         Its own cleaner asks Ray's state API about the controller, which answers nothing without a dashboard (seen with ray 2.60).
-        A reservation has no owner's name: ours is as large as our ranks, and was not there when the group was started.
+        A reservation's name ends with the job that made it; of this job's, ours is as large as our ranks, and was not there when
+        the group was started.
         """
-        bundle = _resources(self._workers)
+        bundle, job = _resources(self._workers), ray.get_runtime_context().get_job_id()
         for name, reservation in placement_group_table().items():
-            is_ours = list(reservation["bundles"].values()) == [bundle] * self._workers.num_workers
+            is_ours = name.endswith(job) and list(reservation["bundles"].values()) == [bundle] * self._workers.num_workers
             if name not in self._earlier_reservations and is_ours and reservation["state"] != "REMOVED":
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
