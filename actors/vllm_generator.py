@@ -17,6 +17,7 @@ from cluster.cpu_engine import cpu_engine_environment
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError, WeightMismatchError
 from cluster.garbage_collector import collector_paused
 from cluster.seeding import derive_seed
+from cluster.spawned_main import spawned_lightly
 from cluster.types import Completion, FinishReason, Prompt, PublishedWeights, SamplingParameters, Trajectory, TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class VLLMGenerator:
         self._checksum = INITIAL_CHECKSUM
         self._request_numbers = itertools.count()
         self._publication = asyncio.Lock()  # one at a time
-        with collector_paused():
+        with collector_paused(), spawned_lightly():
             self._engine: AsyncLLM | None = _build_engine(model_path, config)
         self._tensor_shapes = folder_tensor_shapes(Path(model_path))
         if self._engine.model_config.hf_config.tie_word_embeddings:
