@@ -1,12 +1,14 @@
 """What a run asks of its machines, checked before Ray starts, or once it has joined a cluster."""
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ConfigError
 
+CONNECT_TIMEOUT_S = 5.0
 NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one folder a GPU, readable without any library
 
 
@@ -47,7 +49,7 @@ def this_machine() -> Machine:
 def cluster_address() -> str | None:
     """Of the Ray cluster that the environment names (`RAY_ADDRESS`, which `ray job submit` sets); None: start a local one.
 
-    Raises `ConfigError` for an address of Ray Client.
+    Raises `ConfigError` for an address of Ray Client, and where nobody listens.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     if "://" in address:
@@ -55,6 +57,15 @@ def cluster_address() -> str | None:
             f"RAY_ADDRESS={address}: a run needs a cluster's own address (HOST:PORT, or auto); from elsewhere submit it as a job:"
             " ray job submit -- rayward train ..."
         )
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        except (OSError, OverflowError) as error:  # ray.init would go on asking for minutes
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it with ray start --head, correct the"
+                " address, or unset the variable for a Ray of this run's own"
+            ) from error
     return None if address in {"", "local"} else address
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import ray
 
+from cluster.errors import ConfigError
 from cluster.placement import Machine, this_machine
 from cluster.session_guard import SessionGuard, wait_for_end
 
@@ -118,7 +119,10 @@ def _connect(num_cpus: float | None, address: str | None, *, include_dashboard: 
     if address is not None:
         os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # a job's own variables may name some of ours: they have the same value
         passed = [*WORKER_ENVIRONMENT, *(["PYTHONPATH"] if "PYTHONPATH" in os.environ else [])]
-        return ray.init(address=address, runtime_env={"env_vars": {name: os.environ[name] for name in passed}}, **quiet)
+        try:
+            return ray.init(address=address, runtime_env={"env_vars": {name: os.environ[name] for name in passed}}, **quiet)
+        except ConnectionError as error:
+            raise ConfigError(f"RAY_ADDRESS={address}: {error}") from error
     _protect_token_file()
     return ray.init(
         address="local",
