@@ -117,7 +117,7 @@ def prints_to(path: Path) -> Iterator[None]:
 def _connect(num_cpus: float | None, address: str | None, *, include_dashboard: bool) -> "ray.client_builder.ClientContext":
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
-        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # a job's own variables may name some of ours: they have the same value
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # a job may have been submitted with some of these itself
         passed = [*WORKER_ENVIRONMENT, *(["PYTHONPATH"] if "PYTHONPATH" in os.environ else [])]
         try:
             return ray.init(address=address, runtime_env={"env_vars": {name: os.environ[name] for name in passed}}, **quiet)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-OBJECTS_BETWEEN_PASSES = 50_000  # Python's 700 look through a process hundreds of times while it imports vLLM
+OBJECTS_BETWEEN_PASSES = 50_000  # Python's few hundred have it look 1,700 times while vLLM's engine is imported
 
 
 @contextmanager

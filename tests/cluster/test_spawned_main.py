@@ -44,7 +44,7 @@ def test_the_main_module_is_not_run_again(tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, script], cwd=root, env={"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, text=True, check=True
     )
-    assert found.stdout.split("\n")[0] == f"{(False, OBJECTS_BETWEEN_PASSES)} {(True, 700)}"
+    assert found.stdout.split("\n")[0] == f"{(False, OBJECTS_BETWEEN_PASSES)} {(True, gc.get_threshold()[0])}"
 
 
 def test_the_parent_keeps_its_main_module() -> None:
