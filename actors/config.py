@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, HttpUrl, field_validator, model_validator
 
-from actors.user_function import user_function_problem
+from actors.user_code.function import user_function_problem
 from cluster.config import StrictConfig
 
 DType = Literal["float32", "bfloat16", "float16"]

@@ -2,11 +2,11 @@
 
 import ray
 
-from actors.device_generator import DeviceFedGenerator
-from actors.http_scorer import HttpScorer
-from actors.python_scorer import PythonScorer
-from actors.scorer import RewardFunctionScorer, RewardModelScorer
-from actors.vllm_generator import VLLMGenerator
+from actors.generation.device_generator import DeviceFedGenerator
+from actors.generation.vllm_generator import VLLMGenerator
+from actors.scoring.http_scorer import HttpScorer
+from actors.scoring.python_scorer import PythonScorer
+from actors.scoring.scorer import RewardFunctionScorer, RewardModelScorer
 
 MAX_CONCURRENT_CALLS = 512  # coroutines of one generator; its engine queues what does not fit into a batch
 

@@ -12,11 +12,11 @@ from typing import Final
 
 import ray
 
-from actors.model_source import resolve_model
+from actors.sources.models import resolve_model
 from cluster.errors import ConfigError, RaywardError
-from cluster.interrupts import Interrupts, interruptible
-from cluster.placement import RoleRequest, check_placement, this_machine
-from cluster.runtime import RaySession, prints_to, start_ray, stop_ray
+from cluster.processes.interrupts import Interrupts, interruptible
+from cluster.processes.placement import RoleRequest, check_placement, this_machine
+from cluster.processes.runtime import RaySession, prints_to, start_ray, stop_ray
 from serving.config import ServeConfig
 from serving.policy_folder import PolicyFolder, check_is_run, check_max_model_tokens, resolve_policy
 
@@ -204,7 +204,7 @@ def _feedback_file(path: str | None) -> Path | None:
     """Where feedback is kept, opened once: a file that cannot be used is told before Ray starts."""
     if path is None:
         return None
-    from cluster.feedback import FeedbackStore
+    from cluster.storage.feedback import FeedbackStore
 
     found = Path(path).expanduser().resolve()
     FeedbackStore(found).close()

@@ -12,8 +12,8 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.schema import LoggingConfig
 
-from cluster.cpu_engine import cpu_engine_environment
-from cluster.runtime import WORKER_ENVIRONMENT
+from cluster.host.cpu_engine import cpu_engine_environment
+from cluster.processes.runtime import WORKER_ENVIRONMENT
 from serving.api_errors import RETRY_AFTER_S
 from serving.config import ServeConfig
 from serving.ingress import build_ingress_class

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from cluster.errors import DataError, FeedbackConflictError, FeedbackNotKeptError
-from cluster.feedback import IDEMPOTENCY_KEY, Added, FeedbackStore, Preference
+from cluster.storage.feedback import IDEMPOTENCY_KEY, Added, FeedbackStore, Preference
 from cluster.types import Message, Role
 from serving.api_errors import error_reply
 from serving.whole_path import WholePath

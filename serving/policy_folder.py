@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.tensor_shapes import WEIGHT_PATTERN, differing_tensors, folder_tensor_shapes
+from actors.sources.tensor_shapes import WEIGHT_PATTERN, differing_tensors, folder_tensor_shapes
 from cluster.errors import ConfigError, DataError, WeightMismatchError
 
 VERSION_FOLDER = re.compile(r"v(\d+)")  # policies/v000010

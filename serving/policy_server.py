@@ -10,7 +10,7 @@ from typing import Any, Final
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
-from actors.tensor_shapes import WEIGHT_PATTERN
+from actors.sources.tensor_shapes import WEIGHT_PATTERN
 from cluster.errors import DataError, WeightMismatchError
 from serving.policy_folder import PolicyFolder, check_same_model, resolve_policy
 from serving.version_gate import VersionGate

@@ -12,7 +12,7 @@ logged and counted, because they are slow and a policy may learn to produce them
 import logging
 from functools import lru_cache
 
-from actors.child_process import ChildError, ChildProcess, ChildStartError
+from actors.user_code.child_process import ChildError, ChildProcess, ChildStartError
 from cluster.errors import DataError, RaywardError
 from cluster.types import Task, Trajectory
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import GSM8KTaskConfig
-from actors.tasks.json_lines import LineFormat, LineProblem, read_tasks, split_tasks, text_field
+from actors.tasks.line_format import LineFormat, LineProblem, read_tasks, split_tasks, text_field
 from actors.tasks.task_set import TaskSet
 from cluster.types import Message, Task
 

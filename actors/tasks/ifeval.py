@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.config import IFEvalTaskConfig
 from actors.rewards.ifeval.constraint import CHECKERS, Constraint, constraints_in, reference_of
-from actors.tasks.json_lines import LineFormat, LineProblem, read_tasks, split_tasks, text_field
+from actors.tasks.line_format import LineFormat, LineProblem, read_tasks, split_tasks, text_field
 from actors.tasks.task_set import TaskSet
 from cluster.errors import DataError
 from cluster.types import Message, Task

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from actors.config import BadLines, JsonlTaskConfig
-from actors.tasks.json_lines import LineFormat, LineProblem, read_tasks, split_tasks, text_field
+from actors.tasks.line_format import LineFormat, LineProblem, read_tasks, split_tasks, text_field
 from actors.tasks.task_set import TaskSet
 from cluster.types import Message, Role, Task
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from actors.config import MovieReviewTaskConfig
-from actors.movie_reviews_source import RatedSnippet, load_movie_reviews, split_movie_reviews
+from actors.sources.movie_reviews import RatedSnippet, load_movie_reviews, split_movie_reviews
 from actors.tasks.task_set import TaskSet
 from cluster.types import Message, Task
 

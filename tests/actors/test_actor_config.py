@@ -8,7 +8,7 @@ import pytest
 from actors.config import HttpScorerConfig, PythonScorerConfig
 from cluster.config import parse_config
 from cluster.errors import ConfigError
-from learners.config import PolicyRunConfig
+from learners.settings.run import PolicyRunConfig
 
 URL = "http://localhost:8000/score"
 

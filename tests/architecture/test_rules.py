@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import StrictConfig, load_config
-from learners.config import QuickstartConfig, load_run_config
+from learners.settings.run import QuickstartConfig, load_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("cluster", "actors", "learners", "serving")

@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 
 import ray
 
-from cluster.runtime import ray_session
-from cluster.spawned_main import spawned_lightly
+from actors.generation.engine_process import spawned_lightly
+from cluster.processes.runtime import ray_session
 
 NUM_REPEATS = 5
 

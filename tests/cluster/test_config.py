@@ -9,7 +9,7 @@ import yaml
 
 from cluster.config import load_config, parse_config, read_yaml
 from cluster.errors import ConfigError
-from learners.config import PolicyRunConfig, QuickstartConfig, load_run_config
+from learners.settings.run import PolicyRunConfig, QuickstartConfig, load_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.ledger import read_ledger
+from cluster.storage.ledger import read_ledger
 
 COMMAND = [sys.executable, "-m", "rayward"]
 ROOT = Path(__file__).resolve().parents[2]

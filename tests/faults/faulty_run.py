@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from cluster.ledger import LedgerAudit, audit_ledger, read_ledger
+from cluster.storage.ledger import LedgerAudit, audit_ledger, read_ledger
 from tests.faults.fault_table import Losses
 
 REPOSITORY = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 
-from cluster.ledger import read_ledger
+from cluster.storage.ledger import read_ledger
 from tests.faults import bad_rewards
 from tests.faults.fault_table import FaultRow
 from tests.faults.faulty_run import FaultyRun, RunStarter

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checkpoint import CheckpointFolder
+from cluster.storage.checkpoint import CheckpointFolder
 from tests.faults.fault_table import FaultRow
 from tests.faults.faulty_run import CHECKPOINT_EVERY, FaultyRun, RunStarter
 

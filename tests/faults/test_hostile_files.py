@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from actors.model_source import resolve_model
-from actors.rendering import load_tokenizer, render_prompt
+from actors.generation.rendering import load_tokenizer, render_prompt
+from actors.sources.models import resolve_model
 from actors.tasks.jsonl import load_tasks
-from cluster.checkpoint import CheckpointFolder
 from cluster.config import read_yaml
 from cluster.errors import RaywardError
-from cluster.ledger import read_ledger
+from cluster.storage.checkpoint import CheckpointFolder
+from cluster.storage.ledger import read_ledger
 from cluster.types import Message, Task
-from learners.checkpoint import NUMBERS_NAME, TENSORS_NAME, read_snapshot
-from learners.config import load_resolved_config
-from learners.models import load_policy
+from learners.network.models import load_policy
+from learners.ranks.checkpoint import NUMBERS_NAME, TENSORS_NAME, read_snapshot
+from learners.settings.run import load_resolved_config
 
 
 class Hostile:

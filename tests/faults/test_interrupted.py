@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.run_directory import read_summary
+from cluster.storage.run_directory import read_summary
 from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import CHECKPOINT_EVERY, ORPHANS_GONE_S, FaultyRun, RunStarter, at_some_instant
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.run_directory import read_summary
+from cluster.storage.run_directory import read_summary
 from tests.faults.fault_table import FaultRow, likeness
 from tests.faults.faulty_run import (
     CHECKPOINT_EVERY,

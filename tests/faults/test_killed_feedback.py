@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
-from cluster.feedback import FeedbackRecord, FeedbackStore
+from cluster.storage.feedback import FeedbackRecord, FeedbackStore
 from serving.feedback_api import FEEDBACK_APP_NAME, FEEDBACK_ROUTE, feedback_target
 from tests.faults.fault_table import FaultRow
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.checkpoint import CheckpointFolder
+from cluster.storage.checkpoint import CheckpointFolder
 from tests.faults.fault_table import FaultRow
 
 NUM_KILLS = 20

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors.model_source import resolve_model
-from cluster.runtime import start_ray
+from actors.sources.models import resolve_model
+from cluster.processes.runtime import start_ray
 from serving.app import ServedPolicy, serve_policy
 from serving.config import ServeConfig
 from tests.faults.fault_table import FaultRow

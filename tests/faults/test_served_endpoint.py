@@ -13,8 +13,8 @@ import torch
 from ray import serve
 from safetensors.torch import load_file, save_file
 
-from actors.model_source import resolve_model
-from cluster.runtime import start_ray
+from actors.sources.models import resolve_model
+from cluster.processes.runtime import start_ray
 from serving.app import APP_NAME, ServedPolicy, serve_policy
 from serving.config import ServeConfig
 from tests.faults.fault_table import FaultRow, seconds

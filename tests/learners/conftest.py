@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from actors.model_source import resolve_model
+from actors.sources.models import resolve_model
 from cluster.types import Completion, Message, Prompt, Reward, ScoredBatch, ScoredGroup, Task, Trajectory, TrajectoryGroup
-from learners.policy_config import PolicyLearnerConfig
+from learners.settings.policy import PolicyLearnerConfig
 
 BatchBuilder = Callable[..., ScoredBatch]
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from cluster.errors import DataError
-from cluster.feedback import FeedbackStore
-from cluster.runtime import RaySession
+from cluster.processes.runtime import RaySession
+from cluster.storage.feedback import FeedbackStore
 from serving.app import serve_policy
 from serving.config import ServeConfig
 from serving.feedback_api import MAX_BODY_BYTES, MAX_MESSAGES, MAX_TEXT_CHARS, build_routes

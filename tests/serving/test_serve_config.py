@@ -10,10 +10,10 @@ import pytest
 import ray
 from safetensors.numpy import save_file
 
-from actors.model_source import resolve_model
+from actors.sources.models import resolve_model
 from cluster.config import parse_config
 from cluster.errors import ConfigError, DataError, WeightMismatchError
-from cluster.runtime import RaySession
+from cluster.processes.runtime import RaySession
 from serving.app import serve_policy
 from serving.config import ServeConfig
 from serving.policy_folder import PolicyFolder, check_max_model_tokens, check_same_model, resolve_policy

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.model_source import resolve_model
-from cluster.feedback import FeedbackStore
-from cluster.runtime import start_ray
+from actors.sources.models import resolve_model
+from cluster.processes.runtime import start_ray
+from cluster.storage.feedback import FeedbackStore
 from serving.app import ServedPolicy, callers_logging_kept, serve_policy
 from serving.config import ServeConfig
 

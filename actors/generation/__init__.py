@@ -1,0 +1,1 @@
+"""Prompts become completions: rendering, vLLM engines, the pool of them, new weights into them."""

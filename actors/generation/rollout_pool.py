@@ -1,0 +1,100 @@
+"""The rollout stage, driver side: completions from a pool of generators, and new weights into it."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ray import ObjectRef
+
+from actors.config import SupervisionConfig
+from actors.generation.generator import HeldWeights
+from cluster.errors import WeightMismatchError
+from cluster.processes.pool import ActorPool, Supervision
+from cluster.processes.watchdog import Pending
+from cluster.types import Prompt, PublishedWeights, SamplingParameters, TrajectoryGroup
+
+QUEUE_FACTOR = 2  # batches' worth of prompts at each engine, so that it never waits for the driver
+
+
+class RolloutPool:
+    """Generators of like configuration behind two calls."""
+
+    def __init__(
+        self,
+        start: Callable[[str], Any],
+        *,
+        num_replicas: int,
+        max_num_sequences: int,
+        supervision: SupervisionConfig | None,
+        note: Callable[[str], None],
+    ) -> None:
+        """`start(name)` returns a new Ray actor of a `Generator`. Without `supervision` a lost generator is an error."""
+        names = [f"generator {index}" for index in range(num_replicas)]
+        self._generators = ActorPool(
+            {name: start(name) for name in names},
+            None
+            if supervision is None
+            else Supervision(
+                start=start,
+                admission=self._admission,
+                deadline_s=supervision.deadline_s,
+                start_deadline_s=supervision.start_deadline_s,
+                max_losses=supervision.max_losses,
+                note=note,
+            ),
+        )
+        self._max_num_sequences = max_num_sequences
+        self._published: PublishedWeights | None = None
+
+    @property
+    def actors(self) -> Mapping[str, Any]:
+        return self._generators.actors
+
+    def pending(self) -> list[Pending]:
+        """What the generators owe: the ids of prompts, or an answer. May be asked from any thread."""
+        return self._generators.pending()
+
+    def wait_until_ready(self) -> None:
+        """Return when every engine answers; raises with the name of one that does not start."""
+        self._generators.broadcast(lambda generator: generator.ready.remote())
+
+    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
+        """Yield one group a prompt, in order of completion, so that scoring starts while others generate."""
+        max_in_flight = max(1, QUEUE_FACTOR * self._max_num_sequences // sampling.samples_per_prompt)
+        results = self._generators.map_unordered(
+            lambda generator, prompt: generator.generate.remote(prompt, sampling),
+            prompts,
+            max_in_flight=max_in_flight,
+            about=lambda prompt: prompt.task.task_id,
+        )
+        for _, attempt, group in results:
+            yield group if attempt == 1 else replace(group, attempt=attempt)
+
+    def publish(self, weights: PublishedWeights) -> None:
+        """Load `weights` into every generator; returns only when all of them report this version and this checksum.
+
+        One that was lost and is on its way back loads the weights that are the newest when it comes.
+        """
+        self._published = weights
+        self._generators.broadcast(lambda generator: generator.load_weights.remote(weights))
+        held_by_name: dict[str, HeldWeights] = self._generators.broadcast(lambda generator: generator.held_weights.remote())
+        expected = _held(weights)
+        differing = {name: held for name, held in held_by_name.items() if held != expected}
+        if differing:
+            raise WeightMismatchError(f"published {expected}, but generators hold {differing}; restart those generators")
+
+    def _admission(self, generator: Any) -> Generator[ObjectRef, Any, None]:
+        """A new generator holds the start's weights: it takes work once it holds what the others hold."""
+        yield generator.ready.remote()
+        held = None
+        while self._published is not None and held != _held(self._published):
+            yield generator.load_weights.remote(self._published)
+            held = yield generator.held_weights.remote()
+
+    def shutdown(self) -> None:
+        """Stop the engines; the actors themselves stay until Ray ends them."""
+        self._generators.broadcast(lambda generator: generator.shutdown.remote())
+
+
+def _held(weights: PublishedWeights) -> HeldWeights:
+    return HeldWeights(policy_version=weights.policy_version, checksum=weights.checksum)

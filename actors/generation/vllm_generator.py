@@ -1,0 +1,280 @@
+"""A generator that samples with vLLM. Log-probabilities are in nats, under the distribution that was sampled.
+
+vLLM runs an engine process and worker processes of its own; this class only talks to them. vllm is imported where it runs.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.config import GeneratorConfig
+from actors.generation.engine_process import spawned_lightly
+from actors.generation.generator import INITIAL_CHECKSUM, HeldWeights
+from actors.sources.tensor_shapes import TensorShapes, differing_tensors, folder_tensor_shapes, tensor_shapes
+from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError, WeightMismatchError
+from cluster.host.cpu_engine import cpu_engine_environment
+from cluster.processes.collector_pause import collector_paused
+from cluster.seeding import derive_seed
+from cluster.types import Completion, FinishReason, Prompt, PublishedWeights, SamplingParameters, Trajectory, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor import Executor
+
+GIB_BYTES = 1 << 30
+MIN_BATCHED_TOKENS = 2048  # of one CPU prefill step
+PLUGIN_GROUP, SHM_PLUGIN = "vllm.general_plugins", "rayward_shm"
+END_GRACE_S = 0.2  # for an idle engine to leave by itself, which takes it seconds and saves nothing
+INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
+TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class VLLMGenerator:
+    """Implements `Generator`. To be used as an async Ray actor."""
+
+    def __init__(self, model_path: str, config: GeneratorConfig) -> None:
+        """`model_path`: a Hugging Face folder with safetensors weights. Returns when the engine is up (20 to 40 s on CPU)."""
+        os.environ.update(_process_environment(config))
+        self._config = config
+        self._checksum = INITIAL_CHECKSUM
+        self._request_numbers = itertools.count()
+        self._publication = asyncio.Lock()  # one at a time
+        with collector_paused(), spawned_lightly():
+            self._engine: AsyncLLM | None = _build_engine(model_path, config)
+        self._tensor_shapes = folder_tensor_shapes(Path(model_path))
+        if self._engine.model_config.hf_config.tie_word_embeddings:
+            self._tensor_shapes.pop(TIED_HEAD, None)
+
+    async def ready(self) -> int:
+        """The policy version, once the engine answers."""
+        await self._running_engine().check_health()
+        return (await self.held_weights()).policy_version
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParameters) -> TrajectoryGroup:
+        """Sample i is a request of its own with its own seed; the prefix cache makes the shared prompt cheap."""
+        longest = len(prompt.token_ids) + sampling.max_completion_tokens
+        if longest > self._config.max_model_tokens:
+            raise DataError(
+                f"task {prompt.task.task_id!r}: {len(prompt.token_ids)} prompt tokens + {sampling.max_completion_tokens} for the "
+                f"completion exceed generator.max_model_tokens={self._config.max_model_tokens}; raise it or shorten the prompt"
+            )
+        completions = await asyncio.gather(
+            *(self._complete(prompt, sampling, index) for index in range(sampling.samples_per_prompt))
+        )
+        return TrajectoryGroup(
+            trajectories=tuple(
+                Trajectory(prompt=prompt, sample_index=index, completion=completion)
+                for index, completion in enumerate(completions)
+            )
+        )
+
+    async def completion_logprobs(self, token_ids: tuple[int, ...], num_prompt_tokens: int) -> tuple[float, ...]:
+        """[len(token_ids) - num_prompt_tokens] log-probabilities at temperature 1. vLLM must have room for one token more."""
+        from vllm import SamplingParams
+
+        if not 1 <= num_prompt_tokens < len(token_ids) < self._config.max_model_tokens:
+            raise DataError(
+                f"cannot score {len(token_ids)} tokens after the first {num_prompt_tokens}: need 1 <= prompt < all < "
+                f"generator.max_model_tokens={self._config.max_model_tokens}"
+            )
+        # Scores of prompt tokens skip temperature and top_p in every logprobs_mode.
+        output = await self._finished_output(token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False))
+        scored = zip(token_ids, output.prompt_logprobs or (), strict=True)
+        return tuple(
+            logprobs[token_id].logprob for token_id, logprobs in itertools.islice(scored, num_prompt_tokens, None) if logprobs
+        )
+
+    async def load_weights(self, weights: PublishedWeights) -> int:
+        """Take over published weights between requests: those running finish on the old weights, later ones see the new.
+
+        A file that is not what was published is refused before the engine is touched. A failure after that leaves weights that
+        nobody knows, so the engine is stopped and the actor must be replaced.
+        """
+        if self._config.weight_transfer != "shm":
+            raise ConfigError(f"load_weights reads a file: weight_transfer must be shm, not {self._config.weight_transfer}")
+        async with self._publication:
+            await asyncio.to_thread(self._check_published, weights)
+            try:
+                await self._replace_weights(self._running_engine(), weights)
+            except Exception as error:
+                await self.shutdown()
+                raise ActorLostError(f"weights of version {weights.policy_version} did not arrive whole: {error!r}") from error
+            self._checksum = weights.checksum
+        return (await self.held_weights()).policy_version
+
+    async def held_weights(self) -> HeldWeights:
+        """The engine's own label of its weights, with the checksum of the file that they came from."""
+        label = await self._running_engine().get_weight_version()
+        return HeldWeights(policy_version=_version(label), checksum=self._checksum)
+
+    async def shutdown(self) -> None:
+        """Stop the engine and its processes."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown, END_GRACE_S)
+
+    def _running_engine(self) -> "AsyncLLM":
+        if self._engine is None:
+            raise ActorLostError("this generator's engine was stopped; replace the actor")
+        return self._engine
+
+    async def _complete(self, prompt: Prompt, sampling: SamplingParameters, sample_index: int) -> Completion:
+        parameters = _sampling_params(sampling, derive_seed(sampling.seed, prompt.task.task_id, sample_index))
+        output = await self._finished_output(prompt.token_ids, parameters)
+        return _completion(prompt.task.task_id, output.outputs[0])
+
+    async def _finished_output(self, token_ids: tuple[int, ...], parameters: "SamplingParams") -> "RequestOutput":
+        """Run one request to its end; the parameters ask for the final output only."""
+        from vllm.inputs import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        request_id = str(next(self._request_numbers))
+        last = None
+        try:
+            async for output in self._running_engine().generate(
+                TokensPrompt(prompt_token_ids=list(token_ids)), parameters, request_id=request_id
+            ):
+                last = output
+        except EngineDeadError as error:
+            raise ActorLostError(f"its engine has died: {error}") from error
+        assert last is not None, "vLLM ends every request with an output"
+        return last
+
+    def _check_published(self, weights: PublishedWeights) -> None:
+        try:
+            with open(weights.path, "rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise WeightMismatchError(f"published weights of version {weights.policy_version} cannot be read: {error}") from error
+        if checksum != weights.checksum:
+            raise WeightMismatchError(
+                f"{weights.path} has sha256 {checksum}, but version {weights.policy_version} was published with "
+                f"{weights.checksum}; the generator keeps its weights"
+            )
+        self._check_shapes(tensor_shapes(Path(weights.path)), weights.path)
+
+    def _check_shapes(self, shapes: TensorShapes, source: str) -> None:
+        differing = differing_tensors(shapes, self._tensor_shapes)
+        if differing:  # vLLM would keep old values, or memory that nobody wrote, for whatever is missing
+            raise WeightMismatchError(
+                f"{source} does not hold this model's tensors: {len(differing)} are missing, unknown or of another shape, "
+                f"first {differing[:3]}; the generator keeps its weights"
+            )
+
+    @staticmethod
+    async def _replace_weights(engine: "AsyncLLM", weights: PublishedWeights) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await engine.pause_generation(mode="wait", clear_cache=True)  # the prefix cache belongs to the old weights
+        await engine.start_weight_update()
+        await engine.update_weights(WeightTransferUpdateRequest(update_info={"path": weights.path}))
+        await engine.finish_weight_update(weight_version=str(weights.policy_version))
+        await engine.resume_generation()
+
+
+def _process_environment(config: GeneratorConfig) -> dict[str, str]:
+    """What vLLM reads from the environment, at its import and in its processes."""
+    environment = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    }
+    if config.num_gpus:
+        return environment
+    return environment | cpu_engine_environment(config.num_threads, eager=config.enforce_eager)
+
+
+def _build_engine(model_path: str, config: GeneratorConfig) -> "AsyncLLM":
+    from vllm import AsyncEngineArgs
+    from vllm.config import WeightTransferConfig
+    from vllm.plugins import load_plugins_by_group
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if config.weight_transfer == "shm" and SHM_PLUGIN not in load_plugins_by_group(PLUGIN_GROUP):
+        raise ConfigError(
+            f"vLLM does not find the plugin {SHM_PLUGIN!r}; install this package (pip install -e .), and name the plugin in "
+            "VLLM_PLUGINS if that variable is set"
+        )
+    arguments = AsyncEngineArgs(
+        model=model_path,
+        dtype=config.dtype,
+        max_model_len=config.max_model_tokens,
+        max_num_seqs=config.max_num_sequences,
+        tensor_parallel_size=config.tensor_parallel_size,
+        distributed_executor_backend=_executor(config),
+        enforce_eager=config.enforce_eager,
+        logprobs_mode="processed_logprobs",
+        weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
+        disable_log_stats=True,
+        **_device_arguments(config),
+    )
+    return AsyncLLM.from_engine_args(arguments)
+
+
+def _executor(config: GeneratorConfig) -> "str | type[Executor]":
+    """How an engine reaches its workers; left to itself, vLLM would pick ray inside an actor."""
+    if config.tensor_parallel_size > 1:
+        return "mp"
+    # By name, "uni" becomes "mp" on CPU, and the engine process then spins on a core that the worker's threads need.
+    from vllm.v1.executor import UniProcExecutor
+
+    return UniProcExecutor
+
+
+def _device_arguments(config: GeneratorConfig) -> dict[str, Any]:
+    if config.num_gpus:
+        return {"gpu_memory_utilization": config.gpu_memory_utilization}
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and it would win over kv_cache_memory_bytes
+    return {
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * GIB_BYTES),
+        # A seeded request whose prompt is prefilled in chunks kills a CPU engine ("CPU Generator does not use offset").
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(MIN_BATCHED_TOKENS, config.max_model_tokens),
+    }
+
+
+def _sampling_params(sampling: SamplingParameters, seed: int) -> "SamplingParams":
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_completion_tokens,
+        seed=seed,
+        logprobs=0,  # the sampled token's only
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _completion(task_id: str, output: "CompletionOutput") -> Completion:
+    labels = [span.version for span in output.weight_versions or ()]
+    if len(labels) != 1 or output.logprobs is None:
+        raise RaywardError(f"task {task_id!r}: vLLM sampled with weights {labels}; a completion must come from one version")
+    return Completion(
+        token_ids=tuple(output.token_ids),
+        rollout_logprobs=tuple(
+            logprobs[token_id].logprob for token_id, logprobs in zip(output.token_ids, output.logprobs, strict=True)
+        ),
+        text=output.text,
+        finish_reason=_finish_reason(task_id, output.finish_reason),
+        policy_version=_version(labels[0]),
+    )
+
+
+def _finish_reason(task_id: str, reason: str | None) -> FinishReason:
+    if reason is None or reason not in FINISH_REASONS:
+        raise RaywardError(f"task {task_id!r}: vLLM ended the request with {reason!r}; sample it again")
+    return FINISH_REASONS[reason]
+
+
+def _version(label: str) -> int:
+    return 0 if label == INITIAL_LABEL else int(label)

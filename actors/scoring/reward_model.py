@@ -1,0 +1,40 @@
+"""A reward model at work. Scores have mean 0 and standard deviation 1 over the texts it was trained on."""
+
+from collections.abc import Sequence
+
+from actors.config import RewardModelScorerConfig
+from actors.generation.rendering import load_tokenizer
+from actors.scoring.reward_head import SCORE_OFFSET, encode_texts, last_token_scores, load_reward_model
+from cluster.processes.collector_pause import collector_paused
+
+
+class RewardModel:
+    """Scores texts. Loads its weights and its own tokenizer from `config.model`, a folder."""
+
+    def __init__(self, config: RewardModelScorerConfig) -> None:
+        self._config = config
+        device = "cuda" if config.num_gpus > 0 else "cpu"
+        with collector_paused():
+            import torch
+
+            if device == "cpu":
+                torch.set_num_threads(config.num_threads)
+            self.tokenizer = load_tokenizer(config.model)
+            self._model = load_reward_model(config.model, dtype=config.dtype).to(device)
+        # Absent from reward models that others trained.
+        self._offset = float(self._model.config.to_dict().get(SCORE_OFFSET, 0.0))
+
+    def score_texts(self, texts: Sequence[str]) -> list[float]:
+        """One score a text, in order. A text's score does not depend on the others, up to rounding."""
+        import torch
+
+        token_ids = encode_texts(self.tokenizer, texts, max_tokens=self._config.max_tokens)
+        by_length = sorted(range(len(texts)), key=lambda index: len(token_ids[index]))  # little padding
+        scores = [0.0] * len(texts)
+        for start in range(0, len(texts), self._config.batch_size):
+            batch = by_length[start : start + self._config.batch_size]
+            with torch.inference_mode():
+                batch_scores = last_token_scores(self._model, [token_ids[index] for index in batch])
+            for index, score in zip(batch, batch_scores.tolist(), strict=True):
+                scores[index] = score - self._offset
+        return scores

@@ -1,0 +1,218 @@
+"""The score stage, driver side: rewards from pools of scorers, while generators are still at work."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import ObjectRef
+
+from actors.config import RewardModelScorerConfig, ScorerConfig, SupervisionConfig
+from actors.generation.rendering import PromptFormat
+from actors.remote import HttpScorerActor, PythonScorerActor, RewardFunctionScorerActor, RewardModelScorerActor
+from actors.sources.models import resolve_model
+from cluster.errors import ConfigError, DataError, RaywardError
+from cluster.processes.pool import LOST, ActorPool, Supervision
+from cluster.processes.watchdog import Pending
+from cluster.types import Reward, Score, ScoredGroup, StepScore, TrajectoryGroup, Unscored
+
+POLL_S = 0.5
+FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorerActor, "http": HttpScorerActor}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedScorer:
+    """One configured scorer. Produced by `build_scoring`, consumed by `Scoring`."""
+
+    weight: float
+    pool: ActorPool[Any]  # Ray actors of a `Scorer`
+
+
+@dataclass(slots=True, kw_only=True)
+class _PendingGroup:
+    group: TrajectoryGroup
+    scores: dict[str, list[Score | Unscored]] = field(default_factory=dict)  # scorer name -> [G]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    scorer: str
+    groups: list[_PendingGroup]
+
+
+class Scoring:
+    """All scorers of a run behind one call. For one thread of the driver."""
+
+    def __init__(self, scorers: Mapping[str, WeightedScorer]) -> None:
+        """`scorers`: by the name that is the key in the breakdown of a reward."""
+        if not scorers:
+            raise ConfigError("a run needs at least one scorer; add one to `scorers`")
+        self._scorers = dict(scorers)
+
+    def pending(self) -> list[Pending]:
+        """What the scorers owe: the ids of prompts whose completions they judge. May be asked from any thread."""
+        return [pending for scorer in self._scorers.values() for pending in scorer.pool.pending()]
+
+    def wait_until_ready(self) -> None:
+        """Return when every scorer answers; raises with the name of one that does not start."""
+        for scorer in self._scorers.values():
+            scorer.pool.broadcast(lambda actor: actor.score.remote([]))
+
+    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+        """Yield each group once all scorers have judged it, in order of completion. `groups` is consumed as it comes.
+
+        Batches form by themselves: groups that arrive while a scorer is busy wait, and go to it together in its next call.
+        """
+        stream = _ScoringStream(self._scorers)
+        for group in groups:
+            stream.submit(group)
+            yield from stream.finished(timeout_s=0)
+        while stream.is_busy:
+            yield from stream.finished(timeout_s=None)
+
+
+class _ScoringStream:
+    """The groups of one `score_stream`, and the calls that are judging them."""
+
+    def __init__(self, scorers: Mapping[str, WeightedScorer]) -> None:
+        self._scorers = scorers
+        self._waiting: dict[str, deque[_PendingGroup]] = {name: deque() for name in scorers}
+        self._running: dict[ObjectRef, _Call] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._running) or any(self._waiting.values())
+
+    def submit(self, group: TrajectoryGroup) -> None:
+        pending = _PendingGroup(group=group)
+        for name, waiting in self._waiting.items():
+            waiting.append(pending)
+            self._start_calls(name)
+
+    def finished(self, *, timeout_s: float | None) -> Iterator[ScoredGroup]:
+        """Groups that are complete; waits up to `timeout_s` (None: for ever) for the first call to end."""
+        while not (judged := [pending for name in self._scorers for pending in self._judged_by(name)]) and timeout_s is None:
+            self._wait()
+        for pending in {id(pending): pending for pending in judged}.values():  # perhaps by two scorers at once
+            if len(pending.scores) == len(self._scorers):
+                yield self._scored(pending)
+
+    def _wait(self) -> None:
+        """Until a call ends, or for a while: each pool looks after its own lost and joining actors when it is asked."""
+        if self._running:
+            ray.wait(list(self._running), timeout=POLL_S)
+        else:
+            time.sleep(POLL_S)
+
+    def _judged_by(self, name: str) -> list[_PendingGroup]:
+        """Groups that this scorer has judged by now; those of a lost actor go to another one."""
+        judged = []
+        refs = [ref for ref, call in self._running.items() if call.scorer == name]
+        for ref, result in self._scorers[name].pool.finished(refs, timeout_s=0):
+            call = self._running.pop(ref)
+            if result is LOST:
+                self._waiting[name].extendleft(reversed(call.groups))
+                continue
+            if isinstance(result, RaywardError):
+                raise result
+            scores = iter(_checked_scores(call, result))
+            for pending in call.groups:
+                pending.scores[name] = [next(scores) for _ in pending.group.trajectories]
+            judged += call.groups
+        self._start_calls(name)
+        return judged
+
+    def _start_calls(self, name: str) -> None:
+        """Give all that waits to the idle actors, in equal shares."""
+        waiting, pool = self._waiting[name], self._scorers[name].pool
+        idle = [actor for actor, load in pool.loads().items() if not load]
+        while waiting and idle:
+            share = -(-len(waiting) // len(idle))
+            call = _Call(scorer=name, groups=[waiting.popleft() for _ in range(share)])
+            trajectories = [trajectory for pending in call.groups for trajectory in pending.group.trajectories]
+            about = ", ".join(pending.group.prompt.task.task_id for pending in call.groups)
+            ref = pool.start(idle.pop(), lambda actor, given=trajectories: actor.score.remote(given), about=about)  # type: ignore[misc]
+            self._running[ref] = call
+
+    def _scored(self, pending: _PendingGroup) -> ScoredGroup:
+        rewards: list[Reward] = []
+        problems: dict[int, str] = {}
+        for index, trajectory in enumerate(pending.group.trajectories):
+            scores = {name: pending.scores[name][index] for name in self._scorers}
+            missing = [score.problem for score in scores.values() if isinstance(score, Unscored)]
+            try:
+                reward = self._reward({name: score for name, score in scores.items() if isinstance(score, Score)})
+            except DataError as error:  # not finite
+                missing.append(str(error))
+            if missing:
+                problems[trajectory.sample_index] = "; ".join(missing)
+            else:
+                rewards.append(reward)
+        return ScoredGroup(group=pending.group, rewards=tuple(rewards), problems=problems)
+
+    def _reward(self, scores: Mapping[str, Score]) -> Reward:
+        """`scores`: by scorer."""
+        weights = {name: self._scorers[name].weight for name in scores}
+        return Reward(
+            total=sum(weights[name] * score.value for name, score in scores.items()),
+            breakdown={name: score.value for name, score in scores.items()},
+            steps=tuple(
+                StepScore(token_index=step.token_index, score=weights[name] * step.score)
+                for name, score in scores.items()
+                for step in score.steps
+            ),
+        )
+
+
+def build_scoring(
+    configs: Sequence[ScorerConfig],
+    *,
+    prompt_format: PromptFormat,
+    supervision: SupervisionConfig,
+    note: Callable[[str], None],
+) -> Scoring:
+    """Start the actors of every configured scorer.
+
+    `prompt_format`: that of the task, for reward models that read chats. `note`: told when a scorer is lost, and when it is back.
+    """
+    scorers = {}
+    for config in configs:
+        start = _starter(config, prompt_format)
+        names = [f"scorer {config.name} {index}" for index in range(config.num_replicas)]
+        pool = ActorPool(
+            {name: start(name) for name in names},
+            Supervision(
+                start=start,
+                admission=_admission,
+                deadline_s=supervision.deadline_s,
+                start_deadline_s=supervision.start_deadline_s,
+                max_losses=supervision.max_losses,
+                note=note,
+            ),
+        )
+        scorers[config.name] = WeightedScorer(weight=config.weight, pool=pool)
+    return Scoring(scorers)
+
+
+def _starter(config: ScorerConfig, prompt_format: PromptFormat) -> Callable[[str], Any]:
+    """Starts one more actor of the scorer."""
+    if isinstance(config, RewardModelScorerConfig):
+        local = config.model_copy(update={"model": resolve_model(config.model)})
+        model_actor = RewardModelScorerActor.options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)
+        return lambda name: model_actor.remote(local, prompt_format)
+    function_actor = FUNCTION_ACTORS[config.kind].options(num_cpus=config.num_cpus)
+    return lambda name: function_actor.remote(config)
+
+
+def _admission(scorer: Any) -> Generator[ObjectRef, Any, None]:
+    """A scorer that answers has loaded all that it needs."""
+    yield scorer.score.remote([])
+
+
+def _checked_scores(call: _Call, scores: Sequence[Score | Unscored]) -> Sequence[Score | Unscored]:
+    expected = sum(len(pending.group.trajectories) for pending in call.groups)
+    if len(scores) != expected:
+        raise DataError(f"scorer {call.scorer!r} returned {len(scores)} scores for {expected} trajectories; it owes one each")
+    return scores

@@ -1,0 +1,285 @@
+"""A pool of like Ray actors: least-loaded dispatch, results as they finish, broadcast, and the lost replaced.
+
+A call is a function of the actor handle that returns the reference, for example `lambda actor: actor.ready.remote()`, so that
+remote methods are named in code and never as strings.
+
+An actor is lost when its process or its engine has died, or when it has work and finishes none of it for too long. With a
+`Supervision` it is replaced; what it had in flight ends as `LOST`, for its caller to ask another one. The replacement takes work
+only after it was admitted.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayActorError, RayTaskError
+
+from cluster.errors import ActorLostError, ConfigError, RaywardError
+from cluster.processes.watchdog import Pending
+
+ActorT = TypeVar("ActorT")  # handle of a Ray actor
+ItemT = TypeVar("ItemT")
+
+LOST = object()
+"""What a call ended with whose actor was lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervision(Generic[ActorT]):
+    """How lost actors are replaced. Produced by whoever starts the actors, consumed by `ActorPool`."""
+
+    start: Callable[[str], ActorT]
+    """A new actor in place of the one of that name."""
+    admission: Callable[[ActorT], Generator[ObjectRef, Any, None]]
+    """What a replacement must do before it gets work: yields calls, is sent their results, and ends when the actor may join."""
+    deadline_s: float
+    """An actor that has answered once, has work, and finishes none of it for so long is lost, even if its process lives."""
+    start_deadline_s: float
+    """A replacement that has not joined after so long is lost, too."""
+    max_losses: int
+    """Of one actor and its replacements, with no finished call in between; one more ends the run."""
+    note: Callable[[str], None]
+    """One line to the people who watch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[ActorT]):
+    name: str
+    actor: ActorT  # the one that was asked; another may have its name by now
+    about: str
+    since_s: float
+
+
+@dataclass(slots=True)
+class _Joining(Generic[ActorT]):
+    name: str
+    actor: ActorT
+    admission: Generator[ObjectRef, Any, None]
+    since_s: float
+
+
+class ActorPool(Generic[ActorT]):
+    """Actors by name, with the calls that each of them has in flight. For one thread of the driver."""
+
+    def __init__(self, actors: Mapping[str, ActorT], supervision: Supervision[ActorT] | None = None) -> None:
+        if not actors:
+            raise ConfigError("an actor pool needs at least one actor; set num_replicas to 1 or more")
+        self._actors = dict(actors)
+        self._supervision = supervision
+        self._in_flight: dict[ObjectRef, _Call[ActorT]] = {}
+        self._lost_calls: set[ObjectRef] = set()  # of actors that hang: these references may never resolve
+        self._joining: dict[ObjectRef, _Joining[ActorT]] = {}
+        self._progress_s: dict[str, float] = {}  # when an actor last finished a call, or got work after it had none
+        self._has_answered: set[str] = set()  # before, it may still be loading, for which there is no deadline
+        self._losses: Counter[str] = Counter()  # since the last finished call
+        self.num_lost = 0  # since the start
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    @property
+    def actors(self) -> Mapping[str, ActorT]:
+        """Those that take work; one that is lost is missing until its replacement is admitted."""
+        return self._actors
+
+    def loads(self) -> dict[str, int]:
+        """Calls in flight, by actor name."""
+        counts = Counter(call.name for call in self._in_flight.values())
+        return {name: counts[name] for name in self._actors}
+
+    def pending(self) -> list[Pending]:
+        """What is in flight, and who is to join. May be asked from any thread."""
+        calls = [Pending(whom=call.name, what=call.about, since_s=call.since_s) for call in list(self._in_flight.values())]
+        joining = [
+            Pending(whom=f"the new {joining.name}", what="its start", since_s=joining.since_s)
+            for joining in list(self._joining.values())
+        ]
+        return calls + joining
+
+    def map_unordered(
+        self,
+        call: Callable[[ActorT, ItemT], ObjectRef],
+        items: Iterable[ItemT],
+        *,
+        max_in_flight: int,
+        about: Callable[[ItemT], str] = str,
+    ) -> Iterator[tuple[ItemT, int, Any]]:
+        """Yield (item, attempt, result) as results arrive; each item goes to the actor with the fewest calls in flight.
+
+        `about`: an item's name for people. No actor gets more than `max_in_flight` calls at a time, so that a fast one takes more
+        items than a slow one. Items of a lost actor go to another. The first other failure is raised and ends the iteration; what
+        is still running then, or when the caller stops early, is cancelled.
+        """
+        waiting = deque((item, 1) for item in items)
+        running: dict[ObjectRef, tuple[ItemT, int]] = {}
+        try:
+            while waiting or running:
+                # With nothing of its own running a map starts one call in any case: the pool's room may be taken by another map.
+                while waiting and self._actors and (not running or min(self.loads().values()) < max_in_flight):
+                    item, attempt = waiting.popleft()
+                    ref = self.start(self._least_loaded(), lambda actor, item=item: call(actor, item), about=about(item))  # type: ignore[misc]
+                    running[ref] = item, attempt
+                for ref, result in self.finished(running):
+                    item, attempt = running.pop(ref)
+                    if result is LOST:
+                        self._check_attempts(about(item), attempt)
+                        waiting.appendleft((item, attempt + 1))
+                    elif isinstance(result, RaywardError):
+                        raise result
+                    else:
+                        yield item, attempt, result
+        finally:
+            for ref in running:
+                self._in_flight.pop(ref, None)
+                ray.cancel(ref)
+
+    def broadcast(self, call: Callable[[ActorT], ObjectRef]) -> dict[str, Any]:
+        """Call every actor, wait for all, return results by actor name; lost ones are missing. The first failure is raised."""
+        refs = {self.start(name, call): name for name in list(self._actors)}
+        results: dict[str, Any] = {}
+        while len(results) < len(refs):
+            results |= {refs[ref]: result for ref, result in self.finished([ref for ref in refs if refs[ref] not in results])}
+        for result in (results[name] for name in refs.values()):
+            if isinstance(result, RaywardError):
+                raise result
+        return {name: results[name] for name in refs.values() if results[name] is not LOST}
+
+    def start(self, name: str, call: Callable[[ActorT], ObjectRef], *, about: str = "an answer") -> ObjectRef:
+        """Begin one call; `finished` tells how it ended. `about`: what is asked for, in words for people."""
+        if not self.loads()[name]:
+            self._progress_s[name] = time.monotonic()
+        ref = call(self._actors[name])
+        self._in_flight[ref] = _Call(name, self._actors[name], about, time.monotonic())
+        return ref
+
+    def finished(self, refs: Collection[ObjectRef], *, timeout_s: float | None = None) -> list[tuple[ObjectRef, Any]]:
+        """Calls of `refs` that have ended, with their results, `LOST`, or the error of a failure that is no loss.
+
+        Waits up to `timeout_s` (None: for ever) for one of them to end, or for a replacement to join the pool.
+        """
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            num_actors = len(self._actors)
+            ready = self._wait([ref for ref in refs if ref not in self._lost_calls], until_s)
+            for ref in [ref for ref in ready if ref in self._joining]:
+                self._admit(ref)
+            ended = [(ref, self._result(ref)) for ref in ready if ref in self._in_flight]
+            self._lose_those_that_hang()
+            for ref in self._lost_calls.intersection(refs):
+                self._lost_calls.remove(ref)
+                ended.append((ref, LOST))
+            has_joined, is_late = len(self._actors) > num_actors, until_s is not None and time.monotonic() >= until_s
+            if ended or has_joined or is_late or not (refs or self._joining):
+                return ended
+
+    def _wait(self, refs: list[ObjectRef], until_s: float | None) -> list[ObjectRef]:
+        """Those that are ready, after a wait for the first, for the next deadline at most."""
+        awaited = [*refs, *self._joining]
+        now_s = time.monotonic()
+        ends_s = [until_s] if until_s is not None else []
+        if self._supervision is not None:
+            ends_s += [self._progress_s[name] + self._supervision.deadline_s for name in self._those_at_work()]
+            ends_s += [joining.since_s + self._supervision.start_deadline_s for joining in self._joining.values()]
+        if self._lost_calls or not awaited:
+            ends_s.append(now_s)
+        timeout_s = max(0.0, min(ends_s) - now_s) if ends_s else None
+        if not awaited:
+            return []
+        ready, _ = ray.wait(awaited, timeout=timeout_s)
+        if ready:  # and whatever else is
+            ready, _ = ray.wait(awaited, num_returns=len(awaited), timeout=0)
+        return ready
+
+    def _check_attempts(self, item: str, attempt: int) -> None:
+        """An item that takes every actor with it would otherwise be handed on for ever, while others finish in between."""
+        assert self._supervision is not None, "without one a loss is an error"
+        if attempt > self._supervision.max_losses:
+            raise RaywardError(f"{attempt} actors were lost while they worked on {item}")
+
+    def _least_loaded(self) -> str:
+        loads = self.loads()
+        return min(loads, key=loads.__getitem__)
+
+    def _result(self, ref: ObjectRef) -> Any:
+        call = self._in_flight.pop(ref)
+        try:
+            result = ray.get(ref)
+        except RayActorError as error:
+            return self._lost(call, error)
+        except RayTaskError as error:
+            if isinstance(error.cause, ActorLostError):
+                return self._lost(call, error.cause)
+            return error.cause if isinstance(error.cause, RaywardError) else _failure(call.name, error)
+        self._progress_s[call.name] = time.monotonic()
+        self._has_answered.add(call.name)
+        self._losses[call.name] = 0
+        return result
+
+    def _lost(self, call: _Call[ActorT], error: Exception) -> object:
+        """`LOST`, with a replacement on its way, or an error where there is none to be had."""
+        reason = str(error).splitlines()[0]
+        if self._supervision is None or (isinstance(error, RayActorError) and error.actor_init_failed):
+            return RaywardError(f"actor {call.name!r} is lost: {error}")
+        if self._actors.get(call.name) is call.actor:
+            self._replace(call.name, reason)
+        return LOST
+
+    def _those_at_work(self) -> list[str]:
+        """Actors of whom an answer can be expected."""
+        return [name for name, load in self.loads().items() if load and name in self._has_answered]
+
+    def _lose_those_that_hang(self) -> None:
+        if self._supervision is None:
+            return
+        deadline_s = self._supervision.deadline_s
+        for name in self._those_at_work():
+            if time.monotonic() - self._progress_s[name] > deadline_s:
+                actor = self._actors[name]
+                hanging = {ref for ref, call in self._in_flight.items() if call.actor is actor}
+                for ref in hanging:
+                    del self._in_flight[ref]
+                self._lost_calls |= hanging
+                self._replace(name, f"{len(hanging)} calls in flight, and none has finished for {deadline_s:g} s")
+        start_deadline_s = self._supervision.start_deadline_s
+        for ref, joining in list(self._joining.items()):
+            if time.monotonic() - joining.since_s > start_deadline_s:
+                del self._joining[ref]
+                self._replace_joining(joining, f"it has not started within {start_deadline_s:g} s")
+
+    def _replace(self, name: str, reason: str) -> None:
+        assert self._supervision is not None, "the caller knows"
+        ray.kill(self._actors.pop(name))  # it may still run, and its successor needs its place
+        self.num_lost += 1
+        self._losses[name] += 1
+        if self._losses[name] > self._supervision.max_losses:
+            raise RaywardError(f"{name} was lost {self._losses[name]} times in a row, the last time because: {reason}")
+        self._supervision.note(f"{name} is lost ({reason}); a replacement is starting")
+        actor = self._supervision.start(name)
+        admission = self._supervision.admission(actor)
+        self._joining[next(admission)] = _Joining(name, actor, admission, time.monotonic())
+
+    def _admit(self, ref: ObjectRef) -> None:
+        """One more answer of a replacement; after the last it takes work."""
+        assert self._supervision is not None, "only a supervised pool has replacements"
+        joining = self._joining.pop(ref)
+        try:
+            self._joining[joining.admission.send(ray.get(ref))] = joining
+        except StopIteration:
+            self._actors[joining.name] = joining.actor
+            self._supervision.note(f"{joining.name} is back")
+        except (RayActorError, RayTaskError) as error:
+            self._replace_joining(joining, str(error).splitlines()[0])
+
+    def _replace_joining(self, joining: _Joining[ActorT], reason: str) -> None:
+        self._actors[joining.name] = joining.actor
+        self._replace(joining.name, reason)
+
+
+def _failure(name: str, error: RayTaskError) -> RaywardError:
+    failure = RaywardError(f"actor {name!r} failed: {error.cause!r}")
+    failure.__cause__ = error
+    return failure

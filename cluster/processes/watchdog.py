@@ -1,0 +1,115 @@
+"""Says what a run waits for when nothing moves, and keeps the stacks of its processes: no run hangs without a word.
+
+The watchdog ends nothing: an update of a large model may rightly take long. Deadlines that replace an actor are the pools'.
+"""
+
+import shutil
+import subprocess
+import sysconfig
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.storage.atomic_file import write_atomically
+
+LOOKS_PER_DEADLINE = 20
+MAX_LOOK_S = 1.0  # from one look to the next
+MAX_SHOWN = 4  # things that one actor owes
+DUMP_TIMEOUT_S = 10.0  # of one process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """Something that the driver waits for. Produced by pools and learners, consumed by the watchdog."""
+
+    whom: str  # who owes it
+    what: str
+    since_s: float  # on the monotonic clock; two that differ only in it are two
+
+
+@contextmanager
+def watched(
+    pending: Callable[[], Sequence[Pending]], *, deadline_s: float, note: Callable[[str], None], stacks: Path
+) -> Iterator[None]:
+    """Inside, whenever `pending()` has stayed the same for `deadline_s`, once a stall: one line to `note`, and a file of stacks.
+
+    `pending` is asked from another thread. `stacks`: the folder for files `stacks-1.txt`, `stacks-2.txt`, ...
+    """
+    over = threading.Event()
+    watchdog = threading.Thread(target=_watch, args=(over, pending, deadline_s, note, stacks), name="watchdog", daemon=True)
+    watchdog.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watchdog.join()
+
+
+def _watch(
+    over: threading.Event,
+    pending: Callable[[], Sequence[Pending]],
+    deadline_s: float,
+    note: Callable[[str], None],
+    stacks: Path,
+) -> None:
+    seen: frozenset[Pending] = frozenset()
+    seen_s, is_told, num_stalls = time.monotonic(), False, 0
+    while not over.wait(min(MAX_LOOK_S, deadline_s / LOOKS_PER_DEADLINE)):
+        now = frozenset(pending())
+        if now != seen:
+            seen, seen_s, is_told = now, time.monotonic(), False
+        elif now and not is_told and time.monotonic() - seen_s >= deadline_s:
+            is_told, num_stalls = True, num_stalls + 1
+            file = stacks / f"stacks-{num_stalls}.txt"
+            note(f"nothing has moved for {deadline_s:g} s; waiting for {waiting_for(now)}; stacks of all processes: {file}")
+            write_atomically(file, _all_stacks(over))
+
+
+def waiting_for(pending: Collection[Pending]) -> str:
+    """One phrase: `generator 0 (reviews/1, reviews/7, ... 12 in all) and the learner (update of step 3)`."""
+    owed = defaultdict(list)
+    for one in sorted(pending, key=lambda one: (one.whom, one.since_s, one.what)):
+        owed[one.whom].append(one.what)
+    phrases = []
+    for whom, things in owed.items():
+        shown = ", ".join(things[:MAX_SHOWN])
+        phrases.append(f"{whom} ({shown})" if len(things) <= MAX_SHOWN else f"{whom} ({shown}, ... {len(things)} in all)")
+    return " and ".join(phrases)
+
+
+def _all_stacks(over: threading.Event) -> str:
+    """State and Python stacks of this process and all that descend from it; cut short when `over` is set."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return "".join(_described(process) for process in processes if not over.is_set())
+
+
+def _described(process: psutil.Process) -> str:
+    try:
+        title, status = " ".join(process.cmdline()), process.status()
+    except psutil.Error:
+        return ""
+    return f"== pid {process.pid}, {status}: {title[:200]}\n{_stacks(process.pid)}\n"
+
+
+def _stacks(pid: int) -> str:
+    """What py-spy sees, without stopping the process: a stopped one stays as it is."""
+    py_spy = shutil.which("py-spy", path=sysconfig.get_path("scripts")) or shutil.which("py-spy")
+    if py_spy is None:
+        return "(py-spy is not installed)"
+    try:
+        dump = subprocess.run(
+            [py_spy, "dump", "--nonblocking", "--pid", str(pid)],
+            capture_output=True,
+            text=True,
+            timeout=DUMP_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"(py-spy did not end within {DUMP_TIMEOUT_S:g} s)"
+    return dump.stdout or f"({(dump.stderr.strip().splitlines() or ['no Python in it'])[0]})"

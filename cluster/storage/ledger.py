@@ -1,0 +1,156 @@
+"""The trajectory ledger: what every step was trained on, one JSON line a trajectory, one file a step.
+
+A step's file is whole or absent, and no (step, task, sample) is in it twice: training on each trajectory exactly once can be
+checked from these files alone.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from cluster.errors import DataError
+from cluster.storage.atomic_file import write_atomically
+from cluster.types import FinishReason, ScoredGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One trajectory that was sampled for training. Produced by `TrajectoryLedger`, consumed by reports and by checks."""
+
+    step: int
+    task_id: str
+    sample_index: int
+    policy_version: int  # of the weights that sampled
+    attempt: int  # 1: the first generator that was asked delivered it
+    outcome: Literal["trained", "unscored", "left_out"]
+    """unscored: no scorer's fault made it a zero; `problem` says what happened. left_out: its group had too few rewards."""
+    finish_reason: FinishReason
+    completion_tokens: int
+    reward: float | None  # None where it is unscored
+    breakdown: dict[str, float]  # scorer name -> unweighted score
+    problem: str = ""
+    prompt: str
+    completion: str
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        return (self.step, self.task_id, self.sample_index)
+
+
+class TrajectoryLedger:
+    """Writer of a run's ledger. Keeps nothing in memory: what is on disk decides, also after a restart."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def record(self, step: int, trained: Iterable[ScoredGroup], left_out: Iterable[ScoredGroup] = ()) -> None:
+        """Add trajectories to the step's file. Raises `DataError`, and writes nothing, if one is there already."""
+        path = self._directory / f"step-{step:06d}.jsonl"
+        entries = list(_read_file(path)) if path.exists() else []
+        entries += [entry for scored in trained for entry in _entries(step, scored, "trained")]
+        entries += [entry for scored in left_out for entry in _entries(step, scored, "left_out")]
+        seen: set[tuple[int, str, int]] = set()
+        for entry in entries:
+            if entry.key in seen:
+                raise DataError(
+                    f"{path}: step {step} already holds task {entry.task_id!r} sample {entry.sample_index}; "
+                    "a trajectory is trained on once"
+                )
+            seen.add(entry.key)
+        write_atomically(path, "".join(json.dumps(asdict(entry), allow_nan=False) + "\n" for entry in entries))
+
+    def discard_from(self, step: int) -> None:
+        """Remove this step and all later ones: what they trained is given up, and they are done again."""
+        for path in self._directory.glob("step-*.jsonl"):
+            if int(path.stem.removeprefix("step-")) >= step:
+                path.unlink()
+
+
+def read_ledger(directory: Path) -> Iterator[LedgerEntry]:
+    """All entries in order of step. Raises `DataError` with file and line for one that is broken."""
+    for path in sorted(directory.glob("step-*.jsonl"), key=lambda path: (len(path.name), path.name)):
+        yield from _read_file(path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerAudit:
+    """What a ledger says about its run. Produced by `audit_ledger`, consumed by `rayward show --ledger` and by tests."""
+
+    num_steps: int
+    num_trained: int
+    num_unscored: int
+    num_left_out: int
+    num_retried: int  # trajectories that took more than one attempt
+    digest: str  # sha256 of what was trained on; equal for runs that trained on the same text with the same rewards, in any order
+    problems: tuple[str, ...]
+
+
+def audit_ledger(directory: Path) -> LedgerAudit:
+    """Recompute from the files alone what was trained on, and check that nothing is missing or double."""
+    problems: list[str] = []
+    steps: list[int] = []
+    seen: set[tuple[int, str, int]] = set()
+    versions: dict[int, set[int]] = {}
+    outcomes: Counter[str] = Counter()
+    num_retried = 0
+    trained: list[str] = []
+    for entry in read_ledger(directory):
+        if entry.key in seen:
+            problems.append(f"step {entry.step}: task {entry.task_id!r} sample {entry.sample_index} is there twice")
+        seen.add(entry.key)
+        if entry.step not in versions:
+            steps.append(entry.step)
+        versions.setdefault(entry.step, set()).add(entry.policy_version)
+        outcomes[entry.outcome] += 1
+        num_retried += entry.attempt > 1
+        if entry.outcome == "trained":
+            trained.append(json.dumps([*entry.key, entry.policy_version, entry.completion, entry.reward]))
+    problems += [f"step {step} is missing" for step in sorted(set(range(max(steps, default=-1) + 1)) - set(steps))]
+    problems += [
+        f"step {step}: sampled by several policy versions: {sorted(found)}" for step, found in versions.items() if len(found) > 1
+    ]
+    return LedgerAudit(
+        num_steps=len(steps),
+        num_trained=outcomes["trained"],
+        num_unscored=outcomes["unscored"],
+        num_left_out=outcomes["left_out"],
+        num_retried=num_retried,
+        digest=hashlib.sha256("\n".join(sorted(trained)).encode()).hexdigest(),
+        problems=tuple(problems),
+    )
+
+
+def _entries(step: int, scored: ScoredGroup, outcome: Literal["trained", "left_out"]) -> Iterator[LedgerEntry]:
+    rewards = iter(scored.rewards)
+    for trajectory in scored.group.trajectories:
+        problem = scored.problems.get(trajectory.sample_index, "")
+        reward = None if problem else next(rewards)
+        yield LedgerEntry(
+            step=step,
+            task_id=trajectory.prompt.task.task_id,
+            sample_index=trajectory.sample_index,
+            policy_version=trajectory.completion.policy_version,
+            attempt=scored.group.attempt,
+            outcome=outcome if reward else "unscored",
+            finish_reason=trajectory.completion.finish_reason,
+            completion_tokens=len(trajectory.completion.token_ids),
+            reward=reward.total if reward else None,
+            breakdown=dict(reward.breakdown) if reward else {},
+            problem=problem,
+            prompt=trajectory.prompt.text,
+            completion=trajectory.completion.text,
+        )
+
+
+def _read_file(path: Path) -> Iterator[LedgerEntry]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield LedgerEntry(**json.loads(line.decode("utf-8")))
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{path}:{number}: not a ledger entry: {error}") from error

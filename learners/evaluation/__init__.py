@@ -1,0 +1,1 @@
+"""Completions on held-out prompts, and what they say."""

@@ -1,0 +1,58 @@
+"""Draws and judges completions of the current policy on fixed prompts; `evaluation` turns them into metrics."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from cluster.types import Prompt, SamplingParameters, Trajectory
+from learners.evaluation.results import EvaluatedCompletion
+from learners.steps.collection import Rollouts, Scoring
+
+
+class ReferenceKL(Protocol):
+    """The learner, as far as an evaluation needs it."""
+
+    def reference_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]: ...
+
+
+class Evaluator:
+    """Evaluates on the same prompts with the same seeds each time, so that before and after can be laid side by side."""
+
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[Prompt],
+        rollouts: Rollouts,
+        scoring: Scoring,
+        learner: ReferenceKL,
+        second_judge: Callable[[Trajectory], float],
+        sampling: SamplingParameters,
+    ) -> None:
+        self._prompts = prompts
+        self._rollouts = rollouts
+        self._scoring = scoring
+        self._learner = learner
+        self._second_judge = second_judge
+        self._sampling = sampling
+
+    def run(self) -> list[EvaluatedCompletion]:
+        """One entry a completion, in the order of the prompts."""
+        scored = list(self._scoring.score_stream(self._rollouts.collect(self._prompts, self._sampling)))
+        position = {prompt.task.task_id: index for index, prompt in enumerate(self._prompts)}
+        scored.sort(key=lambda group: position[group.group.prompt.task.task_id])
+        judged = [
+            (trajectory, reward.total)
+            for group in scored
+            for trajectory, reward in zip(group.trajectories, group.rewards, strict=True)
+        ]
+        kls = self._learner.reference_kl([trajectory for trajectory, _ in judged])
+        return [
+            EvaluatedCompletion(
+                prompt=trajectory.prompt.text,
+                completion=trajectory.completion.text,
+                score=score,
+                vader_compound=self._second_judge(trajectory),
+                num_tokens=len(trajectory.completion.token_ids),
+                kl_nats=kl_nats,
+            )
+            for (trajectory, score), kl_nats in zip(judged, kls, strict=True)
+        ]

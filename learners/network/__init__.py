@@ -1,0 +1,1 @@
+"""Networks, their optimizer, and sums over ranks: what every learner shares."""

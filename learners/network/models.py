@@ -1,0 +1,225 @@
+"""The networks of a policy-gradient learner: policy, critic and frozen reference.
+
+Shapes: B trajectories, S tokens of prompt + completion, N valid completion tokens, D hidden units, V vocabulary.
+Log-probabilities are nats, values are score points. Master weights are float32; matrix products run in `compute_dtype`
+under autocast, and so do the reference's, with the same roundings: where weights are equal, log-probabilities are too.
+"""
+
+import copy
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from actors.attention import short_sequence_attention
+from actors.config import DType
+from cluster.errors import ConfigError, DataError
+from learners.algorithms.logprobs import gather_logprobs
+from learners.policy.batch import MicroBatch
+
+TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HEAD_PROBE_TOLERANCE = 1e-3  # relative; float32 rounding stays far below, a scaled or capped head far above
+
+# What a policy folder holds besides weights and config.json, by how the names begin.
+TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
+SENTENCEPIECE_SUFFIX = ".model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardSettings:
+    """How forward passes are done. Produced by the learner, consumed by the networks."""
+
+    compute_dtype: torch.dtype
+    temperature: float  # of the sampled distribution
+    chunk_tokens: int  # positions whose logits exist at one time
+
+    def autocast(self, device_type: str) -> torch.autocast:
+        """Matrix products in `compute_dtype`; nothing where that is float32."""
+        return torch.autocast(device_type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyOutput:
+    """One forward pass of policy and critic. Produced by `PolicyWithCritic`, consumed by the learner."""
+
+    logprobs_N: Tensor
+    values_N: Tensor  # before each valid token
+    final_values_B: Tensor  # after the last token
+    entropy_N: Tensor | None
+
+
+class PolicyWithCritic(nn.Module):
+    """The policy, and where there is a critic its scalar head, on the policy's own trunk or on a second one."""
+
+    def __init__(
+        self, policy: PreTrainedModel, critic_trunk: PreTrainedModel | None, settings: ForwardSettings, *, has_critic: bool
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.critic_trunk = critic_trunk
+        self.value_head = _value_head((critic_trunk or policy).config.hidden_size) if has_critic else None
+        self.value_mean, self.value_std = 0.0, 1.0  # score points: what the head's 0 and 1 mean
+        self._settings = settings
+
+    def forward(self, batch: MicroBatch, *, with_entropy: bool = False, trains_trunk: bool = True) -> PolicyOutput:
+        """`trains_trunk` False keeps the value head's gradient away from a trunk that the policy shares."""
+        hidden_BSD = _hidden_states(self.policy.base_model, batch.token_ids_BS, self._settings)
+        logprobs_N, entropy_N = _head_logprobs(self.policy, hidden_BSD, batch, self._settings, with_entropy=with_entropy)
+        if self.critic_trunk is not None:
+            hidden_BSD = _hidden_states(self.critic_trunk, batch.token_ids_BS, self._settings)
+        elif not trains_trunk:
+            hidden_BSD = hidden_BSD.detach()
+        rows_B = torch.arange(len(batch.last_position_B), device=hidden_BSD.device)
+        return PolicyOutput(
+            logprobs_N=logprobs_N,
+            values_N=self._values(hidden_BSD[batch.row_N, batch.position_N]),
+            final_values_B=self._values(hidden_BSD[rows_B, batch.last_position_B]),
+            entropy_N=entropy_N,
+        )
+
+    @torch.no_grad()
+    def set_value_unit(self, mean: float, std: float) -> None:
+        """Let the head's 0 and 1 mean `mean` and `mean` + `std` score points; values stay as they are.
+
+        Source: van Hasselt et al. 2016, arXiv:1602.07714, eq. 9-10.
+        """
+        assert self.value_head is not None, "only a critic has a unit"
+        self.value_head.weight *= self.value_std / std
+        self.value_head.bias.copy_((self.value_std * self.value_head.bias + self.value_mean - mean) / std)
+        self.value_mean, self.value_std = mean, std
+
+    def _values(self, hidden_ND: Tensor) -> Tensor:
+        if self.value_head is None:
+            return hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)
+        return self.value_head(hidden_ND.float()).squeeze(-1) * self.value_std + self.value_mean
+
+
+class Reference(nn.Module):
+    """A frozen copy of a policy. Its matrices are kept in the compute type; what autocast leaves alone stays float32."""
+
+    def __init__(self, policy: PreTrainedModel, settings: ForwardSettings) -> None:
+        super().__init__()
+        self.policy = copy.deepcopy(policy).requires_grad_(False)
+        self._settings = settings
+        for module in self.policy.base_model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(settings.compute_dtype)
+
+    @torch.no_grad()
+    def refresh(self, policy: PreTrainedModel) -> None:
+        """Become a copy of the policy as it is now."""
+        for own, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
+            own.copy_(theirs)
+
+    @torch.no_grad()
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """logprobs_N."""
+        hidden_BSD = _hidden_states(self.policy.base_model, batch.token_ids_BS, self._settings)
+        return _head_logprobs(self.policy, hidden_BSD, batch, self._settings, with_entropy=False)[0]
+
+
+def load_policy(folder: str) -> PreTrainedModel:
+    """A causal language model in float32, whose logits are its hidden states times its output matrix."""
+    policy = _loaded(AutoModelForCausalLM, folder)
+    _check_plain_head(policy, folder)
+    return policy
+
+
+def load_critic_trunk(folder: str) -> PreTrainedModel:
+    """The trunk of a language model or of a reward model, in float32."""
+    return _loaded(AutoModel, folder)
+
+
+def _loaded(architecture: type[AutoModel | AutoModelForCausalLM], folder: str) -> PreTrainedModel:
+    try:
+        model = architecture.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"model {folder} cannot be loaded: {error}") from error  # again and again, so no rank is started anew
+    # Dropout would make the ratio of new to old probabilities random.
+    return model.eval()
+
+
+def freeze_lowest_layers(model: PreTrainedModel, num_layers: int, compute_dtype: torch.dtype) -> None:
+    """Keep the embeddings and the lowest layers as they are; their backward pass is not computed.
+
+    Frozen matrices are held in `compute_dtype`: autocast remembers its conversions of trained weights only, and would
+    convert these anew for every pack (15 % of a step on CPU).
+    """
+    if num_layers == 0:
+        return
+    layers = list(model.base_model.layers) if "layers" in dict(model.base_model.named_children()) else []
+    if num_layers > len(layers):
+        raise ConfigError(f"num_frozen_layers={num_layers}, but {type(model).__name__} has {len(layers)} `layers`; lower it")
+    model.base_model.get_input_embeddings().requires_grad_(False)
+    for layer in layers[:num_layers]:
+        layer.requires_grad_(False)
+        for module in layer.modules():
+            if isinstance(module, nn.Linear):
+                module.to(compute_dtype)
+
+
+def export_policy(policy: PreTrainedModel, start_folder: Path, directory: Path, dtype: torch.dtype) -> None:
+    """Write a Hugging Face folder that transformers and vLLM load as it is: weights, config, the start's tokenizer.
+
+    The folder appears whole or not at all.
+    """
+    if directory.exists():
+        raise DataError(f"{directory}: exists already; a policy is never overwritten, give another folder")
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file in start_folder.iterdir():
+        if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == SENTENCEPIECE_SUFFIX):
+            shutil.copy(file, partial / file.name)
+    config_dtype = policy.config.dtype
+    policy.config.dtype = dtype
+    policy.save_pretrained(partial, state_dict={name: tensor.to(dtype) for name, tensor in policy.state_dict().items()})
+    policy.config.dtype = config_dtype
+    partial.rename(directory)
+
+
+def _value_head(hidden_size: int) -> nn.Linear:
+    """A head that says zero."""
+    head = nn.Linear(hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _hidden_states(trunk: PreTrainedModel, token_ids_BS: Tensor, settings: ForwardSettings) -> Tensor:
+    # No attention mask: a valid token sees only tokens before it, and padding comes after all of them.
+    device_type = token_ids_BS.device.type
+    with settings.autocast(device_type), short_sequence_attention(device_type):
+        return trunk(input_ids=token_ids_BS, use_cache=False).last_hidden_state
+
+
+def _head_logprobs(
+    policy: PreTrainedModel, hidden_BSD: Tensor, batch: MicroBatch, settings: ForwardSettings, *, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    return gather_logprobs(
+        hidden_BSD[batch.row_N, batch.position_N],
+        policy.get_output_embeddings().weight,
+        batch.target_N,
+        temperature=settings.temperature,
+        chunk_tokens=settings.chunk_tokens,
+        compute_dtype=settings.compute_dtype,
+        with_entropy=with_entropy,
+    )
+
+
+@torch.no_grad()
+def _check_plain_head(policy: PreTrainedModel, folder: str) -> None:
+    """Refuse architectures that scale, cap or shift logits after the output matrix: their log-probabilities would be wrong."""
+    probe_BS = torch.arange(4).unsqueeze(0)
+    hidden_BSD = policy.base_model(input_ids=probe_BS, use_cache=False).last_hidden_state
+    expected = policy(input_ids=probe_BS, use_cache=False).logits
+    error = (hidden_BSD @ policy.get_output_embeddings().weight.t() - expected).abs().max() / expected.abs().max()
+    if not error <= HEAD_PROBE_TOLERANCE:
+        raise DataError(
+            f"{folder}: {type(policy).__name__} changes its logits after the output matrix (relative difference {error:.1e}); "
+            "the learner supports architectures with a plain linear head, such as Llama, Mistral and Qwen"
+        )

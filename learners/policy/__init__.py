@@ -1,0 +1,1 @@
+"""The policy-gradient learner and what only it needs."""

@@ -1,0 +1,313 @@
+"""Policy-gradient learning of a language model: one rank of a data-parallel group.
+
+Shapes: B trajectories of the whole batch, T completion tokens, N valid tokens of a micro-batch. Every rank holds the whole
+batch's records and per-token numbers, computes the same counts, advantages and orders, and runs networks on its share of
+the rows only. What is learned is `preparation.prepare` and `objective.Objective`; here is how.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.config import DType
+from cluster.seeding import derive_seed
+from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResult
+from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
+from learners.algorithms.mismatch import mismatch_metrics
+from learners.network.collectives import sum_gradients, sum_over_ranks
+from learners.network.models import (
+    TORCH_DTYPES,
+    ForwardSettings,
+    PolicyWithCritic,
+    Reference,
+    export_policy,
+    freeze_lowest_layers,
+    load_critic_trunk,
+    load_policy,
+)
+from learners.network.optimizer import GuardedAdamW
+from learners.policy.batch import (
+    MicroBatch,
+    PreparedBatch,
+    TokenBatch,
+    collate,
+    collate_tokens,
+    micro_batch,
+    micro_batches,
+    shard,
+)
+from learners.policy.objective import Objective, StepCounts
+from learners.policy.preparation import FrozenPass, judged_scores, prepare
+from learners.policy.state import LearnerState
+from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
+from learners.ranks.mailbox import GeneratorLink, StartingPoint
+from learners.settings.policy import PolicyLearnerConfig
+from learners.weights.file import WeightPublisher, generator_weights, untied_tensors
+
+if TYPE_CHECKING:
+    from learners.weights.device import WeightSender
+
+MIN_VARIANCE = 1e-8  # a batch whose returns are all equal has no variance to explain
+
+
+class PolicyLearner:
+    """Holds policy, critic, reference, optimizer and what is carried from batch to batch."""
+
+    def __init__(self, start: StartingPoint, config: PolicyLearnerConfig, *, rank: int = 0, world_size: int = 1) -> None:
+        self._start = start
+        self._config = config
+        self._rank = rank
+        self._world_size = world_size
+        self.device = torch.device("cuda" if config.workers.num_gpus > 0 else "cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(config.workers.num_threads)
+        settings = ForwardSettings(
+            compute_dtype=TORCH_DTYPES[config.workers.compute_dtype],
+            temperature=start.temperature,
+            chunk_tokens=config.workers.logprob_chunk_tokens,
+        )
+        policy = load_policy(start.model_path)
+        freeze_lowest_layers(policy, config.num_frozen_layers, settings.compute_dtype)
+        critic = config.critic
+        critic_trunk = load_critic_trunk(critic.model or start.model_path) if critic.kind == "own_model" else None
+        self._network = PolicyWithCritic(policy, critic_trunk, settings, has_critic=critic.kind != "none").to(self.device)
+        self._reference = Reference(policy, settings).to(self.device)
+        self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
+        self._objective = Objective(config)
+        self._state = LearnerState(kl_coef=config.kl.coef)
+        self._publisher = WeightPublisher()
+        self.num_steps_done = 0  # batches, which is the number of the next
+        self._sender: WeightSender | None = None
+
+    @property
+    def policy_version(self) -> int:
+        """Optimizer steps completed."""
+        return self._optimizer.num_steps
+
+    def snapshot(self) -> LearnerSnapshot:
+        """Everything that the next step depends on."""
+        tensors = copied(untied_tensors(self._network.policy), under="policy")
+        if self._network.critic_trunk is not None:
+            tensors |= copied(self._network.critic_trunk.state_dict(), under="critic_trunk")
+        if self._network.value_head is not None:
+            tensors |= copied(self._network.value_head.state_dict(), under="value_head")
+        if self._config.kl.refresh_reference_steps:
+            tensors |= copied(untied_tensors(self._reference.policy), under="reference")
+        tensors |= copied(self._optimizer.state(), under="optimizer")
+        tensors |= copied({"torch": torch.get_rng_state()}, under="random_state")
+        return LearnerSnapshot(
+            tensors=tensors,
+            numbers={
+                "num_steps_done": self.num_steps_done,
+                "num_optimizer_steps": self._optimizer.num_steps,
+                "value_mean": self._network.value_mean,
+                "value_std": self._network.value_std,
+                "state": asdict(self._state),
+            },
+        )
+
+    def restore(self, snapshot: LearnerSnapshot) -> None:
+        """Become the learner that the snapshot was taken of."""
+        tensors, numbers = snapshot.tensors, snapshot.numbers
+        copy_into(untied_tensors(self._network.policy), section(tensors, under="policy"), what="policy")
+        if self._network.critic_trunk is not None:
+            copy_into(self._network.critic_trunk.state_dict(), section(tensors, under="critic_trunk"), what="critic")
+        if self._network.value_head is not None:
+            copy_into(self._network.value_head.state_dict(), section(tensors, under="value_head"), what="value head")
+        if self._config.kl.refresh_reference_steps:
+            copy_into(untied_tensors(self._reference.policy), section(tensors, under="reference"), what="reference")
+        self._optimizer.restore(section(tensors, under="optimizer"), num_steps=numbers["num_optimizer_steps"])
+        torch.set_rng_state(tensors["random_state/torch"])
+        self._network.value_mean, self._network.value_std = numbers["value_mean"], numbers["value_std"]
+        self._state = LearnerState.from_numbers(numbers["state"])
+        self.num_steps_done = numbers["num_steps_done"]
+
+    def update(self, batch: ScoredBatch) -> UpdateResult:
+        """All epochs over one batch."""
+        started = time.perf_counter()
+        training_batch = collate(batch, self.device)
+        frozen = self._frozen_pass(training_batch.tokens)
+        self._state = self._state.with_scores(judged_scores(training_batch, self._config.reward))
+        prepared = prepare(
+            training_batch, frozen, self._config, self._state, max_completion_tokens=self._start.max_completion_tokens
+        )
+        self._follow_returns(prepared)
+        metrics = _batch_metrics(prepared, frozen, training_batch.scores_B, self._config)
+        prepared_at = time.perf_counter()
+        metrics |= self._run_epochs(prepared, step=batch.step) | {"policy/kl_coef": self._state.kl_coef}
+        self.num_steps_done = batch.step + 1
+        self._finish(batch.step, metrics["policy/ref_kl_nats_per_completion"], num_completions=len(training_batch.scores_B))
+        metrics |= {"time/prepare_s": prepared_at - started, "time/update_s": time.perf_counter() - prepared_at}
+        return UpdateResult(policy_version=self.policy_version, metrics=metrics)
+
+    def completion_logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
+        """Log-probability of each completion token under the policy, to be laid beside the engine's."""
+        tokens = collate_tokens(trajectories, self.device)
+        logprobs_BT = self._frozen_pass(tokens).old_logprobs_BT
+        rows = zip(logprobs_BT.tolist(), tokens.mask_BT.sum(1).tolist(), strict=True)
+        return tuple(tuple(row[:length]) for row, length in rows)
+
+    def reference_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
+        """log(policy / reference) summed over each completion, in nats."""
+        tokens = collate_tokens(trajectories, self.device)
+        frozen = self._frozen_pass(tokens)
+        return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
+
+    def publish(self, directory: Path, dtype: DType) -> PublishedWeights:
+        """Write the policy for generators; call it on one rank."""
+        tensors = generator_weights(self._network.policy, TORCH_DTYPES[dtype])
+        return self._publisher.publish(tensors, directory, policy_version=self.policy_version)
+
+    def connect(self, link: GeneratorLink) -> None:
+        """Join the generators' end of a link over devices; call it on every rank."""
+        from learners.weights.device import WeightSender
+
+        self._sender = WeightSender(self._network.policy, link, dtype=TORCH_DTYPES[link.dtype], rank=self._rank)
+
+    def send_weights(self) -> PublishedWeights:
+        """Send the policy over the link; call it on every rank."""
+        assert self._sender is not None, "the handle connects before it sends"
+        return self._sender.send(policy_version=self.policy_version)
+
+    def export(self, directory: Path, dtype: DType) -> None:
+        """Write the policy as a Hugging Face folder; call it on one rank."""
+        export_policy(self._network.policy, Path(self._start.model_path), directory, TORCH_DTYPES[dtype])
+
+    def _follow_returns(self, prepared: PreparedBatch) -> None:
+        """Let the critic speak in the unit of the returns seen so far; what it says in score points stays the same."""
+        if self._config.critic.whiten_returns:
+            self._state = self._state.with_returns(prepared.returns_BT[prepared.tokens.mask_BT])
+            self._network.set_value_unit(self._state.return_moments.mean, self._state.return_moments.std)
+
+    def _finish(self, step: int, kl_nats_per_completion: float, *, num_completions: int) -> None:
+        """What changes from one batch to the next."""
+        self._state = self._state.with_kl(kl_nats_per_completion, num_completions=num_completions, config=self._config.kl)
+        refresh_steps = self._config.kl.refresh_reference_steps
+        if refresh_steps and (step + 1) % refresh_steps == 0:
+            self._reference.refresh(self._network.policy)
+
+    @torch.no_grad()
+    def _frozen_pass(self, tokens: TokenBatch) -> FrozenPass:
+        """Policy, critic and reference on all rows; each rank computes its share, all ranks get everything."""
+        old_logprobs_BT = torch.zeros_like(tokens.rollout_logprobs_BT)
+        ref_logprobs_BT, values_BT = torch.zeros_like(old_logprobs_BT), torch.zeros_like(old_logprobs_BT)
+        final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])
+        for part in self._micro_batches(tokens, range(len(tokens.lengths_B))):
+            output = self._network(part)
+            place = (part.rows_B[part.row_N], part.column_N)
+            old_logprobs_BT[place] = output.logprobs_N
+            ref_logprobs_BT[place] = self._reference(part)
+            values_BT[place] = output.values_N
+            final_values_B[part.rows_B] = output.final_values_B
+        for tensor in (old_logprobs_BT, ref_logprobs_BT, values_BT, final_values_B):
+            sum_over_ranks(tensor, self._world_size)  # every entry is set on exactly one rank
+        return FrozenPass(
+            old_logprobs_BT=old_logprobs_BT,
+            ref_logprobs_BT=ref_logprobs_BT,
+            values_BT=values_BT,
+            final_values_B=final_values_B,
+        )
+
+    def _run_epochs(self, prepared: PreparedBatch, *, step: int) -> dict[str, float]:
+        """Every minibatch of every epoch, or as many as `target_kl` allows; metrics are means over them."""
+        config = self._config
+        minibatches = [rows for epoch in range(config.num_epochs) for rows in self._minibatches(prepared, step, epoch)]
+        total_steps = config.num_steps * len(minibatches)
+        target_kl = config.policy_loss.target_kl
+        outcomes: list[dict[str, float]] = []
+        for rows in minibatches:
+            outcomes.append(self._step(prepared, rows, total_steps=total_steps, policy_learns=step >= config.critic.warmup_steps))
+            if target_kl is not None and outcomes[-1]["policy/approx_kl"] > target_kl:
+                break
+        metrics = {name: sum(outcome[name] for outcome in outcomes) / len(outcomes) for name in outcomes[0]}
+        return metrics | {
+            "optim/learning_rate": self._optimizer.learning_rate(),
+            "optim/skipped_steps": sum(outcome["optim/skipped_steps"] for outcome in outcomes),
+            "optim/skipped_in_a_row": float(self._optimizer.num_skipped_in_a_row),
+            "policy/minibatches_left_out": float(len(minibatches) - len(outcomes)),
+        }
+
+    def _minibatches(self, prepared: PreparedBatch, step: int, epoch: int) -> Iterator[list[int]]:
+        """A new order each epoch, a function of seed, step and epoch alone; the last minibatch may be smaller."""
+        generator = np.random.default_rng(derive_seed(self._start.seed, "minibatches", step, epoch))
+        order = generator.permutation(len(prepared.tokens.lengths_B)).tolist()
+        for start in range(0, len(order), self._config.minibatch_size):
+            yield order[start : start + self._config.minibatch_size]
+
+    def _step(self, prepared: PreparedBatch, rows: Sequence[int], *, total_steps: int, policy_learns: bool) -> dict[str, float]:
+        """One optimizer step on the rows of one minibatch."""
+        counts = StepCounts(
+            num_tokens=int(prepared.tokens.mask_BT[rows].sum()),
+            num_trajectories=len(rows),
+            max_completion_tokens=self._start.max_completion_tokens,
+        )
+        names = self._objective.metric_names
+        sums_K = torch.zeros(len(names), device=self.device)  # a rank without rows contributes zeros
+        self._optimizer.zero_grad()
+        for part in self._micro_batches(prepared.tokens, rows):
+            output = self._network(part, with_entropy=self._objective.needs_entropy, trains_trunk=policy_learns)
+            loss, metrics = self._objective.loss(
+                output,
+                prepared,
+                part,
+                counts,
+                kl_coef=self._state.kl_coef,
+                value_scale=self._network.value_std,
+                policy_learns=policy_learns,
+            )
+            loss.backward()
+            sums_K += torch.stack([metrics[name] for name in names]).detach()
+        sum_over_ranks(sums_K, self._world_size)
+        sum_gradients(self._optimizer.parameters, self._world_size)
+        metrics_of_step = dict(zip(names, sums_K.tolist(), strict=True))
+        grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=total_steps)
+        return metrics_of_step | {"optim/grad_norm": grad_norm, "optim/skipped_steps": float(not stepped)}
+
+    def _micro_batches(self, tokens: TokenBatch, rows: Sequence[int]) -> Iterator[MicroBatch]:
+        """This rank's share of the rows, in packs that fit the token budget."""
+        lengths = tokens.lengths_B.tolist()
+        # Ranks take turns in order of length, so that their shares cost about the same.
+        own_rows = shard(sorted(rows, key=lambda row: lengths[row]), self._rank, self._world_size)
+        for pack in micro_batches(own_rows, lengths, max_tokens=self._config.workers.micro_batch_tokens):
+            yield micro_batch(tokens, pack)
+
+
+def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) -> list[tuple[list[Tensor], float]]:
+    """What is trained of the trunks, and the value head, each with its peak learning rate."""
+    head = list(network.value_head.parameters()) if network.value_head is not None else []
+    in_head = {id(parameter) for parameter in head}
+    trunks = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in in_head]
+    groups = [(trunks, config.optimizer.learning_rate), (head, config.critic.learning_rate)]
+    return [(parameters, rate) for parameters, rate in groups if parameters]
+
+
+def _batch_metrics(
+    prepared: PreparedBatch, frozen: FrozenPass, scores_B: Tensor, config: PolicyLearnerConfig
+) -> dict[str, float]:
+    """What is known before the first optimizer step."""
+    tokens, num_tokens = prepared.tokens, prepared.tokens.num_tokens
+    mask_BT, returns_BT = tokens.mask_BT, prepared.returns_BT
+    metrics = mismatch_metrics(
+        frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, cap=config.mismatch.cap, num_tokens=num_tokens
+    ) | {
+        "policy/ref_kl_nats_per_completion": masked_sum(frozen.old_logprobs_BT - frozen.ref_logprobs_BT, mask_BT) / len(scores_B),
+        # The mean of -log p over sampled tokens estimates the entropy without a pass over the vocabulary.
+        "policy/sampled_entropy": -masked_mean(frozen.old_logprobs_BT, mask_BT, count=num_tokens),
+        "policy/rejected_frac": masked_mean((prepared.importance_weights_BT == 0).float(), mask_BT, count=num_tokens),
+        "policy/advantage_zero_frac": masked_mean((prepared.advantages_BT == 0).float(), mask_BT, count=num_tokens),
+        "score/mean": scores_B.mean(),
+        "score/std": scores_B.std(correction=0),
+    }
+    if config.critic.kind != "none":
+        unexplained = masked_variance(returns_BT - prepared.old_values_BT, mask_BT, count=num_tokens)
+        variance = masked_variance(returns_BT, mask_BT, count=num_tokens)
+        metrics["value/explained_variance"] = 1 - unexplained / variance.clamp(min=MIN_VARIANCE)
+    return {name: value.item() for name, value in metrics.items()} | {
+        "rollout/completion_tokens_mean": num_tokens / len(scores_B)
+    }

@@ -1,0 +1,1 @@
+"""A Ray Train group: started, asked, restarted, checkpointed. Knows calls, not learners."""

@@ -1,0 +1,1 @@
+"""A run for people: the page, its figures, the terminal's view."""

@@ -1,0 +1,113 @@
+"""What a report says, read from the files of a run directory and nothing else."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cluster.errors import DataError
+from cluster.storage.ledger import LedgerEntry, read_ledger
+from cluster.storage.run_directory import CONFIG_NAME, read_summary
+from learners.evaluation.results import EvaluatedCompletion, EvaluationResult, evaluate_samples
+from learners.settings.run import EvaluationConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthBand:
+    """How long the completions of each step were. Produced from the ledger, consumed by the figure."""
+
+    steps: tuple[int, ...]
+    low_tokens: tuple[float, ...]  # 10th percentile
+    high_tokens: tuple[float, ...]  # 90th percentile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Everything that a report shows. Produced by `load_report_data`, consumed by the figure and the page."""
+
+    run_dir: Path
+    summary: dict[str, Any]
+    config_yaml: str  # empty if the run wrote none
+    num_shown: int  # prompts whose samples stand side by side
+    metrics: tuple[dict[str, Any], ...]  # lines of metrics.jsonl
+    lengths: LengthBand
+    num_trajectories: int  # in the ledger
+    before_samples: tuple[EvaluatedCompletion, ...]  # empty if not evaluated
+    after_samples: tuple[EvaluatedCompletion, ...]
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of one metric; lines without it, or with null, are left out."""
+        lines = [line for line in self.metrics if line.get(name) is not None]
+        return [line["step"] for line in lines], [float(line[name]) for line in lines]
+
+    @property
+    def has_samples(self) -> bool:
+        return bool(self.before_samples or self.after_samples)
+
+    @property
+    def before(self) -> EvaluationResult | None:
+        return evaluate_samples(self.before_samples) if self.before_samples else None
+
+    @property
+    def after(self) -> EvaluationResult | None:
+        return evaluate_samples(self.after_samples) if self.after_samples else None
+
+
+def load_report_data(run_dir: Path) -> ReportData:
+    """Read a run directory, also of a run that failed or goes on. Raises `DataError` naming a file that is broken."""
+    entries = list(read_ledger(run_dir / "trajectories"))
+    config_path = run_dir / CONFIG_NAME
+    config_yaml = config_path.read_text(encoding="utf-8") if config_path.is_file() else ""
+    config = yaml.safe_load(config_yaml) or {}
+    evaluation = EvaluationConfig(**config["evaluation"]) if "evaluation" in config else EvaluationConfig()
+    return ReportData(
+        run_dir=run_dir,
+        summary=read_summary(run_dir),
+        config_yaml=config_yaml,
+        num_shown=evaluation.num_shown,
+        metrics=tuple(_read_metrics(run_dir / "metrics.jsonl")),
+        lengths=_length_band(entries),
+        num_trajectories=len(entries),
+        before_samples=_read_samples(run_dir / "evaluation" / "before.json"),
+        after_samples=_read_samples(run_dir / "evaluation" / "after.json"),
+    )
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The last line may be cut short by a kill; any other broken line is an error."""
+    if not path.is_file():
+        return []
+    raw_lines = path.read_text(encoding="utf-8").splitlines()
+    lines = []
+    for number, raw in enumerate(raw_lines, start=1):
+        try:
+            lines.append(json.loads(raw))
+        except ValueError as error:
+            if number < len(raw_lines):
+                raise DataError(f"{path}:{number}: not JSON: {error}") from error
+    return lines
+
+
+def _read_samples(path: Path) -> tuple[EvaluatedCompletion, ...]:
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(EvaluatedCompletion(**sample) for sample in json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: not a list of evaluated completions: {error}") from error
+
+
+def _length_band(entries: Sequence[LedgerEntry]) -> LengthBand:
+    tokens_by_step: dict[int, list[int]] = {}
+    for entry in entries:
+        tokens_by_step.setdefault(entry.step, []).append(entry.completion_tokens)
+    bounds = [np.percentile(tokens, (10, 90)) for tokens in tokens_by_step.values()]
+    return LengthBand(
+        steps=tuple(tokens_by_step),
+        low_tokens=tuple(float(low) for low, _ in bounds),
+        high_tokens=tuple(float(high) for _, high in bounds),
+    )

@@ -1,0 +1,1 @@
+"""The reward-model learner: Bradley-Terry on human ratings."""

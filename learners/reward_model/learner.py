@@ -1,0 +1,161 @@
+"""A reward model learned from graded texts: one rank of a data-parallel group.
+
+Shapes: B texts of the whole batch. Every rank knows all token ids and ratings, computes the same order, comparisons and loss,
+and runs the network on its share of the texts only. Source: arXiv:2203.02155, section 3.5; normalisation: arXiv:1909.08593, 2.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.scoring.reward_head import SCORE_OFFSET, last_token_scores, start_reward_model
+from cluster.errors import ConfigError
+from cluster.seeding import derive_seed
+from learners.algorithms.preference import comparisons, preference_loss
+from learners.network.collectives import sum_gradients, sum_over_ranks
+from learners.network.models import TORCH_DTYPES, export_policy, freeze_lowest_layers
+from learners.network.optimizer import GuardedAdamW
+from learners.policy.batch import micro_batches, shard
+from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
+from learners.reward_model.training import RewardModelJob
+from learners.settings.training import RewardModelLearnerConfig
+
+NUM_NORMALISATION_TEXTS = 512  # training texts that mean and standard deviation are taken over; 3 % off at most, mostly
+MIN_SCORE_STD = 1e-6  # a model that scores all texts alike is left as it is
+
+
+class RewardModelLearner:
+    """Holds trunk, head and optimizer."""
+
+    def __init__(self, job: RewardModelJob, *, rank: int = 0, world_size: int = 1) -> None:
+        self._job = job
+        self._config = job.config
+        self._rank = rank
+        self._world_size = world_size
+        self.num_steps_done = 0
+        self.num_steps = _num_steps(len(job.train.ratings), job.config)
+        self._compute_dtype = TORCH_DTYPES[job.config.workers.compute_dtype]
+        self.device = torch.device("cuda" if job.config.workers.num_gpus > 0 else "cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(job.config.workers.num_threads)
+        self._model = start_reward_model(job.model_path, dtype="float32", num_layers=job.config.num_layers).to(self.device)
+        freeze_lowest_layers(self._model, job.config.num_frozen_layers, self._compute_dtype)
+        trunk = [parameter for parameter in self._model.base_model.parameters() if parameter.requires_grad]
+        head = list(self._model.score.parameters())
+        self._optimizer = GuardedAdamW(
+            [(trunk, job.config.optimizer.learning_rate), (head, job.config.head_learning_rate)], job.config.optimizer
+        )
+
+    def snapshot(self) -> LearnerSnapshot:
+        """Everything that the next step depends on."""
+        return LearnerSnapshot(
+            tensors=copied(self._model.state_dict(), under="model") | copied(self._optimizer.state(), under="optimizer"),
+            numbers={"num_steps_done": self.num_steps_done, "num_optimizer_steps": self._optimizer.num_steps},
+        )
+
+    def restore(self, snapshot: LearnerSnapshot) -> None:
+        """Become the learner that the snapshot was taken of."""
+        copy_into(self._model.state_dict(), section(snapshot.tensors, under="model"), what="reward model")
+        num_steps = snapshot.numbers["num_optimizer_steps"]
+        self._optimizer.restore(section(snapshot.tensors, under="optimizer"), num_steps=num_steps)
+        self.num_steps_done = snapshot.numbers["num_steps_done"]
+
+    def batches(self) -> Iterator[list[int]]:
+        """Texts of each optimizer step still to do: every pass over the texts is one permutation, drawn from (seed, epoch)."""
+        waiting: list[int] = []
+        epoch = 0
+        for step in range(self.num_steps):
+            while len(waiting) < self._config.batch_size:
+                rng = np.random.default_rng(derive_seed(self._job.seed, "preference batches", epoch))
+                waiting += rng.permutation(len(self._job.train.ratings)).tolist()
+                epoch += 1
+            if step >= self.num_steps_done:
+                yield waiting[: self._config.batch_size]
+            waiting = waiting[self._config.batch_size :]
+
+    def update(self, batch: Sequence[int]) -> dict[str, float]:
+        """One optimizer step on all comparisons in `batch`; returns its metrics, the same on every rank but for time."""
+        started_s = time.monotonic()
+        rows_N, own_scores_N = self._own_scores([self._job.train.token_ids[text] for text in batch])
+        scores_B = self._gathered(rows_N, own_scores_N, len(batch)).requires_grad_()
+        ratings_B = torch.tensor([self._job.train.ratings[text] for text in batch], dtype=torch.float64, device=self.device)
+        output = preference_loss(scores_B, comparisons(ratings_B, min_rating_gap=self._config.min_rating_gap))
+        # The loss needs all scores, the network this rank's only: so the gradient is cut at the scores and sent on from there.
+        (loss_gradient_B,) = torch.autograd.grad(output.loss, scores_B)
+        self._optimizer.zero_grad()
+        own_scores_N.backward(loss_gradient_B[rows_N])
+        sum_gradients(self._optimizer.parameters, self._world_size)
+        loss = output.loss.item()
+        grad_norm, _ = self._optimizer.step(loss, total_steps=self.num_steps)
+        self.num_steps_done += 1
+        return {
+            "reward_model/loss": loss,
+            **{name: value.item() for name, value in output.metrics.items()},
+            "reward_model/texts_per_s": len(batch) / (time.monotonic() - started_s),
+            "optim/grad_norm": grad_norm,
+            "optim/learning_rate": self._optimizer.learning_rate(),
+        }
+
+    def accuracy(self) -> float:
+        """Share of the held-out pairs whose better text has the higher score, 0..1."""
+        scores = self._scores(self._job.held_out.token_ids)
+        return float(np.mean([scores[better] > scores[worse] for better, worse in self._job.held_out.pairs]))
+
+    def normalise(self) -> None:
+        """Scale and shift scores to mean 0 and standard deviation 1 over training texts; no comparison changes.
+
+        The scale goes into the head. The shift, for which such heads have no parameter, goes into config.json.
+        """
+        rng = np.random.default_rng(derive_seed(self._job.seed, "preference normalisation"))
+        chosen = rng.permutation(len(self._job.train.ratings))[:NUM_NORMALISATION_TEXTS]
+        scores = self._scores([self._job.train.token_ids[text] for text in chosen])
+        std = max(float(np.std(scores)), MIN_SCORE_STD)
+        with torch.no_grad():
+            self._model.score.weight /= std
+        setattr(self._model.config, SCORE_OFFSET, float(np.mean(scores)) / std)
+
+    def export(self) -> None:
+        """Write `job.output_dir`, which `actors.scoring.reward_model` loads: float32 safetensors, config, tokenizer."""
+        export_policy(self._model, Path(self._job.model_path), self._job.output_dir, torch.float32)
+
+    @torch.no_grad()
+    def _scores(self, token_ids: Sequence[tuple[int, ...]]) -> list[float]:
+        rows_N, own_scores_N = self._own_scores(token_ids)
+        return self._gathered(rows_N, own_scores_N, len(token_ids)).tolist()
+
+    def _own_scores(self, token_ids: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """(rows_N, scores_N): which of the texts are this rank's share, and their scores, with gradient where enabled."""
+        own = shard(range(len(token_ids)), self._rank, self._world_size)
+        lengths = [len(ids) for ids in token_ids]
+        packs = list(micro_batches(own, lengths, max_tokens=self._config.workers.micro_batch_tokens))
+        scores = [torch.zeros(0, device=self.device)]  # there are fewer texts than ranks where few are held out
+        # One autocast region over all packs, so that each weight is converted once.
+        with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=self._compute_dtype != torch.float32):
+            scores += [last_token_scores(self._model, [token_ids[row] for row in pack]) for pack in packs]
+        rows = [row for pack in packs for row in pack]
+        return torch.tensor(rows, dtype=torch.long, device=self.device), torch.cat(scores)
+
+    def _gathered(self, rows_N: Tensor, own_scores_N: Tensor, num_texts: int) -> Tensor:
+        """scores_B of all ranks, without gradient."""
+        scores_B = torch.zeros(num_texts, device=self.device)
+        scores_B[rows_N] = own_scores_N.detach()
+        sum_over_ranks(scores_B, self._world_size)
+        return scores_B
+
+
+def _num_steps(num_texts: int, config: RewardModelLearnerConfig) -> int:
+    """Optimizer steps; texts that do not fill a last batch are left out."""
+    if config.batch_size < config.workers.num_workers:
+        raise ConfigError(
+            f"batch_size={config.batch_size} leaves some of the {config.workers.num_workers} workers without a text; raise it"
+        )
+    num_steps = int(num_texts * config.num_epochs) // config.batch_size
+    if num_steps == 0:
+        raise ConfigError(
+            f"{num_texts} texts x num_epochs={config.num_epochs:g} do not fill one batch; lower batch_size={config.batch_size}"
+        )
+    return num_steps

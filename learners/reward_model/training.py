@@ -1,0 +1,187 @@
+"""Training a reward model, as the driver sees it: one call that runs a Ray Train group to its end and reports each step."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.queue import Empty, Queue
+
+from cluster.errors import CannotResumeError, ConfigError, DataError, RaywardError
+from cluster.processes.collector_pause import collector_paused
+from learners.ranks.group import GroupPlan, TrainGroup
+from learners.ranks.mailbox import CheckpointPlan
+from learners.settings.training import RewardModelLearnerConfig
+
+if TYPE_CHECKING:
+    from learners.ranks.checkpoint import CheckpointWriter
+    from learners.reward_model.learner import RewardModelLearner
+
+REPORT_TIMEOUT_S = 1.0  # after so long without a report, look whether the ranks are still there
+
+StepCallback = Callable[[int, int, Mapping[str, float]], None]  # (steps completed, all steps, metrics)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatedTexts:
+    """Texts that people graded. Produced by the composition root, consumed by `RewardModelLearner`."""
+
+    token_ids: tuple[tuple[int, ...], ...]  # by `actors.scoring.reward_head.encode_texts`
+    ratings: tuple[float, ...]  # mean over people, any unit
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.ratings):
+            raise DataError(f"{len(self.token_ids)} texts but {len(self.ratings)} ratings; give one mean rating a text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedTexts:
+    """Held-out texts with their comparisons. Produced by the composition root, consumed by `RewardModelLearner`."""
+
+    token_ids: tuple[tuple[int, ...], ...]
+    pairs: tuple[tuple[int, int], ...]  # (better, worse) places in `token_ids`
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise DataError("no held-out pairs to measure a reward model's accuracy on; give at least one")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModelJob:
+    """All that the ranks need. Produced by the composition root, consumed by `train_reward_model`."""
+
+    model_path: str  # Hugging Face folder whose trunk is the start
+    train: RatedTexts
+    held_out: ComparedTexts
+    config: RewardModelLearnerConfig
+    seed: int
+    output_dir: Path  # must not exist; a Hugging Face folder afterwards
+    checkpoints: CheckpointPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModelResult:
+    """What came of a training. Produced by rank 0, consumed by the composition root."""
+
+    accuracy: float  # share of held-out pairs in the order of their ratings, 0..1
+    num_pairs: int
+    num_steps: int
+    num_texts: int  # trained on, each pass counted
+    train_s: float
+    evaluate_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StepReport:
+    step: int  # completed
+    num_steps: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LoopSetup:
+    job: Any  # ObjectRef of a RewardModelJob
+    reports: Queue
+
+
+def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: StepCallback) -> RewardModelResult:
+    """Train, measure, normalise, write `job.output_dir`. `storage_path` is for Ray Train's own records.
+
+    `on_step` is called in this thread. Ray must be running; the group's resources are free again on return.
+    """
+    reports = Queue(actor_options={"num_cpus": 0})
+    group = TrainGroup.start(
+        GroupPlan(
+            name="reward-model-learner",
+            train_loop=train_loop_per_worker,
+            setup=_LoopSetup(job=ray.put(job), reports=reports),
+            workers=job.config.workers,
+            storage=storage_path,
+            max_restarts=job.config.workers.max_restarts,
+        )
+    )
+    try:
+        while isinstance(report := _next_report(reports, group), _StepReport):
+            on_step(report.step, report.num_steps, report.metrics)
+        if isinstance(report, RaywardError):
+            raise report
+        group.wait()
+    except BaseException:
+        group.kill()
+        raise
+    finally:
+        reports.shutdown(force=True)
+    return report
+
+
+def _next_report(reports: Queue, group: TrainGroup) -> _StepReport | RewardModelResult | RaywardError:
+    """Wait for rank 0; raises where the ranks have ended without another word."""
+    while True:
+        has_ended = group.has_ended()  # asked first, so that nothing put before the end is missed
+        try:
+            return reports.get(timeout=REPORT_TIMEOUT_S)
+        except Empty:
+            if has_ended:
+                raise group.failure() from None
+
+
+def train_loop_per_worker(loop_config: dict[str, _LoopSetup]) -> None:
+    """Ray Train's entry point, on every rank; rank 0 reports and writes.
+
+    Where a rank dies or raises, Ray Train starts all ranks anew. What a restart would only repeat is reported instead.
+    """
+    setup = loop_config["setup"]
+    try:
+        _learn(setup)
+    except (ConfigError, DataError, CannotResumeError) as error:
+        setup.reports.put(error)
+
+
+def _learn(setup: _LoopSetup) -> None:
+    job: RewardModelJob = ray.get(setup.job)
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    world_size = context.get_world_size()
+    with collector_paused():
+        from learners.ranks.checkpoint import CheckpointWriter, restore_newest
+        from learners.reward_model.learner import RewardModelLearner
+
+        learner = RewardModelLearner(job, rank=rank, world_size=world_size)
+    restore_newest(learner, job.checkpoints, rank=rank, world_size=world_size)
+    writer = CheckpointWriter(job.checkpoints) if rank == 0 else None
+    result = _run(learner, job, writer, report=setup.reports.put if rank == 0 else lambda report: None)
+    if rank == 0:
+        if not job.output_dir.exists():  # else the ranks before these were lost just after they had written it
+            learner.export()
+        setup.reports.put(result)
+
+
+def _run(
+    learner: "RewardModelLearner",
+    job: RewardModelJob,
+    writer: "CheckpointWriter | None",
+    *,
+    report: Callable[[_StepReport], None],
+) -> RewardModelResult:
+    started_s = time.monotonic()
+    for batch in learner.batches():
+        metrics = learner.update(batch)
+        step = learner.num_steps_done
+        report(_StepReport(step=step, num_steps=learner.num_steps, metrics=metrics))
+        if writer is not None and step % job.config.checkpoint_every_num_steps == 0:
+            writer.begin(step, learner.snapshot(), policy_version=step)
+    if writer is not None:
+        writer.finish()
+    trained_s = time.monotonic()
+    accuracy = learner.accuracy()
+    learner.normalise()
+    return RewardModelResult(
+        accuracy=accuracy,
+        num_pairs=len(job.held_out.pairs),
+        num_steps=learner.num_steps,
+        num_texts=learner.num_steps * job.config.batch_size,
+        train_s=trained_s - started_s,
+        evaluate_s=time.monotonic() - trained_s,
+    )

@@ -1,0 +1,1 @@
+"""Whole runs: what a command starts, in which order, of which roles."""

@@ -1,0 +1,82 @@
+"""The commands that run learners: which stages a run has, new, resumed or from step 0 again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from actors.sources.fetching import announced
+from cluster.storage.checkpoint import CheckpointFolder
+from cluster.storage.run_directory import RunDirectory, find_run
+from cluster.storage.run_lock import RunLock
+from learners.report.page import ReportInTheMaking
+from learners.run.composition import POLICY_CHECKPOINTS
+from learners.run.plan import role_requests
+from learners.run.policy_stage import POLICY_STAGES, align_policy
+from learners.run.prompt_loading import prompts_meanwhile
+from learners.run.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_STAGE, learn_reward_model
+from learners.run.session import open_session
+from learners.settings.run import QuickstartConfig, RewardModelRunConfig, TrainingRunConfig, load_resolved_config
+
+CHECKPOINT_FOLDERS = (POLICY_CHECKPOINTS, REWARD_MODEL_CHECKPOINTS)
+
+
+def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = None) -> Path:
+    """A reward model from people's judgements, then a policy aligned against it. Returns the run directory.
+
+    `resumed`: an earlier run of the same configuration to go on with.
+    """
+    policy_run = config.policy_run()
+    report = ReportInTheMaking()
+    stages = (REWARD_MODEL_STAGE, *POLICY_STAGES)
+    with (
+        prompts_meanwhile(policy_run) as rendering,
+        open_session(config, stages=stages, requests=role_requests(policy_run), resumed=resumed) as session,
+    ):
+        prompts = rendering.result()  # now: it may be what is wrong, and a reward model takes minutes
+        reward_model = learn_reward_model(session, config.model, config.reward_model, seed=config.seed)
+        scorer = config.scorer.model_copy(update={"model": str(reward_model)})
+        align_policy(session, policy_run.model_copy(update={"scorers": (scorer,)}), prompts, report)
+    return _reported(session.path, report)
+
+
+def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = None) -> Path:
+    """One learner. Returns the run directory. `resumed`: an earlier run of the same configuration to go on with."""
+    report = ReportInTheMaking()
+    if isinstance(config, RewardModelRunConfig):
+        stages: tuple[str, ...] = (REWARD_MODEL_STAGE,)
+        with open_session(config, stages=stages, requests=role_requests(config), resumed=resumed) as session:
+            learn_reward_model(session, config.model, config.learner, seed=config.seed)
+    else:
+        with (
+            prompts_meanwhile(config) as rendering,
+            open_session(config, stages=POLICY_STAGES, requests=role_requests(config), resumed=resumed) as session,
+        ):
+            align_policy(session, config, rendering.result(), report)
+    return _reported(session.path, report)
+
+
+def resume_run(run: Path, overrides: Sequence[str], *, fresh: bool) -> Path:
+    """Go on with a run where it stopped; `fresh`: from step 0 again, what there was set aside. Returns the run directory.
+
+    `overrides` become part of the run's configuration, for example another number of workers. Raises `CannotResumeError` for
+    a run that is complete, or whose checkpoints are all damaged.
+    """
+    path = find_run(run)
+    config = load_resolved_config(path, overrides)
+    RunLock(path).release()  # a run that lives is refused first: it may be writing the checkpoints that are looked at next
+    if not fresh:
+        for name in CHECKPOINT_FOLDERS:
+            CheckpointFolder(path / name).newest_intact()  # now, and not after a minute in the learner's ranks
+    resumed = RunDirectory.open(path)
+    if fresh:
+        resumed.set_aside()
+    resumed.write_config(config.model_dump(mode="json"))
+    if isinstance(config, QuickstartConfig):
+        return run_quickstart(config, resumed=resumed)
+    return run_training(config, resumed=resumed)
+
+
+def _reported(run: Path, report: ReportInTheMaking) -> Path:
+    """Written when the run is over, so that the report says how it ended."""
+    with announced("writing the report"):
+        report.finish(run)
+    return run

@@ -1,0 +1,132 @@
+"""The running roles of a policy run: generators, scorers and a learner, started, connected, and asked whether they agree.
+
+The composition root: the one file of this room that knows all three.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from actors.config import GeneratorConfig
+from actors.generation.rollout_pool import RolloutPool
+from actors.remote import DeviceFedGeneratorActor, GeneratorActor
+from actors.scoring.stage import Scoring, build_scoring
+from actors.sources.models import model_digest
+from cluster.errors import ConfigError
+from cluster.processes.runtime import num_nodes
+from cluster.processes.watchdog import Pending
+from cluster.types import Prompt, SamplingParameters
+from learners.ranks.handle import LearnerFolders, LearnerHandle
+from learners.ranks.mailbox import CheckpointPlan, GeneratorLink, StartingPoint
+from learners.run.session import Session
+from learners.settings.run import PolicyRunConfig
+
+POLICY_CHECKPOINTS = "checkpoints"
+GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roles:
+    """The running roles of one policy run."""
+
+    rollouts: RolloutPool
+    scoring: Scoring
+    learner: LearnerHandle
+
+    def pending(self) -> list[Pending]:
+        """What the driver waits for. May be asked from any thread."""
+        return [*self.rollouts.pending(), *self.scoring.pending(), *self.learner.pending()]
+
+    def wait_until_ready(self, config: GeneratorConfig) -> None:
+        """Return when every role answers and weights can reach the generators."""
+        self.rollouts.wait_until_ready()
+        self.scoring.wait_until_ready()
+        num_steps_done = self.learner.wait_until_ready()
+        if config.weight_transfer != "shm":
+            self.learner.connect(
+                GeneratorLink(
+                    backend=config.weight_transfer,
+                    generators=tuple(self.rollouts.actors.values()),
+                    workers_per_generator=config.tensor_parallel_size,
+                    dtype=config.dtype,
+                )
+            )
+        if num_steps_done:  # the generators hold the start's weights, the learner those of its checkpoint
+            self.rollouts.publish(self.learner.publish())
+
+
+def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, start_policy: str) -> Roles:
+    """Start all roles, which then load side by side; `stack` ends them.
+
+    Raises `ConfigError` where weights cannot travel as configured.
+    """
+    if config.generator.weight_transfer == "shm" and num_nodes() > 1:
+        raise ConfigError(
+            f"generator.weight_transfer=shm passes weights through one machine's shared memory, and the Ray cluster has"
+            f" {num_nodes()} machines; set generator.weight_transfer=nccl"
+        )
+    rollouts = _start_generators(start_policy, config, note=session.view.note)
+    stack.callback(rollouts.shutdown)
+    scoring = build_scoring(
+        config.scorers,
+        prompt_format=config.task.prompt_format,
+        supervision=config.supervision,
+        note=session.view.note,
+    )
+    learner = stack.enter_context(
+        LearnerHandle(
+            StartingPoint(
+                model_path=start_policy,
+                temperature=config.sampling.temperature,
+                max_completion_tokens=config.sampling.max_completion_tokens,
+                seed=config.seed,
+            ),
+            config.learner,
+            LearnerFolders(
+                storage=session.path / "logs" / "ray_train",
+                weights=session.ray.shared_folder(),
+                weights_dtype=config.generator.dtype,
+            ),
+            CheckpointPlan(
+                directory=(session.path / POLICY_CHECKPOINTS).absolute(),
+                keep=config.checkpoint.keep,
+                facts={"model": model_digest(start_policy), "seed": str(config.seed)},
+            ),
+        )
+    )
+    return Roles(rollouts=rollouts, scoring=scoring, learner=learner)
+
+
+def _start_generators(model_path: str, config: PolicyRunConfig, *, note: Callable[[str], None]) -> RolloutPool:
+    generator = config.generator
+    actor = GENERATOR_ACTORS[generator.weight_transfer].options(num_cpus=generator.num_cpus, num_gpus=generator.num_gpus)
+
+    return RolloutPool(
+        lambda name: actor.remote(model_path, generator),
+        num_replicas=generator.num_replicas,
+        max_num_sequences=generator.max_num_sequences,
+        # A replacement cannot join a link over devices: there, a lost generator ends the run, to be resumed.
+        supervision=config.supervision if generator.weight_transfer == "shm" else None,
+        note=note,
+    )
+
+
+def check_logprob_contract(
+    roles: Roles, prompts: Sequence[Prompt], sampling: SamplingParameters, config: PolicyRunConfig
+) -> None:
+    """Raise `ConfigError` where engine and learner disagree about the probability of the engine's own samples."""
+    trajectories = [trajectory for group in roles.rollouts.collect(prompts, sampling) for trajectory in group.trajectories]
+    learner_logprobs = roles.learner.completion_logprobs(trajectories)
+    differences = [
+        abs(ours - theirs)
+        for trajectory, logprobs in zip(trajectories, learner_logprobs, strict=True)
+        for ours, theirs in zip(logprobs, trajectory.completion.rollout_logprobs, strict=True)
+    ]
+    mean = sum(differences) / len(differences)
+    if not mean <= config.learner.mismatch.max_logprob_mismatch:
+        raise ConfigError(
+            f"engine and learner disagree about log-probabilities by {mean:.3f} nats a token on average, more than "
+            f"learner.mismatch.max_logprob_mismatch={config.learner.mismatch.max_logprob_mismatch:g}; compare generator.dtype="
+            f"{config.generator.dtype} with learner.workers.compute_dtype={config.learner.workers.compute_dtype}, "
+            f"sampling.temperature={config.sampling.temperature:g}, sampling.top_p={config.sampling.top_p:g}, and the model"
+        )

@@ -1,0 +1,174 @@
+"""Memory of a run's processes from a model folder's config.json, before any weight is read.
+
+Counts are parameters, sizes are bytes. Activations are left out: they depend on the backend, not on arithmetic.
+Architecture: decoders with gated feed-forward blocks and grouped-query attention (Llama and its relatives).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.config import DType, GeneratorConfig, RewardFunctionScorerConfig, ScorerConfig
+from cluster.errors import DataError
+from cluster.host.cache import cache_root
+from learners.settings.policy import PolicyLearnerConfig
+from learners.settings.training import RewardModelLearnerConfig
+
+DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+MASTER_BYTES = 4  # float32 weights
+TRAINED_BYTES = 12  # float32 gradient and two Adam moments, for weights that are not frozen
+FLOAT32_BYTES = 4
+BYTES_PER_GIB = 2**30
+
+# Families whose blocks are counted right, with what each adds to Llama's block.
+GATED_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Parameter counts of a decoder. Produced by `model_shape`, consumed by the estimates below."""
+
+    embedding: int
+    layer: int  # of one transformer block
+    num_layers: int
+    final_norm: int
+    head: int  # 0 where it is tied to the embedding
+    vocabulary: int
+    hidden: int
+    kv_values_per_token: int  # keys and values of all layers
+
+    @property
+    def trunk(self) -> int:
+        return self.embedding + self.num_layers * self.layer + self.final_norm
+
+    @property
+    def total(self) -> int:
+        return self.trunk + self.head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleMemory:
+    """Memory of one process of a role. `parts` is None where its model is not on this machine yet."""
+
+    role: str
+    processes: int
+    parts: dict[str, int] | None  # bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        each = None if self.parts is None else sum(self.parts.values())
+        return {
+            "role": self.role,
+            "processes": self.processes,
+            "parts_bytes": self.parts,
+            "bytes_each": each,
+            "bytes": None if each is None else each * self.processes,
+        }
+
+
+def local_model_shape(name_or_path: str) -> ModelShape | None:
+    """Shape of a model whose folder is on this machine: given as a path, or cached under its name; else None."""
+    for folder in (cache_root() / "models" / name_or_path, Path(name_or_path).expanduser()):
+        path = folder / "config.json"
+        if path.is_file():
+            return _shape_of_file(path)
+    return None
+
+
+def model_shape(config: dict[str, Any]) -> ModelShape | None:
+    """Count from a Hugging Face config; None for an architecture that is not a gated decoder."""
+    if config.get("model_type") not in GATED_DECODERS:
+        return None
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    num_heads = config["num_attention_heads"]
+    num_kv_heads = config.get("num_key_value_heads") or num_heads
+    head_dim = config.get("head_dim") or hidden // num_heads
+    num_layers = config["num_hidden_layers"]
+    tied = config.get("tie_word_embeddings", False)
+    return ModelShape(
+        embedding=vocabulary * hidden,
+        layer=_layer_parameters(config, query=num_heads * head_dim, kv=num_kv_heads * head_dim, head_dim=head_dim),
+        num_layers=num_layers,
+        final_norm=hidden,
+        head=0 if tied else vocabulary * hidden,
+        vocabulary=vocabulary,
+        hidden=hidden,
+        kv_values_per_token=2 * num_layers * num_kv_heads * head_dim,
+    )
+
+
+def policy_learner_memory(policy: ModelShape | None, critic: ModelShape | None, config: PolicyLearnerConfig) -> RoleMemory:
+    """One rank: policy and critic with their optimizer, the frozen reference, one chunk of float32 logits."""
+    parts = None
+    if policy is not None and (critic is not None or config.critic.kind != "own_model"):
+        # A value head is hidden + 1 weights on the policy's trunk; an own critic is a trunk of its own under one.
+        head_parameters = 0 if config.critic.kind == "none" else policy.hidden + 1
+        critic_parameters = head_parameters if critic is None else critic.trunk + critic.hidden + 1
+        parts = {
+            "policy": policy.total * (MASTER_BYTES + TRAINED_BYTES),
+            "critic": critic_parameters * (MASTER_BYTES + TRAINED_BYTES),
+            "reference": policy.total * DTYPE_BYTES[config.workers.compute_dtype],
+            "logits": config.workers.logprob_chunk_tokens * policy.vocabulary * FLOAT32_BYTES,
+        }
+    return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
+
+
+def reward_model_learner_memory(model: ModelShape | None, config: RewardModelLearnerConfig) -> RoleMemory:
+    """One rank: trunk and scalar head; frozen layers, and the embedding under them, have no gradient and no moments."""
+    parts = None
+    if model is not None:
+        num_layers = min(config.num_layers or model.num_layers, model.num_layers)
+        num_frozen = min(config.num_frozen_layers, num_layers)
+        frozen = model.embedding + num_frozen * model.layer if num_frozen else 0
+        weights = model.trunk - (model.num_layers - num_layers) * model.layer + model.hidden
+        parts = {"weights": weights * MASTER_BYTES, "optimizer": (weights - frozen) * TRAINED_BYTES}
+    return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
+
+
+def generator_memory(policy: ModelShape | None, config: GeneratorConfig) -> RoleMemory:
+    """One replica: weights and, on CPU, its key-value cache; on GPU the cache takes what is left of its share."""
+    parts = None
+    if policy is not None:
+        parts = {"weights": policy.total * DTYPE_BYTES[config.dtype]}
+        if config.num_gpus == 0:
+            parts["kv_cache"] = round(config.kv_cache_gib * BYTES_PER_GIB)
+    return RoleMemory(role="generator", processes=config.num_replicas, parts=parts)
+
+
+def scorer_memory(model: ModelShape | None, config: ScorerConfig) -> RoleMemory:
+    """One replica: the reward model's trunk and head; a reward function needs next to nothing."""
+    role = f"scorer {config.name}"
+    if isinstance(config, RewardFunctionScorerConfig):
+        return RoleMemory(role=role, processes=config.num_replicas, parts={})
+    parts = None if model is None else {"weights": (model.trunk + model.hidden) * DTYPE_BYTES[config.dtype]}
+    return RoleMemory(role=role, processes=config.num_replicas, parts=parts)
+
+
+def kv_cache_sequences(policy: ModelShape, config: GeneratorConfig, *, longest_tokens: int) -> int:
+    """Longest sequences whose keys and values a CPU engine's cache holds at the same time."""
+    bytes_per_sequence = policy.kv_values_per_token * DTYPE_BYTES[config.dtype] * longest_tokens
+    return int(config.kv_cache_gib * BYTES_PER_GIB // bytes_per_sequence)
+
+
+def _layer_parameters(config: dict[str, Any], *, query: int, kv: int, head_dim: int) -> int:
+    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+    attention = 2 * hidden * query + 2 * hidden * kv
+    feed_forward = 3 * hidden * intermediate
+    biases = 0
+    if config["model_type"] == "qwen2":
+        biases += query + 2 * kv
+    elif config.get("attention_bias", False):
+        biases += query + 2 * kv + hidden
+    if config.get("mlp_bias", False):
+        biases += 2 * intermediate + hidden
+    head_norms = 2 * head_dim if config["model_type"] == "qwen3" else 0
+    return attention + feed_forward + biases + head_norms + 2 * hidden
+
+
+def _shape_of_file(path: Path) -> ModelShape | None:
+    try:
+        return model_shape(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}; save the model folder again") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a model's configuration: {error!r}; save the model folder again") from error

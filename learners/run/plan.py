@@ -1,0 +1,194 @@
+"""What a run will ask for and do, by arithmetic alone: nothing is started, fetched or imported for it."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from actors.config import RewardModelScorerConfig
+from cluster.errors import ConfigError
+from cluster.processes.placement import RoleRequest, check_placement, this_machine
+from learners.run.memory_estimate import (
+    BYTES_PER_GIB,
+    RoleMemory,
+    generator_memory,
+    kv_cache_sequences,
+    local_model_shape,
+    policy_learner_memory,
+    reward_model_learner_memory,
+    scorer_memory,
+)
+from learners.settings.run import PolicyRunConfig, RewardModelRunConfig, TrainingRunConfig
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
+    """The processes of each role. The learner's mailbox and other small actors reserve no CPU."""
+    workers = config.learner.workers
+    learner = RoleRequest(
+        role="learner",
+        count=workers.num_workers,
+        num_cpus=workers.num_cpus,
+        num_gpus=workers.num_gpus,
+        setting="learner.workers.num_workers",
+    )
+    if isinstance(config, RewardModelRunConfig):
+        return [learner]
+    generator = RoleRequest(
+        role="generator",
+        count=config.generator.num_replicas,
+        num_cpus=config.generator.num_cpus,
+        num_gpus=config.generator.num_gpus,
+        setting="generator.num_replicas",
+    )
+    scorers = [
+        RoleRequest(
+            role=f"scorer {scorer.name}",
+            count=scorer.num_replicas,
+            num_cpus=scorer.num_cpus,
+            num_gpus=scorer.num_gpus if isinstance(scorer, RewardModelScorerConfig) else 0.0,
+            setting=f"scorers.{index}.num_replicas",
+        )
+        for index, scorer in enumerate(config.scorers)
+    ]
+    return [learner, generator, *scorers]
+
+
+def plan_run(config: TrainingRunConfig) -> dict[str, Any]:
+    """Placement, batch arithmetic and memory as plain values; null where a model is not on this machine yet."""
+    return {
+        "name": config.name,
+        "algorithm": config.learner.algorithm,
+        "model": config.model,
+        "placement": _placement(role_requests(config)),
+        "batch": _policy_batch(config) if isinstance(config, PolicyRunConfig) else _reward_model_batch(config),
+        "memory": [memory.as_dict() for memory in _memory(config)],
+    }
+
+
+def plan_table(plan: dict[str, Any]) -> "RenderableType":
+    """The plan for a terminal."""
+    from rich.console import Group
+    from rich.text import Text
+
+    title = Text.assemble((plan["name"], "bold"), f"  {plan['algorithm']} on {plan['model']}")
+    placement = plan["placement"]
+    verdict = [Text(f"does not fit: {problem}", style="bold red") for problem in placement["problems"]]
+    batch, memory = _batch_table(plan["batch"]), _memory_table(plan["memory"])
+    return Group(title, "", _placement_table(placement), *verdict, "", batch, "", memory)
+
+
+def _placement(requests: list[RoleRequest]) -> dict[str, Any]:
+    machine = this_machine()
+    try:
+        check_placement(requests, machine)
+        problems = []
+    except ConfigError as error:
+        problems = error.problems
+    return {
+        "roles": [
+            {**asdict(request), "total_cpus": request.total_cpus, "total_gpus": request.total_gpus} for request in requests
+        ],
+        "needed_cpus": sum(request.total_cpus for request in requests),
+        "needed_gpus": sum(request.total_gpus for request in requests),
+        "available_cpus": machine.num_cpus,
+        "available_gpus": machine.num_gpus,
+        "problems": problems,
+    }
+
+
+def _policy_batch(config: PolicyRunConfig) -> dict[str, int | None]:
+    learner, sampling = config.learner, config.sampling
+    trajectories = learner.prompts_per_step * sampling.samples_per_prompt
+    updates_per_step = learner.num_epochs * (trajectories // learner.minibatch_size)
+    longest = config.task.max_prompt_tokens + sampling.max_completion_tokens
+    shape = local_model_shape(config.model)
+    cpu_engine = config.generator.num_gpus == 0
+    return {
+        "num_steps": learner.num_steps,
+        "prompts_per_step": learner.prompts_per_step,
+        "samples_per_prompt": sampling.samples_per_prompt,
+        "trajectories_per_step": trajectories,
+        "minibatches_per_epoch": trajectories // learner.minibatch_size,
+        "optimizer_steps_per_step": updates_per_step,
+        "optimizer_steps": learner.num_steps * updates_per_step,
+        "longest_sequence_tokens": longest,
+        "max_completion_tokens_per_step": trajectories * sampling.max_completion_tokens,
+        "max_tokens_per_step": trajectories * longest,
+        "sequences_per_micro_batch": learner.workers.micro_batch_tokens // longest,
+        "sequences_in_kv_cache": (
+            kv_cache_sequences(shape, config.generator, longest_tokens=longest) if shape is not None and cpu_engine else None
+        ),
+        "evaluation_completions": config.evaluation.num_prompts * config.evaluation.samples_per_prompt,
+    }
+
+
+def _reward_model_batch(config: RewardModelRunConfig) -> dict[str, int | None]:
+    learner = config.learner
+    return {
+        "texts_per_optimizer_step": learner.batch_size,
+        "max_pairs_per_optimizer_step": learner.batch_size * (learner.batch_size - 1) // 2,
+        "longest_sequence_tokens": learner.max_tokens,
+        "max_tokens_per_step": learner.batch_size * learner.max_tokens,
+        "sequences_per_micro_batch": learner.workers.micro_batch_tokens // learner.max_tokens,
+        "evaluation_pairs": learner.num_eval_pairs,
+    }
+
+
+def _memory(config: TrainingRunConfig) -> Iterable[RoleMemory]:
+    policy = local_model_shape(config.model)
+    if isinstance(config, RewardModelRunConfig):
+        return [reward_model_learner_memory(policy, config.learner)]
+    own_critic = config.learner.critic.kind == "own_model"
+    critic = local_model_shape(config.learner.critic.model or config.model) if own_critic else None
+    scorers = [
+        scorer_memory(local_model_shape(scorer.model) if isinstance(scorer, RewardModelScorerConfig) else None, scorer)
+        for scorer in config.scorers
+    ]
+    return [policy_learner_memory(policy, critic, config.learner), generator_memory(policy, config.generator), *scorers]
+
+
+def _placement_table(placement: dict[str, Any]) -> "Table":
+    table = _table("Placement", "role", "processes", "CPUs each", "GPUs each", "CPUs", "GPUs")
+    for role in placement["roles"]:
+        numbers = [role[key] for key in ("count", "num_cpus", "num_gpus", "total_cpus", "total_gpus")]
+        table.add_row(role["role"], *(f"{number:g}" for number in numbers))
+    table.add_section()
+    table.add_row("needed", "", "", "", f"{placement['needed_cpus']:g}", f"{placement['needed_gpus']:g}")
+    table.add_row("on this machine", "", "", "", f"{placement['available_cpus']}", f"{placement['available_gpus']}")
+    return table
+
+
+def _batch_table(batch: dict[str, int | None]) -> "Table":
+    table = _table("Batch", "quantity", "number")
+    for name, number in batch.items():
+        table.add_row(name.replace("_", " "), "unknown until the model is fetched" if number is None else f"{number:,}")
+    return table
+
+
+def _memory_table(memory: list[dict[str, Any]]) -> "Table":
+    table = _table("Memory, without activations", "role", "processes", "each", "made of")
+    for role in memory:
+        parts = role["parts_bytes"]
+        made_of = "unknown: the model is not here yet, or not a decoder that can be counted"
+        if parts is not None:
+            made_of = ", ".join(f"{name} {_size(size)}" for name, size in parts.items()) or "next to nothing"
+        each = "" if role["bytes_each"] is None else _size(role["bytes_each"])
+        table.add_row(role["role"], str(role["processes"]), each, made_of)
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="left" if name == "made of" else "right")
+    return table
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / BYTES_PER_GIB:.2f} GiB" if num_bytes >= BYTES_PER_GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,150 @@
+"""The stages that align a policy: roles started, evaluated, trained step by step, evaluated again, exported."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from actors.rewards import REWARD_FUNCTIONS
+from cluster.errors import LearnerRestartedError
+from cluster.seeding import derive_seed
+from cluster.storage.atomic_file import write_atomically
+from cluster.storage.ledger import TrajectoryLedger
+from cluster.types import Prompt, SamplingParameters
+from learners.evaluation.draws import Evaluator
+from learners.evaluation.results import EvaluationResult, evaluate_samples
+from learners.ranks.handle import LearnerHandle
+from learners.report.page import ReportInTheMaking
+from learners.run.composition import Roles, check_logprob_contract, start_roles
+from learners.run.prompt_loading import RunPrompts
+from learners.run.session import Session
+from learners.settings.policy import GROUP_ESTIMATORS
+from learners.settings.run import PolicyRunConfig
+from learners.steps.collection import Collector, DynamicSampling, GreedyBaseline, PlainCollector
+from learners.steps.driver import Driver, Records
+from learners.steps.prompt_schedule import PromptSchedule
+
+NUM_CONTRACT_PROMPTS = 8
+BEFORE, AFTER = Path("evaluation") / "before.json", Path("evaluation") / "after.json"
+POLICY_STAGES = ("start", "evaluate before", "train", "evaluate after", "export")
+
+
+def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts, report: ReportInTheMaking) -> None:
+    """One policy-gradient method on `config.task` against `config.scorers`, evaluated before and after on held-out prompts.
+
+    Begins the `report` before the roles are stopped.
+    """
+    if prompts.note:
+        session.view.note(prompts.note)
+    with ExitStack() as stack:
+        with session.stage("start"):
+            roles = start_roles(stack, session, config, prompts.model_path)
+            stack.enter_context(session.watched(roles.pending))
+            roles.wait_until_ready(config.generator)
+            check_logprob_contract(roles, prompts.held_out[:NUM_CONTRACT_PROMPTS], _sampling(config, 1, "contract"), config)
+        evaluator = Evaluator(
+            prompts=prompts.held_out,
+            rollouts=roles.rollouts,
+            scoring=roles.scoring,
+            learner=roles.learner,
+            second_judge=REWARD_FUNCTIONS["vader"],
+            sampling=_sampling(config, config.evaluation.samples_per_prompt, "evaluation"),
+        )
+        if not (session.path / BEFORE).exists():
+            _evaluate(session, evaluator, BEFORE, num_steps_done=0)
+        driver = _driver(session, config, roles, prompts.train)
+        while True:  # until the learner keeps its ranks from the last step to the export
+            with session.stage("train"):
+                version = _run_steps(session, config, driver, evaluator)
+            try:
+                _evaluate(session, evaluator, AFTER, num_steps_done=config.learner.num_steps)
+                with session.stage("export"):
+                    _export(session, roles.learner, version)
+            except LearnerRestartedError as error:
+                session.view.note(str(error))
+            else:
+                report.begin(session.path)
+                return
+
+
+def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Sequence[Prompt]) -> Driver:
+    schedule = PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed)
+    return Driver(
+        schedule=schedule,
+        collector=_collector(config, roles, schedule),
+        generators=roles.rollouts,
+        learner=roles.learner,
+        records=Records(
+            ledger=TrajectoryLedger(session.path / "trajectories"),
+            metrics=session.metrics,
+            failed_batches=session.path / "failed_batches",
+            note=session.view.note,
+        ),
+        save_every=config.checkpoint.every_num_steps,
+        max_unscored_frac=config.supervision.max_unscored_frac,
+        interrupts=session.interrupts,
+    )
+
+
+def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evaluator: Evaluator) -> int:
+    """The steps that are still to do; returns the policy version that they end with."""
+    num_steps, every = config.learner.num_steps, config.evaluation.every_num_steps
+
+    def on_step(step: int, metrics: Mapping[str, float]) -> None:
+        num_done = step + 1
+        session.view.step(num_done, num_steps, metrics)
+        if every and num_done % every == 0 and num_done < num_steps:  # the last is evaluated anyway
+            _log_evaluation(session, num_done, evaluate_samples(evaluator.run()))
+
+    return driver.run(num_steps, on_step=on_step)
+
+
+def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule) -> Collector:
+    """The way to scored groups that the method asks for."""
+    sampling = _sampling(config, config.sampling.samples_per_prompt, "rollout")
+    min_rewards = 2 if config.learner.advantage.estimator in GROUP_ESTIMATORS else 1
+    collector: Collector = PlainCollector(roles.rollouts, roles.scoring, sampling, min_rewards=min_rewards)
+    if config.learner.advantage.estimator == "remax":
+        greedy = replace(sampling, temperature=0.0, samples_per_prompt=1)
+        collector = GreedyBaseline(collector, PlainCollector(roles.rollouts, roles.scoring, greedy))
+    if config.learner.group_filter.enabled:
+        collector = DynamicSampling(collector, schedule, max_rounds=config.learner.group_filter.max_rounds)
+    return collector
+
+
+def _export(session: Session, learner: LearnerHandle, version: int) -> None:
+    folder = session.path / "policies" / f"v{version:06d}"
+    if not folder.exists():  # a run killed after its export has it already, whole
+        learner.export(folder)
+    session.directory.write_summary({"policy_version": version})
+
+
+def _evaluate(session: Session, evaluator: Evaluator, samples_file: Path, *, num_steps_done: int) -> None:
+    """Evaluate, keep the samples in `samples_file`, and put the averages into the summary under its name."""
+    moment = samples_file.stem
+    with session.stage(f"evaluate {moment}"):
+        samples = evaluator.run()
+        write_atomically(session.path / samples_file, json.dumps([asdict(sample) for sample in samples], indent=1))
+        result = evaluate_samples(samples)
+        session.directory.write_summary({moment: asdict(result)})
+        _log_evaluation(session, num_steps_done, result)
+
+
+def _log_evaluation(session: Session, num_steps_done: int, result: EvaluationResult) -> None:
+    """Held-out points of the curve, at the step whose rollouts the same policy samples."""
+    session.metrics.log(
+        num_steps_done,
+        {"evaluation/score_mean": result.score_mean, "evaluation/kl_nats_per_completion": result.kl_nats_per_completion},
+        stage="evaluation",
+    )
+
+
+def _sampling(config: PolicyRunConfig, samples_per_prompt: int, purpose: str) -> SamplingParameters:
+    return SamplingParameters(
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
+        max_completion_tokens=config.sampling.max_completion_tokens,
+        samples_per_prompt=samples_per_prompt,
+        seed=derive_seed(config.seed, purpose),
+    )

@@ -1,0 +1,65 @@
+"""The prompts of a run: read and checked before Ray starts, rendered while it does."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from actors.generation.rendering import load_tokenizer, render_prompts
+from actors.sources.models import resolve_model
+from actors.tasks import build_task_sets
+from actors.tasks.task_set import TaskSet
+from cluster.errors import ConfigError
+from cluster.types import Prompt
+from learners.settings.run import PolicyRunConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPrompts:
+    """What a policy is asked. Produced by `prompts_meanwhile`, consumed by the policy stage."""
+
+    model_path: str  # the policy's folder, whose tokenizer rendered them
+    train: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]  # to evaluate on; as many as evaluation.num_prompts
+    note: str  # about prompts that were too long; empty where none was
+
+
+@contextmanager
+def prompts_meanwhile(config: PolicyRunConfig) -> Iterator[Future[RunPrompts]]:
+    """The model is found and tasks are read at once, which raises `DataError`; prompts follow in a thread.
+
+    Importing transformers takes seconds in which Ray's start leaves a core idle. The result raises `DataError` for a prompt that
+    is too long, and `ConfigError` where there are too few.
+    """
+    model_path = resolve_model(config.model)
+    train_tasks, held_out_tasks = build_task_sets(config.task)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts") as background:
+        yield background.submit(_render, config, model_path, train_tasks, held_out_tasks)
+
+
+def _render(config: PolicyRunConfig, model_path: str, train_tasks: TaskSet, held_out_tasks: TaskSet) -> RunPrompts:
+    tokenizer = load_tokenizer(model_path)
+    train = render_prompts(train_tasks, tokenizer, task_config=config.task)
+    held_out = render_prompts(held_out_tasks, tokenizer, task_config=config.task)
+    problems = [
+        f"{key}={wanted} is more than the {len(found)} {kind} prompts of task.kind={config.task.kind}; lower it"
+        for key, wanted, kind, found in (
+            ("learner.prompts_per_step", config.learner.prompts_per_step, "training", train.prompts),
+            ("evaluation.num_prompts", config.evaluation.num_prompts, "held-out", held_out.prompts),
+        )
+        if wanted > len(found)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    counts = (("left out", train.num_dropped + held_out.num_dropped), ("cut", train.num_truncated + held_out.num_truncated))
+    told = [
+        f"{what} {number} prompts longer than max_prompt_tokens={config.task.max_prompt_tokens}"
+        for what, number in counts
+        if number
+    ]
+    return RunPrompts(
+        model_path=model_path,
+        train=train.prompts,
+        held_out=held_out.prompts[: config.evaluation.num_prompts],
+        note="; ".join(told),
+    )

@@ -1,0 +1,122 @@
+"""What surrounds every run: its directory, its live view, its Ray, its clock, and a clean end whatever happens."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.display.progress import RunView, build_view
+from cluster.errors import RunInterruptedError
+from cluster.host.versions import machine, versions
+from cluster.processes.interrupts import Interrupts, interruptible
+from cluster.processes.placement import RoleRequest, check_placement, cluster_address, this_machine
+from cluster.processes.runtime import RaySession, prints_to, ray_cluster, ray_session
+from cluster.processes.watchdog import Pending, watched
+from cluster.storage.metrics import MetricsLog, StageClock
+from cluster.storage.run_directory import RunDirectory
+from learners.settings.run import RunConfig
+
+END_S = 8.5  # for a clean end after an interrupt: whoever sent it sends SIGKILL soon
+FILE_LOGGERS = ("learners", "ray", "transformers", "vllm", "huggingface_hub", "matplotlib", "py.warnings")
+
+
+class Session:
+    """One run in progress. Produced by `open_session`, used by `launch`."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        view: RunView,
+        metrics: MetricsLog,
+        interrupts: Interrupts,
+        ray: RaySession,
+        *,
+        stall_s: float,
+    ) -> None:
+        self.directory = directory
+        self.view = view
+        self.metrics = metrics
+        self.interrupts = interrupts
+        self.ray = ray
+        self._stall_s = stall_s
+        self._clock = StageClock(earlier_s=directory.read_summary().get("wall_s"))
+
+    @property
+    def path(self) -> Path:
+        return self.directory.path
+
+    def watched(self, pending: Callable[[], Sequence[Pending]]) -> AbstractContextManager[None]:
+        """Inside, a stall is told, with what `pending` says that the run waits for."""
+        return watched(pending, deadline_s=self._stall_s, note=self.view.note, stacks=self.path / "logs")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Show the stage and count its seconds; `summary.json` is up to date when it ends."""
+        try:
+            with self.view.stage(name), self._clock.stage(name):
+                yield
+        finally:
+            self.directory.write_summary({"wall_s": self._clock.wall_s})
+
+
+@contextmanager
+def open_session(
+    config: RunConfig, *, stages: Sequence[str], requests: Sequence[RoleRequest], resumed: RunDirectory | None = None
+) -> Iterator[Session]:
+    """Check the placement, own the run directory, start Ray or join the cluster that RAY_ADDRESS names; stop at the end.
+
+    `resumed`: the directory of an earlier run to go on with, in place of a new one. Ctrl-C and SIGTERM end in
+    `RunInterruptedError`, after Ray is down and the summary says `interrupted`.
+    """
+    address = cluster_address()
+    if address is None:
+        check_placement(requests, this_machine())
+    interrupts = Interrupts(end_s=END_S)
+    try:
+        with (
+            resumed or RunDirectory.create(config.runs_dir, config.name) as directory,
+            _logs_to(directory.path / "logs" / "driver.log"),
+            prints_to(directory.path / "logs" / "driver.out"),
+        ):
+            interrupts.last_act = directory.mark_interrupted
+            if resumed is None:
+                directory.write_config({**config.model_dump(mode="json"), "name": directory.name})
+            directory.write_summary({"seed": config.seed, "versions": versions(), "machine": machine()})
+            with (
+                build_view(stages, directory.path, Console(stderr=True)) as view,
+                MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
+                ray_session(
+                    address=address, log_dir=directory.path / "logs", include_dashboard=config.dashboard
+                ) as ray_connection,
+                interruptible(interrupts),  # inside, because Ray sets a handler of its own
+            ):
+                if address is not None:
+                    check_placement(requests, ray_cluster())
+                if ray_connection.dashboard_url:
+                    view.note(f"Ray dashboard {ray_connection.dashboard_url}")
+                yield Session(directory, view, metrics, interrupts, ray_connection, stall_s=config.stall_s)
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
+    finally:
+        interrupts.over()
+
+
+@contextmanager
+def _logs_to(path: Path) -> Iterator[None]:
+    """Send what libraries log in this process to a file, away from the screen."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    loggers = [logging.getLogger(name) for name in FILE_LOGGERS]
+    before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+        handler.close()
+        logging.captureWarnings(False)

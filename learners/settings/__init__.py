@@ -1,0 +1,1 @@
+"""Settings of learners and of whole runs. Values only; imports no torch."""

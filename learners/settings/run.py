@@ -1,0 +1,214 @@
+"""Settings of what turns judged text into new weights, and of whole runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from actors.config import GeneratorConfig, RewardModelScorerConfig, SamplingConfig, ScorerConfig, SupervisionConfig, TaskConfig
+from cluster.config import StrictConfig, load_config, parse_config, read_yaml
+from cluster.errors import ConfigError
+from cluster.storage.run_directory import CONFIG_NAME
+from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
+from learners.settings.presets import Algorithm
+from learners.settings.training import RewardModelLearnerConfig
+
+RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class EvaluationConfig(StrictConfig):
+    """Evaluation before and after, and on the way, on prompts that are not trained on."""
+
+    every_num_steps: int = Field(0, ge=0)
+    """Also after every so many steps, as points of the reward curve; 0 is never."""
+    num_prompts: int = Field(64, ge=1)
+    samples_per_prompt: int = Field(1, ge=1)
+    num_shown: int = Field(8, ge=1)
+    """Prompts whose samples stand side by side in the report."""
+
+
+class CheckpointConfig(StrictConfig):
+    """Checkpoints of the learner, written while training goes on; the last step is always kept."""
+
+    every_num_steps: int = Field(5, ge=1)
+    """A lost process or a killed run costs so many steps at most."""
+    keep: int = Field(2, ge=1)
+    """Older ones are removed. One takes 16 bytes a trained parameter."""
+
+
+class RunConfig(StrictConfig):
+    """What every run has."""
+
+    name: str = Field(pattern=RUN_NAME_PATTERN)
+    """Name of the run directory."""
+    runs_dir: str = "runs"
+    seed: int = Field(0, ge=0)
+    model: str
+    """smollm2-135m-instruct, tiny, a Hugging Face folder, or a hub name."""
+    dashboard: bool = False
+    """Ray's dashboard on loopback while the run lasts; its nine processes take CPU and memory from a small machine."""
+    stall_s: float = Field(300.0, gt=0)
+    """When nothing has moved for so long, the run says what it waits for, and keeps the stacks of its processes in logs/."""
+
+
+class RewardModelRunConfig(RunConfig):
+    """`rayward train` with learner.algorithm = reward_model."""
+
+    data: Literal["movie_reviews"] = "movie_reviews"
+    learner: RewardModelLearnerConfig
+
+
+class PolicyRunConfig(RunConfig):
+    """`rayward train` with one of the policy-gradient algorithms."""
+
+    task: TaskConfig
+    sampling: SamplingConfig = SamplingConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    scorers: tuple[ScorerConfig, ...] = Field(min_length=1)
+    learner: PolicyLearnerConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+
+    @field_validator("scorers")
+    @classmethod
+    def _scorer_names_differ(cls, scorers: tuple[ScorerConfig, ...]) -> tuple[ScorerConfig, ...]:
+        names = [scorer.name for scorer in scorers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two scorers share a name: {names}; the reward breakdown needs one name each")
+        return scorers
+
+    @model_validator(mode="after")
+    def _weights_reach_the_generators(self) -> Self:
+        backend, learner, generator = self.generator.weight_transfer, self.learner.workers.num_gpus, self.generator.num_gpus
+        if backend == "nccl" and min(learner, generator) < 1:
+            raise ValueError(
+                f"generator.weight_transfer=nccl needs whole GPUs on both sides, but learner.workers.num_gpus={learner:g} and "
+                f"generator.num_gpus={generator:g}; use ipc on a shared GPU, shm without one"
+            )
+        if backend == "ipc" and not (0 < learner < 1 and 0 < generator < 1):
+            raise ValueError(
+                f"generator.weight_transfer=ipc needs a GPU that both sides share, but learner.workers.num_gpus={learner:g} and "
+                f"generator.num_gpus={generator:g}; give each a fraction, or use nccl"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_tile_and_fit(self) -> Self:
+        batch = self.learner.prompts_per_step * self.sampling.samples_per_prompt
+        problems = []
+        if batch % self.learner.minibatch_size:
+            problems.append(
+                f"learner.minibatch_size={self.learner.minibatch_size} must divide the batch of {batch} trajectories "
+                f"({self.learner.prompts_per_step} prompts x {self.sampling.samples_per_prompt} samples)"
+            )
+        if self.learner.minibatch_size < self.learner.workers.num_workers:
+            problems.append(
+                f"learner.minibatch_size={self.learner.minibatch_size} leaves some of the "
+                f"{self.learner.workers.num_workers} workers without a trajectory; raise it"
+            )
+        longest = self.task.max_prompt_tokens + self.sampling.max_completion_tokens
+        if longest > self.generator.max_model_tokens:
+            problems.append(
+                f"generator.max_model_tokens={self.generator.max_model_tokens} is less than the longest sequence, {longest} "
+                f"({self.task.max_prompt_tokens} prompt + {self.sampling.max_completion_tokens} completion); raise it"
+            )
+        if longest > self.learner.workers.micro_batch_tokens:
+            problems.append(
+                f"learner.workers.micro_batch_tokens={self.learner.workers.micro_batch_tokens} is less than one sequence, "
+                f"{longest}; raise it"
+            )
+        if self.sampling.temperature == 0:
+            problems.append("sampling.temperature=0 gives every sample the same text; learning needs a temperature above 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _the_method_has_what_it_compares(self) -> Self:
+        learner, samples = self.learner, self.sampling.samples_per_prompt
+        problems = []
+        if learner.advantage.estimator in GROUP_ESTIMATORS and samples == 1:
+            problems.append(
+                f"learner.advantage.estimator={learner.advantage.estimator} compares the completions of one prompt, but "
+                "sampling.samples_per_prompt=1; raise it"
+            )
+        if learner.group_filter.enabled and samples == 1:
+            problems.append(
+                "learner.group_filter looks for prompts whose completions differ in score, but sampling.samples_per_prompt=1; "
+                "raise it, or set learner.group_filter.enabled=false"
+            )
+        batch = learner.prompts_per_step * samples
+        if learner.policy_loss.kind == "policy_gradient" and learner.minibatch_size != batch:
+            problems.append(
+                f"learner.policy_loss.kind=policy_gradient has no ratio to old weights, so learner.minibatch_size="
+                f"{learner.minibatch_size} of a batch of {batch} would be biased; set it to {batch}, or use ppo_clip"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class QuickstartConfig(RunConfig):
+    """The embedded main job: a reward model from people's judgements, then PPO against it, in one run directory."""
+
+    reward_model: RewardModelLearnerConfig
+    scorer: RewardModelScorerConfig
+    task: TaskConfig
+    sampling: SamplingConfig = SamplingConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    learner: PolicyLearnerConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+
+    @model_validator(mode="after")
+    def _policy_run_is_valid(self) -> Self:
+        self.policy_run()
+        return self
+
+    def policy_run(self) -> PolicyRunConfig:
+        """The second stage as a run of its own."""
+        return PolicyRunConfig(
+            name=self.name,
+            runs_dir=self.runs_dir,
+            seed=self.seed,
+            model=self.model,
+            dashboard=self.dashboard,
+            stall_s=self.stall_s,
+            task=self.task,
+            sampling=self.sampling,
+            generator=self.generator,
+            scorers=(self.scorer,),
+            learner=self.learner,
+            evaluation=self.evaluation,
+            checkpoint=self.checkpoint,
+            supervision=self.supervision,
+        )
+
+
+TrainingRunConfig = PolicyRunConfig | RewardModelRunConfig
+
+_RUN_CONFIGS: dict[str, type[PolicyRunConfig] | type[RewardModelRunConfig]] = {
+    **dict.fromkeys(get_args(Algorithm), PolicyRunConfig),
+    "reward_model": RewardModelRunConfig,
+}
+
+
+def load_resolved_config(run: Path, overrides: Sequence[str] = ()) -> "TrainingRunConfig | QuickstartConfig":
+    """What a run directory was started with, but for the overrides."""
+    path = run / CONFIG_NAME
+    if "reward_model" in read_yaml(path):
+        return load_config(QuickstartConfig, path, overrides)
+    return load_run_config(path, overrides)
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> TrainingRunConfig:
+    """Read a run's file; `learner.algorithm` says which settings it may hold. Raises `ConfigError` with every problem."""
+    values = read_yaml(path, overrides)
+    learner = values.get("learner")
+    algorithm = learner.get("algorithm") if isinstance(learner, dict) else None
+    if algorithm not in _RUN_CONFIGS:
+        raise ConfigError(f"{path}: learner.algorithm: must be one of {', '.join(sorted(_RUN_CONFIGS))} (got {algorithm!r})")
+    return parse_config(_RUN_CONFIGS[algorithm], values, source=str(path))

@@ -1,0 +1,133 @@
+"""From the prompts of a step to scored groups: the plain way, with a greedy baseline, and with dynamic sampling.
+
+Each way is a `Collector`; the last two wrap another one.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from cluster.seeding import derive_seed
+from cluster.types import Prompt, SamplingParameters, ScoredGroup, TrajectoryGroup
+from learners.steps.prompt_schedule import PromptSchedule
+
+
+class Rollouts(Protocol):
+    """The generators, seen from a collector."""
+
+    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]: ...
+
+
+class Scoring(Protocol):
+    """The scorers, seen from a collector."""
+
+    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """Produced by a collector, consumed by the driver."""
+
+    groups: tuple[ScoredGroup, ...]  # in the order of the prompts, for a batch must not depend on who was faster
+    left_out: tuple[ScoredGroup, ...] = ()  # with too few rewards to learn from
+    metrics: dict[str, float]
+
+
+class Collector(Protocol):
+    """Makes scored groups of prompts."""
+
+    def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected: ...
+
+
+class PlainCollector:
+    """One group a prompt. Scoring of the first groups overlaps the generation of the last."""
+
+    def __init__(self, rollouts: Rollouts, scoring: Scoring, sampling: SamplingParameters, *, min_rewards: int = 1) -> None:
+        """`min_rewards`: that a group needs; 2 for a method that compares the completions of one prompt."""
+        self._rollouts = rollouts
+        self._scoring = scoring
+        self._sampling = sampling
+        self._min_rewards = min_rewards
+
+    def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
+        """Sample with seeds derived from the step."""
+        sampling = replace(self._sampling, seed=derive_seed(self._sampling.seed, "rollout", step))
+        scored = list(self._scoring.score_stream(self._rollouts.collect(prompts, sampling)))
+        position = {prompt.task.task_id: index for index, prompt in enumerate(prompts)}
+        scored.sort(key=lambda group: position[group.group.prompt.task.task_id])
+        return Collected(
+            groups=tuple(group for group in scored if len(group.rewards) >= self._min_rewards),
+            left_out=tuple(group for group in scored if len(group.rewards) < self._min_rewards),
+            metrics={},
+        )
+
+
+class GreedyBaseline:
+    """Also decodes each prompt greedily; the score of that completion is the group's baseline. Source: arXiv:2310.10505."""
+
+    def __init__(self, sampled: Collector, greedy: Collector) -> None:
+        """`greedy` samples at temperature 0, once a prompt."""
+        self._sampled = sampled
+        self._greedy = greedy
+
+    def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
+        """The sampled groups, each with its baseline."""
+        baselines = {
+            scored.group.prompt.task.task_id: scored.rewards[0].total for scored in self._greedy.collect(step, prompts).groups
+        }
+        collected = self._sampled.collect(step, prompts)
+        groups = tuple(
+            replace(scored, greedy_score=baselines[scored.group.prompt.task.task_id])
+            for scored in collected.groups
+            if scored.group.prompt.task.task_id in baselines
+        )
+        without_baseline = tuple(scored for scored in collected.groups if scored.group.prompt.task.task_id not in baselines)
+        mean = sum(baselines.values()) / max(1, len(baselines))
+        return Collected(
+            groups=groups,
+            left_out=collected.left_out + without_baseline,
+            metrics={**collected.metrics, "score/greedy_mean": mean},
+        )
+
+
+class DynamicSampling:
+    """Replaces groups whose completions all have one score, for they teach nothing. Source: DAPO, arXiv:2503.14476, 3.2."""
+
+    def __init__(self, inner: Collector, schedule: PromptSchedule, *, max_rounds: int) -> None:
+        self._inner = inner
+        self._schedule = schedule
+        self._max_rounds = max_rounds
+
+    def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
+        """As many groups as prompts. Where further prompts do not bring contrast either, the first ones without it fill up."""
+        collected = self._inner.collect(step, prompts)
+        useful = [scored for scored in collected.groups if has_contrast(scored)]
+        flat = [scored for scored in collected.groups if not has_contrast(scored)]
+        left_out = list(collected.left_out)
+        asked, rounds = list(prompts), 0
+        while len(useful) < len(prompts) and rounds < self._max_rounds:
+            further = self._schedule.further_prompts(step, asked, count=len(prompts) - len(useful))
+            if not further:
+                break
+            more = self._inner.collect(step, further)
+            useful += [scored for scored in more.groups if has_contrast(scored)]
+            flat += [scored for scored in more.groups if not has_contrast(scored)]
+            left_out += more.left_out
+            asked += further
+            rounds += 1
+        groups = (useful + flat)[: len(prompts)]
+        return Collected(
+            groups=tuple(groups),
+            left_out=tuple(left_out),
+            metrics={
+                **collected.metrics,
+                "buffer/resampling_rounds": float(rounds),
+                "buffer/groups_without_contrast": float(len(flat)),
+                "buffer/groups_filled_up": float(max(0, len(prompts) - len(useful))),
+            },
+        )
+
+
+def has_contrast(scored: ScoredGroup) -> bool:
+    """Whether two completions of the group differ in score."""
+    return len({reward.total for reward in scored.rewards}) > 1

@@ -1,0 +1,246 @@
+"""The control loop: roll out, score, update, publish; synchronous, so every trajectory is sampled by the newest weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cluster.errors import LearnerRestartedError, RaywardError
+from cluster.processes.interrupts import Interrupts
+from cluster.storage.ledger import TrajectoryLedger
+from cluster.storage.metrics import MetricsLog, StageClock
+from cluster.types import PublishedWeights, SaveReport, ScoredBatch, UpdateResult
+from learners.steps.collection import Collected, Collector
+from learners.steps.prompt_schedule import PromptSchedule
+
+MAX_FAILED_SAVES = 3  # in a row
+MAX_SHOWN_PROBLEMS = 5
+MAX_SKIPPED_STEPS = 5  # optimizer steps in a row
+# After Ctrl-C, of the ten seconds in which a run ends: for the update at work, and for its checkpoint.
+UPDATE_GRACE_S, SAVE_GRACE_S = 4.0, 3.0
+
+
+class Generators(Protocol):
+    """Whoever needs the newest weights."""
+
+    def publish(self, weights: PublishedWeights) -> None: ...
+
+
+class Learner(Protocol):
+    """The learner's process group, seen from the driver."""
+
+    def submit(self, batch: ScoredBatch) -> UpdateResult: ...
+
+    def publish(self) -> PublishedWeights: ...
+
+    def wait_until_ready(self) -> int: ...
+
+    def save(self) -> SaveReport | None: ...
+
+    def finish_saving(self) -> SaveReport | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """Where a run writes down what happened."""
+
+    ledger: TrajectoryLedger
+    metrics: MetricsLog
+    failed_batches: Path  # where a batch is kept that ended the run
+    note: Callable[[str], None]  # one line to the people who watch
+
+    def go_back_to(self, num_steps_done: int) -> None:
+        """Forget the steps after so many: their training is lost, and they are done again."""
+        self.ledger.discard_from(num_steps_done)
+        self.metrics.discard(lambda line: _is_later(line, num_steps_done), from_step=num_steps_done)
+
+
+def _is_later(line: Mapping[str, Any], num_steps_done: int) -> bool:
+    """Whether a line of metrics.jsonl was measured on weights that came of more steps."""
+    match line.get("stage"):
+        case None:
+            return line["step"] >= num_steps_done
+        case "evaluation" | "checkpoint":  # their step counts steps done
+            return line["step"] > num_steps_done
+    return False
+
+
+class Driver:
+    """Runs the steps of one policy-gradient run."""
+
+    def __init__(
+        self,
+        *,
+        schedule: PromptSchedule,
+        collector: Collector,
+        generators: Generators,
+        learner: Learner,
+        records: Records,
+        save_every: int,
+        max_unscored_frac: float,
+        interrupts: Interrupts,
+    ) -> None:
+        """`save_every`: steps from one checkpoint to the next. `max_unscored_frac`: of a step; above it the run ends."""
+        self._schedule = schedule
+        self._collector = collector
+        self._generators = generators
+        self._learner = learner
+        self._records = records
+        self._save_every = save_every
+        self._max_unscored_frac = max_unscored_frac
+        self._interrupts = interrupts
+        self._num_failed_saves = 0  # in a row
+        self._is_recorded = False  # whether the records are as far as the learner
+
+    def run(self, num_steps: int, *, on_step: Callable[[int, Mapping[str, float]], None]) -> int:
+        """Run the steps that the learner has not done; `on_step(step, metrics)` is called after each. Returns the policy version.
+
+        Where the learner's ranks are lost and come back with an older checkpoint, the steps after it are run again. On return the
+        last step's checkpoint is on disk; on an interrupt that of the last step done, if there is time.
+        """
+        try:
+            return self._run(num_steps, on_step)
+        except KeyboardInterrupt:
+            self._save_on_the_way_out()
+            raise
+
+    def _run(self, num_steps: int, on_step: Callable[[int, Mapping[str, float]], None]) -> int:
+        step, version = self._go_on()
+        while True:
+            try:
+                if step == num_steps:
+                    self._note_save(self._learner.finish_saving())
+                    return version
+                metrics = self.run_step(step)
+                step, version = step + 1, int(metrics["policy/version"])
+                on_step(step - 1, metrics)
+                if step % self._save_every == 0 or step == num_steps:
+                    self._note_save(self._learner.save())
+            except LearnerRestartedError as error:
+                self._interrupts.check()
+                lost_at = step
+                step, version = self._go_on()
+                self._records.note(f"{error}: back from step {lost_at} to {step}")
+
+    def _save_on_the_way_out(self) -> None:
+        """A checkpoint of the steps done, unless the interrupt came in the midst of what cannot be cut in two."""
+        if not self._is_recorded:
+            return
+        try:
+            with self._interrupts.deferred(SAVE_GRACE_S):
+                self._note_save(self._learner.save())
+                self._note_save(self._learner.finish_saving())
+        except RaywardError as error:
+            self._records.note(f"no checkpoint on the way out: {error}")
+
+    def _go_on(self) -> tuple[int, int]:
+        """(steps done, policy version) of the learner, once records and generators are where it is."""
+        self._is_recorded = False
+        while True:
+            try:
+                step = self._learner.wait_until_ready()
+                weights = self._learner.publish()
+            except LearnerRestartedError:
+                continue  # lost again; the group says when it gives up
+            self._records.go_back_to(step)
+            self._is_recorded = True
+            self._generators.publish(weights)
+            return step, weights.policy_version
+
+    def _note_save(self, report: SaveReport | None) -> None:
+        """Write down how a checkpoint ended. A full disk may pass, so training goes on; but not for ever without checkpoints."""
+        if report is None:
+            return
+        self._records.metrics.log(
+            report.step,
+            {"checkpoint/write_s": report.seconds, "checkpoint/failed": float(bool(report.problem))},
+            stage="checkpoint",
+        )
+        if not report.problem:
+            self._num_failed_saves = 0
+            return
+        self._num_failed_saves += 1
+        problem = f"the checkpoint of step {report.step} could not be written: {report.problem}"
+        if self._num_failed_saves == MAX_FAILED_SAVES:
+            raise RaywardError(f"{problem}; that was the {MAX_FAILED_SAVES}rd in a row; make room and resume the run")
+        self._records.note(f"{problem}; training goes on, and the older checkpoints are as they were")
+
+    def run_step(self, step: int) -> Mapping[str, float]:
+        """One round; returns its metrics. The generators hold the new weights when it returns."""
+        clock = StageClock()
+        prompts = self._schedule.prompts_of(step)
+        with clock.stage("rollout"):
+            collected = self._collector.collect(step, prompts)
+        unscored = self._checked_share(step, collected)
+        batch = ScoredBatch(step=step, groups=collected.groups)
+        with self._interrupts.deferred(UPDATE_GRACE_S):
+            self._is_recorded = False
+            with clock.stage("learn"):
+                update = self._learner.submit(batch)
+            self._check_numbers(batch, update)
+            with clock.stage("publish"):
+                self._generators.publish(self._learner.publish())
+            self._records.ledger.record(step, batch.groups, collected.left_out)
+            metrics = {
+                **_rollout_metrics(batch, seconds=clock.wall_s["rollout"]),
+                **collected.metrics,
+                **update.metrics,
+                **{f"time/{stage}_s": seconds for stage, seconds in clock.wall_s.items()},
+                "policy/version": float(update.policy_version),
+                "score/unscored_frac": unscored,
+            }
+            self._records.metrics.log(step, metrics)
+            self._is_recorded = True
+        return metrics
+
+    def _check_numbers(self, batch: ScoredBatch, update: UpdateResult) -> None:
+        """Raise where no optimizer step has been finite for long: the weights are still good, and the batch is kept."""
+        num_skipped = update.metrics.get("optim/skipped_in_a_row", 0.0)
+        if num_skipped >= MAX_SKIPPED_STEPS:
+            TrajectoryLedger(self._records.failed_batches).record(batch.step, batch.groups)
+            raise RaywardError(
+                f"step {batch.step}: loss or gradient was not finite in {num_skipped:.0f} optimizer steps in a row; the weights "
+                f"are as they were before, and the batch is in {self._records.failed_batches}; mend the reward, or lower the "
+                "learning rate, and resume the run"
+            )
+
+    def _checked_share(self, step: int, collected: Collected) -> float:
+        """The share of the step's trajectories without a reward. Raises where it is more than the limit."""
+        groups = collected.groups + collected.left_out
+        problems = [
+            f"task {group.group.prompt.task.task_id!r}, sample {sample_index}: {problem}"
+            for group in groups
+            for sample_index, problem in group.problems.items()
+        ]
+        share = len(problems) / sum(len(group.group.trajectories) for group in groups)
+        if share > self._max_unscored_frac:
+            shown = problems[:MAX_SHOWN_PROBLEMS] + ["..."] * (len(problems) > MAX_SHOWN_PROBLEMS)
+            raise RaywardError(
+                "\n".join(
+                    [
+                        f"step {step}: {share:.0%} of the trajectories have no score, more than supervision.max_unscored_frac="
+                        f"{self._max_unscored_frac:g}; mend the scorer and resume the run",
+                        *shown,
+                    ]
+                )
+            )
+        if problems:
+            self._records.note(f"step {step}: {len(problems)} trajectories without a score are left out; first, {problems[0]}")
+        return share
+
+
+def _rollout_metrics(batch: ScoredBatch, *, seconds: float) -> dict[str, float]:
+    """Throughput, and each scorer's mean score."""
+    completions = [trajectory.completion for scored in batch.groups for trajectory in scored.trajectories]
+    rewards = [reward for scored in batch.groups for reward in scored.rewards]
+    num_tokens = sum(len(completion.token_ids) for completion in completions)
+    scores = {
+        f"score/{name}_mean": float(np.mean([reward.breakdown[name] for reward in rewards])) for name in rewards[0].breakdown
+    }
+    return {
+        "rollout/tokens_per_s": num_tokens / seconds,
+        "rollout/truncated_frac": float(np.mean([completion.finish_reason == "length" for completion in completions])),
+        **scores,
+    }

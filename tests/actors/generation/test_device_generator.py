@@ -1,0 +1,140 @@
+"""The generators' end of the device backends, on an engine that records what it is told."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from actors.config import GeneratorConfig
+from actors.generation import vllm_generator
+from actors.generation.device_generator import DeviceFedGenerator
+from actors.generation.generator import HeldWeights
+from cluster.errors import RaywardError, WeightMismatchError
+from cluster.types import PublishedWeights
+
+CONFIG = GeneratorConfig(num_gpus=0.5, weight_transfer="ipc")
+SHAPES = {"a": (2, 3), "b": (4,)}
+WEIGHTS = PublishedWeights(policy_version=2, path="", checksum="c2")
+
+
+class RecordingEngine:
+    """The part of `AsyncLLM` that an update uses."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.label = "default"
+        self.failing_update = False
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        self.calls.append(("init", request.init_info))
+
+    async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
+        self.calls.append(("pause", mode, clear_cache))
+
+    async def start_weight_update(self) -> None:
+        self.calls.append("start")
+
+    async def update_weights(self, request: Any) -> None:
+        if self.failing_update:
+            raise ValueError("IPC handle not found for GPU UUID")
+        self.calls.append(("update", request.update_info))
+
+    async def finish_weight_update(self, *, weight_version: str) -> None:
+        self.calls.append("finish")
+        self.label = weight_version
+
+    async def resume_generation(self) -> None:
+        self.calls.append("resume")
+
+    async def get_weight_version(self) -> str:
+        return self.label
+
+    def shutdown(self, timeout: float) -> None:
+        self.calls.append("shutdown")
+
+    @property
+    def model_config(self) -> "RecordingEngine":
+        return self
+
+    @property
+    def hf_config(self) -> "RecordingEngine":
+        return self
+
+    tie_word_embeddings = True
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> RecordingEngine:
+    engine = RecordingEngine()
+    monkeypatch.setattr(vllm_generator, "_build_engine", lambda model_path, config: engine)
+    monkeypatch.setattr(vllm_generator, "folder_tensor_shapes", lambda folder: {**SHAPES, "lm_head.weight": (9, 9)})
+    monkeypatch.setattr(vllm_generator.os, "environ", {})
+    return engine
+
+
+@pytest.fixture
+def generator(engine: RecordingEngine) -> DeviceFedGenerator:
+    return DeviceFedGenerator("folder", CONFIG)
+
+
+async def _update(generator: DeviceFedGenerator, weights: PublishedWeights) -> None:
+    await generator.start_weight_update()
+    await generator.update_weights({"names": ["a"]})
+    await generator.update_weights({"names": ["b"]})
+    await generator.finish_weight_update(weights)
+
+
+def test_an_update_pauses_clears_the_cache_and_ends_with_its_version(
+    generator: DeviceFedGenerator, engine: RecordingEngine
+) -> None:
+    asyncio.run(generator.init_weight_transfer_engine({"packed": False}))
+    asyncio.run(_update(generator, WEIGHTS))
+    assert engine.calls == [
+        ("init", {"packed": False}),
+        ("pause", "wait", True),
+        "start",
+        ("update", {"names": ["a"]}),
+        ("update", {"names": ["b"]}),
+        "finish",
+        "resume",
+    ]
+    assert asyncio.run(generator.held_weights()) == HeldWeights(policy_version=2, checksum="c2")
+
+
+def test_loading_confirms_what_arrived(generator: DeviceFedGenerator) -> None:
+    asyncio.run(_update(generator, WEIGHTS))
+    assert asyncio.run(generator.load_weights(WEIGHTS)) == 2
+
+
+@pytest.mark.parametrize(
+    "published",
+    [PublishedWeights(policy_version=3, path="", checksum="c2"), PublishedWeights(policy_version=2, path="", checksum="c3")],
+    ids=["version", "checksum"],
+)
+def test_loading_refuses_what_did_not_arrive(generator: DeviceFedGenerator, published: PublishedWeights) -> None:
+    asyncio.run(_update(generator, WEIGHTS))
+    with pytest.raises(WeightMismatchError, match="came over the device"):
+        asyncio.run(generator.load_weights(published))
+
+
+def test_a_failing_update_stops_the_engine(generator: DeviceFedGenerator, engine: RecordingEngine) -> None:
+    engine.failing_update = True
+    with pytest.raises(ValueError, match="IPC handle"):
+        asyncio.run(_update(generator, WEIGHTS))
+    assert engine.calls[-1] == "shutdown"
+    with pytest.raises(RaywardError, match="replace the actor"):
+        asyncio.run(generator.ready())
+
+
+def test_the_policys_tensors_must_be_the_models(generator: DeviceFedGenerator, engine: RecordingEngine) -> None:
+    asyncio.run(generator.check_tensors(SHAPES))
+    with pytest.raises(WeightMismatchError, match=r"the learner's policy does not hold this model's tensors: 2 .*\['a', 'c'\]"):
+        asyncio.run(generator.check_tensors({"a": (3, 2), "b": (4,), "c": (1,)}))
+    assert engine.calls == []
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(("backend", "allowed"), [("ipc", True), ("nccl", False)])
+def test_only_ipc_lets_vllm_pickle_between_its_processes(backend: str, allowed: bool) -> None:
+    DeviceFedGenerator("folder", CONFIG.model_copy(update={"weight_transfer": backend}))
+    assert ("VLLM_ALLOW_INSECURE_SERIALIZATION" in vllm_generator.os.environ) is allowed

@@ -1,0 +1,102 @@
+"""Each trajectory is in the ledger once, whole, and comes back as it was."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import DataError
+from cluster.storage.ledger import TrajectoryLedger, audit_ledger, read_ledger
+from cluster.types import Completion, Message, Prompt, Reward, ScoredGroup, Task, Trajectory, TrajectoryGroup
+
+
+def scored_group(task_id: str, sample_indices: tuple[int, ...] = (0, 1)) -> ScoredGroup:
+    prompt = Prompt(
+        task=Task(task_id=task_id, messages=(Message(role="user", content="p"),)), text="A film\u2028that", token_ids=(1,)
+    )
+    trajectories = tuple(
+        Trajectory(
+            prompt=prompt,
+            sample_index=index,
+            completion=Completion(
+                token_ids=(5, 6, 7),
+                rollout_logprobs=(-1.0, -2.0, -0.5),
+                text=f" is\n{index}",
+                finish_reason="length",
+                policy_version=4,
+            ),
+        )
+        for index in sample_indices
+    )
+    rewards = tuple(Reward(total=0.5 * index, breakdown={"rm": 0.25 * index}) for index in sample_indices)
+    return ScoredGroup(group=TrajectoryGroup(trajectories=trajectories), rewards=rewards)
+
+
+def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
+    TrajectoryLedger(tmp_path).record(10, [scored_group("a")])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000010.jsonl"]
+    first, second = read_ledger(tmp_path)
+    assert (first.sample_index, second.sample_index) == (0, 1)
+    assert (second.step, second.task_id, second.policy_version, second.attempt, second.outcome) == (10, "a", 4, 1, "trained")
+    assert (second.finish_reason, second.completion_tokens, second.reward, second.breakdown) == ("length", 3, 0.5, {"rm": 0.25})
+    assert (second.prompt, second.completion) == ("A film\u2028that", " is\n1")
+
+
+def test_an_audit_recomputes_what_was_trained_on_whatever_the_order(tmp_path: Path) -> None:
+    for folder, tasks in (("one", "ab"), ("two", "ba")):
+        ledger = TrajectoryLedger(tmp_path / folder)
+        ledger.record(0, [scored_group(task) for task in tasks], [scored_group("c")])
+        ledger.record(1, [scored_group("a")])
+    one, two = (audit_ledger(tmp_path / folder) for folder in ("one", "two"))
+    assert one == two
+    assert (one.num_steps, one.num_trained, one.num_left_out, one.problems) == (2, 6, 2, ())
+    TrajectoryLedger(tmp_path / "two").record(1, [scored_group("d")])
+    assert audit_ledger(tmp_path / "two").digest != one.digest
+
+
+def test_an_audit_finds_what_is_missing_and_what_is_double(tmp_path: Path) -> None:
+    ledger = TrajectoryLedger(tmp_path)
+    for step in (0, 2):
+        ledger.record(step, [scored_group("a")])
+    double = tmp_path / "step-000002.jsonl"
+    double.write_text(double.read_text() * 2)
+    assert audit_ledger(tmp_path).problems == (
+        "step 2: task 'a' sample 0 is there twice",
+        "step 2: task 'a' sample 1 is there twice",
+        "step 1 is missing",
+    )
+
+
+def test_a_trajectory_is_refused_a_second_time_even_after_a_restart(tmp_path: Path) -> None:
+    TrajectoryLedger(tmp_path).record(1, [scored_group("a"), scored_group("b")])
+    before = (tmp_path / "step-000001.jsonl").read_bytes()
+    with pytest.raises(DataError, match="'b' sample 1"):
+        TrajectoryLedger(tmp_path).record(1, [scored_group("c"), scored_group("b", (1,))])
+    assert (tmp_path / "step-000001.jsonl").read_bytes() == before
+
+
+def test_a_trajectory_twice_in_one_call_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'a' sample 0"):
+        TrajectoryLedger(tmp_path).record(1, [scored_group("a"), scored_group("a")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_task_may_come_again_in_a_later_step_and_groups_may_arrive_one_by_one(tmp_path: Path) -> None:
+    ledger = TrajectoryLedger(tmp_path)
+    ledger.record(1, [scored_group("a")])
+    ledger.record(1, [scored_group("b")])
+    ledger.record(2, [scored_group("a")])
+    assert [(entry.step, entry.task_id) for entry in read_ledger(tmp_path)] == [(1, "a")] * 2 + [(1, "b")] * 2 + [(2, "a")] * 2
+
+
+def test_steps_are_read_in_order_beyond_the_padding(tmp_path: Path) -> None:
+    for step in (1_000_000, 999_999, 2):
+        TrajectoryLedger(tmp_path).record(step, [scored_group("a", (0,))])
+    assert [entry.step for entry in read_ledger(tmp_path)] == [2, 999_999, 1_000_000]
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    TrajectoryLedger(tmp_path).record(1, [scored_group("a")])
+    with (tmp_path / "step-000001.jsonl").open("a") as file:
+        file.write('{"step": 1}\n')
+    with pytest.raises(DataError, match=r"step-000001\.jsonl:3"):
+        list(read_ledger(tmp_path))

@@ -1,0 +1,317 @@
+"""The learner on the tiny model, in float32, in this process."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.errors import DataError
+from cluster.types import ScoredBatch, Trajectory
+from learners.policy.learner import PolicyLearner
+from learners.ranks.mailbox import StartingPoint
+from learners.settings.policy import PolicyLearnerConfig
+from learners.settings.presets import PRESETS
+
+ConfigBuilder = Callable[..., PolicyLearnerConfig]
+BatchBuilder = Callable[..., ScoredBatch]
+
+# Adam divides by the gradient's size: where a gradient is rounding alone, so would be the step.
+CALM_ADAM = {"optimizer": {"learning_rate": 1e-4, "eps": 1e-6}}
+
+
+def _learner(model: str, config: PolicyLearnerConfig, *, temperature: float = 1.0) -> PolicyLearner:
+    return PolicyLearner(StartingPoint(model_path=model, temperature=temperature, max_completion_tokens=8, seed=0), config)
+
+
+def _weights(learner: PolicyLearner, directory: Path) -> dict[str, Tensor]:
+    return load_file(learner.publish(directory, "float32").path)
+
+
+def _trajectories(batch: ScoredBatch) -> list[Trajectory]:
+    return [trajectory for scored in batch.groups for trajectory in scored.trajectories]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"critic": {"kind": "own_model"}},
+        {"critic": {"whiten_returns": True, "warmup_steps": 1}},
+        {"policy_loss": {"entropy_coef": 0.01}},
+        {"num_epochs": 2},
+        *({"algorithm": algorithm, "minibatch_size": 8, **CALM_ADAM} for algorithm in PRESETS if algorithm != "ppo"),
+        {"mismatch": {"correction": "sequence", "reject_sequences": True}},
+        {"mismatch": {"old_logprobs": "rollout", "correction": "none"}},
+    ],
+)
+def test_the_update_does_not_depend_on_the_micro_batches(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    results = []
+    for micro_batch_tokens, chunk in ((4096, 512), (13, 3)):
+        learner = _learner(tiny_model, ppo_config(**fields, micro_batch_tokens=micro_batch_tokens, logprob_chunk_tokens=chunk))
+        metrics = [learner.update(scored_batch(step=step, group_size=2)).metrics for step in range(2)]
+        results.append((_weights(learner, tmp_path / str(chunk)), metrics))
+    for name, tensor in results[0][0].items():
+        assert_close(results[1][0][name], tensor, atol=1e-6, rtol=0)
+    for first, second in zip(results[0][1], results[1][1], strict=True):
+        timeless = {name: value for name, value in first.items() if not name.startswith("time/")}
+        assert {name: second[name] for name in timeless} == pytest.approx(timeless, rel=1e-3, abs=1e-5)
+
+
+def test_frozen_layers_keep_their_weights_and_the_rest_learns(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    learner = _learner(tiny_model, ppo_config(num_frozen_layers=1))
+    before = _weights(learner, tmp_path / "before")
+    learner.update(scored_batch())
+    after = _weights(learner, tmp_path / "after")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith("model.layers.1.")} | {"model.norm.weight"}
+
+
+def test_the_version_counts_optimizer_steps(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:
+    learner = _learner(tiny_model, ppo_config(num_epochs=3))
+    assert learner.policy_version == 0
+    assert learner.update(scored_batch()).policy_version == 6  # 3 epochs x 2 minibatches
+
+
+def test_logprobs_are_those_of_the_whole_model_at_the_temperature(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    trajectories = _trajectories(scored_batch())
+    logprobs = _learner(tiny_model, ppo_config(micro_batch_tokens=20), temperature=0.7).completion_logprobs(trajectories)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    for trajectory, own in zip(trajectories, logprobs, strict=True):
+        prompt, completion = trajectory.prompt.token_ids, trajectory.completion.token_ids
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits / 0.7, -1).gather(1, torch.tensor(completion)[:, None]).squeeze(1)
+        assert_close(torch.tensor(own), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_the_start_is_its_own_reference(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, compute_dtype: str
+) -> None:
+    config = ppo_config()
+    workers = config.workers.model_copy(update={"compute_dtype": compute_dtype})
+    learner = _learner(tiny_model, config.model_copy(update={"workers": workers}))
+    assert learner.reference_kl(_trajectories(scored_batch())) == (0.0,) * 8
+    first, second = (learner.update(scored_batch(step=step)).metrics for step in range(2))
+    assert first["policy/ref_kl_nats_per_completion"] == 0
+    assert second["policy/ref_kl_nats_per_completion"] != 0
+
+
+def test_rewarded_tokens_become_likelier(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:
+    learner = _learner(tiny_model, ppo_config(minibatch_size=8, num_epochs=4, learning_rate=1e-3))
+    batch = scored_batch(scores=[4.0] * 4 + [-4.0] * 4)
+    before, after = [], []
+    for record in (before, after):
+        record += [sum(logprobs) / len(logprobs) for logprobs in learner.completion_logprobs(_trajectories(batch))]
+        learner.update(batch)
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    assert min(gains[:4]) > 0 > max(gains[4:])
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_a_score_beyond_float32_changes_no_weight(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path, whiten: bool
+) -> None:
+    learner = _learner(tiny_model, ppo_config(advantage={"whiten": whiten}, minibatch_size=8))
+    before = _weights(learner, tmp_path / "before")
+    result = learner.update(scored_batch(scores=[1e39] + [0.0] * 7))
+    assert result.metrics["optim/skipped_steps"] == 1
+    assert result.policy_version == 0
+    after = _weights(learner, tmp_path / "after")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert learner.update(scored_batch()).metrics["optim/skipped_steps"] == 0
+
+
+def test_equal_scores_without_a_critic_error_move_nothing_much(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    metrics = _learner(tiny_model, ppo_config(advantage={"gae_lambda": 1.0})).update(scored_batch(scores=[0.0] * 8)).metrics
+    # The value head starts at zero and every return is zero: no advantage, no value error, no gradient.
+    assert metrics["optim/grad_norm"] == pytest.approx(0, abs=1e-6)
+    assert metrics["value/loss"] == 0
+
+
+@pytest.mark.parametrize(("truncation", "score_mean_of_cut"), [("terminal", 2.0), ("penalty", -1.0)])
+def test_a_cut_completion_gets_its_configured_score(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, truncation: str, score_mean_of_cut: float
+) -> None:
+    config = ppo_config(
+        reward={"truncation": truncation, "truncation_score": -1.0},
+        critic={"clip_eps": None},
+        advantage={"whiten": False, "gae_lambda": 1.0},
+        kl={"coef": 0.0},
+        minibatch_size=8,
+    )
+    batch = scored_batch(scores=[2.0] * 8)
+    metrics = _learner(tiny_model, config).update(batch).metrics
+    cut = [trajectory.completion.finish_reason == "length" for trajectory in _trajectories(batch)]
+    lengths = [len(trajectory.completion.token_ids) for trajectory in _trajectories(batch)]
+    # Values are 0, so with lambda = gamma = 1 each token's return is its completion's score; value loss: mean square / 2.
+    squares = sum(length * (score_mean_of_cut if was_cut else 2.0) ** 2 for length, was_cut in zip(lengths, cut, strict=True))
+    assert metrics["value/loss"] == pytest.approx(squares / sum(lengths) / 2)
+
+
+def test_while_the_critic_warms_up_the_policy_stays(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    learner = _learner(tiny_model, ppo_config(critic={"warmup_steps": 1, "learning_rate": 0.01}))
+    before = _weights(learner, tmp_path / "0")
+    first = learner.update(scored_batch()).metrics
+    warm = _weights(learner, tmp_path / "1")
+    assert all(torch.equal(before[name], warm[name]) for name in before)
+    assert first["value/loss"] > 0
+    second = learner.update(scored_batch(step=1)).metrics
+    assert second["value/explained_variance"] != first["value/explained_variance"]  # the head has learned meanwhile
+    after = _weights(learner, tmp_path / "2")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_critic_in_the_unit_of_the_returns_has_its_loss_in_their_variances(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    scores = [100.0 + index for index in range(8)]
+    batch = scored_batch(scores=scores)
+    losses = {}
+    for whiten in (False, True):
+        config = ppo_config(
+            critic={"whiten_returns": whiten, "clip_eps": None},
+            advantage={"gae_lambda": 1.0},
+            reward={"truncation": "terminal"},
+            kl={"coef": 0.0},
+            minibatch_size=8,
+        )
+        losses[whiten] = _learner(tiny_model, config).update(batch).metrics["value/loss"]
+    # Every token's return is its completion's score, and the value is 0 in either unit.
+    returns = [score for score, each in zip(scores, _trajectories(batch), strict=True) for _ in each.completion.token_ids]
+    mean = sum(returns) / len(returns)
+    variance = sum((value - mean) ** 2 for value in returns) / len(returns)
+    assert losses[False] == pytest.approx(sum(value**2 for value in returns) / len(returns) / 2, rel=1e-4)
+    assert losses[True] == pytest.approx(losses[False] / variance, rel=1e-4)
+
+
+def test_the_rest_of_a_batch_is_left_out_above_the_target_kl(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    fields = {"num_epochs": 4, "minibatch_size": 8, "learning_rate": 1e-2}
+    free = _learner(tiny_model, ppo_config(**fields)).update(scored_batch())
+    assert (free.policy_version, free.metrics["policy/minibatches_left_out"]) == (4, 0)
+    # The first minibatch starts at the old policy, the second is past the target.
+    stopped = _learner(tiny_model, ppo_config(**fields, policy_loss={"target_kl": 1e-6})).update(scored_batch())
+    assert (stopped.policy_version, stopped.metrics["policy/minibatches_left_out"]) == (2, 2)
+
+
+def test_the_reference_follows_every_n_steps(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:
+    learner = _learner(tiny_model, ppo_config(kl={"refresh_reference_steps": 2}, num_frozen_layers=1))
+    batch = scored_batch()
+    distances = []
+    for step in range(4):
+        learner.update(scored_batch(step=step))
+        distances.append(any(distance != 0 for distance in learner.reference_kl(_trajectories(batch))))
+    assert distances == [True, False, True, False]
+
+
+def test_the_kl_coefficient_follows_the_kl_of_the_batch_before(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    config = ppo_config(kl={"control": "adaptive", "coef": 0.1, "target_kl_nats_per_completion": 6.0, "horizon": 80})
+    learner = _learner(tiny_model, config)
+    coefficients = [learner.update(scored_batch(step=step)).metrics["policy/kl_coef"] for step in range(2)]
+    # The first batch has a KL of 0, a fifth or more below the target: -0.2 * 8 / 80.
+    assert coefficients == pytest.approx([0.1, 0.1 * (1 - 0.02)])
+
+
+def test_a_score_that_is_not_finite_leaves_the_running_moments_alone(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    config = ppo_config(reward={"normalise": True}, minibatch_size=8)
+    learner, untouched = _learner(tiny_model, config), _learner(tiny_model, config)
+    assert learner.update(scored_batch(scores=[1e39] + [0.0] * 7)).metrics["optim/skipped_steps"] == 1
+    after, expected = learner.update(scored_batch()).metrics, untouched.update(scored_batch()).metrics
+    assert after["policy/loss"] == pytest.approx(expected["policy/loss"])
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "rloo", "dapo", "gspo", "cispo"])
+def test_groups_of_equal_scores_change_no_weight(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path, algorithm: str
+) -> None:
+    config = ppo_config(algorithm=algorithm, minibatch_size=8, kl={"coef": 0.0}, reward={"overlong_penalty": 0.0})
+    learner = _learner(tiny_model, config)
+    before = _weights(learner, tmp_path / "before")
+    metrics = learner.update(scored_batch(scores=[0.1] * 4 + [0.7] * 4, group_size=4)).metrics
+    after = _weights(learner, tmp_path / "after")
+    assert metrics["policy/advantage_zero_frac"] == 1
+    assert metrics["optim/grad_norm"] == 0
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("algorithm", [name for name in PRESETS if name != "gspo"])
+def test_every_preset_makes_rewarded_completions_likelier(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, algorithm: str
+) -> None:
+    learner = _learner(tiny_model, ppo_config(algorithm=algorithm, minibatch_size=8, learning_rate=1e-3, num_steps=9))
+    batch = scored_batch(scores=[4.0, -4.0] * 4, group_size=2)
+    before = [sum(logprobs) for logprobs in learner.completion_logprobs(_trajectories(batch))]
+    for _ in range(4):
+        learner.update(batch)
+    after = [sum(logprobs) for logprobs in learner.completion_logprobs(_trajectories(batch))]
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    assert sum(gains[0::2]) > 0 > sum(gains[1::2])
+
+
+def test_published_weights_replace_the_version_before(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    learner = _learner(tiny_model, ppo_config())
+    first = learner.publish(tmp_path, "bfloat16")
+    learner.update(scored_batch())
+    second = learner.publish(tmp_path, "bfloat16")
+    assert (first.policy_version, second.policy_version) == (0, 2)
+    assert first.checksum != second.checksum
+    assert [str(path) for path in tmp_path.iterdir()] == [second.path]
+    tensors = load_file(second.path)
+    assert "lm_head.weight" not in tensors  # tied to model.embed_tokens.weight
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_an_exported_policy_loads_as_it_is(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    learner = _learner(tiny_model, ppo_config())
+    learner.update(scored_batch())
+    learner.export(tmp_path / "policy", "float32")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert model.dtype == torch.float32
+    assert_close(
+        model.model.embed_tokens.weight.detach(), _weights(learner, tmp_path)["model.embed_tokens.weight"], rtol=0, atol=0
+    )
+    start_tokenizer, tokenizer = (AutoTokenizer.from_pretrained(folder) for folder in (tiny_model, tmp_path / "policy"))
+    assert tokenizer("a film").input_ids == start_tokenizer("a film").input_ids
+    assert tokenizer.chat_template == start_tokenizer.chat_template
+    with pytest.raises(DataError, match="exists already"):
+        learner.export(tmp_path / "policy", "float32")
+
+
+def test_a_model_that_scales_its_logits_is_refused(tiny_model: str, ppo_config: ConfigBuilder, tmp_path: Path) -> None:
+    from transformers import CohereConfig, CohereForCausalLM
+
+    model = CohereForCausalLM(
+        CohereConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, logit_scale=0.5
+        )
+    )
+    model.save_pretrained(tmp_path / "scaled")
+    with pytest.raises(DataError, match="plain linear head"):
+        _learner(str(tmp_path / "scaled"), ppo_config())
+    shutil.rmtree(tmp_path / "scaled")

@@ -1,0 +1,276 @@
+"""The plan's arithmetic, against numbers computed by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster.errors import DataError
+from cluster.processes import placement
+from cluster.processes.placement import check_placement, this_machine
+from learners.run import plan as plan_module
+from learners.run.memory_estimate import local_model_shape, model_shape
+from learners.run.plan import plan_run, plan_table, role_requests
+from learners.settings.run import PolicyRunConfig, RewardModelRunConfig, TrainingRunConfig, load_run_config
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+
+SMALL_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 10,
+    "hidden_size": 4,
+    "intermediate_size": 8,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+}
+# embedding 10*4 = 40; a layer: q 4*4, k and v 4*2 each, o 4*4 = 48; gate, up, down 3*4*8 = 96; two norms 8: 152; last norm 4
+SMALL_LLAMA_PARAMETERS = 40 + 3 * 152 + 4
+
+SMOLLM2: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("RAYWARD_CACHE", str(cache))
+    return cache
+
+
+def write_model(folder: Path, config: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def ppo_config(**changes: Any) -> PolicyRunConfig:
+    values: dict[str, Any] = {
+        "name": "trial",
+        "model": "small",
+        "task": {"kind": "movie_reviews", "max_prompt_tokens": 20},
+        "sampling": {"samples_per_prompt": 4, "max_completion_tokens": 12},
+        "generator": {"num_replicas": 2, "num_cpus": 0.25, "kv_cache_gib": 0.5},
+        "scorers": [
+            {"kind": "reward_model", "model": "small", "num_cpus": 0.5},
+            {"kind": "function", "function": "length", "num_replicas": 3, "num_cpus": 0.1},
+        ],
+        "learner": {
+            "algorithm": "ppo",
+            "num_steps": 5,
+            "prompts_per_step": 6,
+            "minibatch_size": 8,
+            "num_epochs": 2,
+            "workers": {"num_workers": 2, "num_cpus": 0.5, "micro_batch_tokens": 100, "logprob_chunk_tokens": 16},
+        },
+    }
+    return PolicyRunConfig.model_validate({**values, **changes})
+
+
+def test_batch_arithmetic() -> None:
+    batch = plan_run(ppo_config())["batch"]
+    assert batch["trajectories_per_step"] == 24  # 6 prompts x 4 samples
+    assert batch["minibatches_per_epoch"] == 3  # 24 / 8
+    assert batch["optimizer_steps_per_step"] == 6  # 2 epochs
+    assert batch["optimizer_steps"] == 30  # 5 steps
+    assert batch["longest_sequence_tokens"] == 32  # 20 + 12
+    assert batch["max_completion_tokens_per_step"] == 288  # 24 x 12
+    assert batch["max_tokens_per_step"] == 768  # 24 x 32
+    assert batch["sequences_per_micro_batch"] == 3  # 100 // 32
+
+
+def test_every_role_asks_for_what_its_section_says() -> None:
+    requests = {request.role: request for request in role_requests(ppo_config())}
+    assert {role: (request.count, request.num_cpus) for role, request in requests.items()} == {
+        "learner": (2, 0.5),
+        "generator": (2, 0.25),
+        "scorer reward_model": (1, 0.5),
+        "scorer length": (3, 0.1),
+    }
+    assert requests["scorer length"].setting == "scorers.1.num_replicas"
+    assert plan_run(ppo_config())["placement"]["needed_cpus"] == pytest.approx(2.3)  # 1 + 0.5 + 0.5 + 0.3
+
+
+def test_settings_that_requests_name_are_real_ones() -> None:
+    config = ppo_config()
+    for request in role_requests(config):
+        node: Any = config
+        for part in request.setting.split("."):
+            node = node[int(part)] if part.isdigit() else getattr(node, part)
+        assert node == request.count
+
+
+def test_a_plan_that_does_not_fit_says_so_and_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "this_machine", lambda: placement.Machine(num_cpus=1, num_gpus=0))
+    planned = plan_run(ppo_config())
+    assert len(planned["placement"]["problems"]) == 1
+    assert "does not fit" in rendered(planned)
+
+
+@pytest.mark.parametrize("name", ["ppo_tiny", "reward_model_movie_reviews"])
+def test_the_shipped_runs_fit_two_cpus(name: str) -> None:
+    config = load_run_config(CONFIGS / "train" / f"{name}.yaml")
+    check_placement(role_requests(config), placement.Machine(num_cpus=2, num_gpus=0))
+
+
+def test_parameters_of_a_small_model() -> None:
+    shape = model_shape(SMALL_LLAMA)
+    assert shape is not None
+    assert shape.total == SMALL_LLAMA_PARAMETERS
+    assert shape.kv_values_per_token == 2 * 3 * 1 * 2  # keys and values, 3 layers, 1 head of 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "added"),
+    [
+        ({"tie_word_embeddings": False}, 40),
+        ({"attention_bias": True}, 3 * (4 + 2 + 2 + 4)),
+        ({"mlp_bias": True}, 3 * (8 + 8 + 4)),
+        ({"model_type": "qwen2"}, 3 * (4 + 2 + 2)),
+        ({"model_type": "qwen3"}, 3 * (2 + 2)),
+        ({"num_key_value_heads": None}, 3 * 4 * (2 + 2)),
+    ],
+)
+def test_what_variants_add(changes: dict[str, Any], added: int) -> None:
+    shape = model_shape({**SMALL_LLAMA, **changes})
+    assert shape is not None
+    assert shape.total == SMALL_LLAMA_PARAMETERS + added
+
+
+def test_the_quickstart_model_has_its_published_size() -> None:
+    shape = model_shape(SMOLLM2)
+    assert shape is not None
+    assert shape.total == 134_515_008
+
+
+def test_transformers_counts_the_same() -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for changes in (
+        {},
+        {"tie_word_embeddings": False},
+        {"attention_bias": True},
+        {"model_type": "qwen2"},
+        {"model_type": "qwen3", "head_dim": 2},
+    ):
+        config = {**SMALL_LLAMA, **changes}
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        shape = model_shape(config)
+        assert shape is not None
+        assert shape.total == sum(parameter.numel() for parameter in model.parameters()), changes
+
+
+def test_memory_of_each_role(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    learner, generator, scorer, function = plan_run(ppo_config())["memory"]
+    assert learner["parts_bytes"] == {
+        "policy": 16 * 500,  # float32 weights, gradients and two Adam moments
+        "critic": 16 * 5,  # a head of 4 weights and a bias
+        "reference": 2 * 500,  # bfloat16
+        "logits": 16 * 10 * 4,  # 16 positions, 10 words, float32
+    }
+    assert learner["bytes_each"] == 8000 + 80 + 1000 + 640
+    assert learner["bytes"] == 2 * learner["bytes_each"]
+    assert generator["parts_bytes"] == {"weights": 2 * 500, "kv_cache": 2**29}
+    assert scorer["parts_bytes"] == {"weights": 2 * 504}
+    assert function["bytes"] == 0
+
+
+def test_how_many_sequences_the_cache_holds(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    # 12 values of 2 bytes a token, 32 tokens: 768 bytes a sequence
+    assert plan_run(ppo_config())["batch"]["sequences_in_kv_cache"] == 2**29 // 768
+
+
+def test_an_own_critic_is_a_second_trunk(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    learner = ppo_config().learner.model_dump() | {"critic": {"kind": "own_model"}}
+    memory = plan_run(ppo_config(learner=learner))["memory"][0]
+    assert memory["parts_bytes"]["critic"] == 16 * (500 + 5)
+
+
+def test_a_method_without_a_critic_has_none_in_memory(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    learner = {"algorithm": "reinforce_plus_plus", **ppo_config().learner.model_dump(include={"num_steps", "prompts_per_step"})}
+    memory = plan_run(ppo_config(learner={**learner, "minibatch_size": 8}))["memory"][0]
+    assert memory["parts_bytes"]["critic"] == 0
+
+
+def reward_model_config(**learner: Any) -> RewardModelRunConfig:
+    return RewardModelRunConfig.model_validate(
+        {
+            "name": "trial",
+            "model": "small",
+            "learner": {"algorithm": "reward_model", "batch_size": 6, "max_tokens": 10, **learner},
+        }
+    )
+
+
+def test_a_reward_model_compares_every_pair_of_a_batch() -> None:
+    planned = plan_run(reward_model_config())
+    assert planned["batch"]["max_pairs_per_optimizer_step"] == 15  # 6 * 5 / 2
+    assert planned["batch"]["max_tokens_per_step"] == 60
+    assert [role["role"] for role in planned["placement"]["roles"]] == ["learner"]
+
+
+def test_frozen_layers_need_no_optimizer_state(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    (all_trained,) = plan_run(reward_model_config())["memory"]
+    assert all_trained["parts_bytes"] == {"weights": 4 * 504, "optimizer": 12 * 504}
+    (partly,) = plan_run(reward_model_config(num_frozen_layers=2))["memory"]
+    assert partly["parts_bytes"] == {"weights": 4 * 504, "optimizer": 12 * (504 - 40 - 2 * 152)}
+
+
+def test_a_model_that_is_not_here_has_no_memory_estimate() -> None:
+    planned = plan_run(ppo_config())
+    assert [role["bytes"] for role in planned["memory"]] == [None, None, None, 0]
+    assert planned["batch"]["sequences_in_kv_cache"] is None
+    assert "unknown" in rendered(planned)
+
+
+def test_a_model_is_found_by_its_folder(tmp_path: Path) -> None:
+    assert local_model_shape(str(write_model(tmp_path / "mine", SMALL_LLAMA))) == model_shape(SMALL_LLAMA)
+
+
+def test_other_architectures_are_not_guessed() -> None:
+    assert model_shape({"model_type": "gpt2"}) is None
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"model_type": "llama"}', '{"model_type": "llama", "hidden_size": "x", "vocab_size": 1}']
+)
+def test_a_broken_model_folder_is_named(content: str, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "config.json").write_text(content)
+    with pytest.raises(DataError, match=r"config\.json"):
+        local_model_shape(str(folder))
+
+
+@pytest.mark.parametrize("config", [ppo_config(), reward_model_config()], ids=["ppo", "reward_model"])
+def test_a_plan_is_json_and_has_a_table(config: TrainingRunConfig) -> None:
+    planned = plan_run(config)
+    assert json.loads(json.dumps(planned, allow_nan=False)) == planned
+    assert planned["placement"]["available_cpus"] == this_machine().num_cpus
+    assert "Placement" in rendered(planned)
+
+
+def rendered(planned: dict[str, Any]) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(plan_table(planned))
+    return capture.get()

@@ -1,0 +1,109 @@
+"""Presets are values, values win over presets, and mixes that make no sense are refused with the reason."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from cluster.errors import ConfigError
+from learners.settings.policy import PolicyLearnerConfig
+from learners.settings.presets import PRESETS
+from learners.settings.run import PolicyRunConfig, load_run_config
+
+ROOT = Path(__file__).resolve().parents[3]
+BASE = {"num_steps": 1, "prompts_per_step": 4, "minibatch_size": 8}
+
+
+def _config(**fields: Any) -> PolicyLearnerConfig:
+    return PolicyLearnerConfig.model_validate({**BASE, **fields})
+
+
+@pytest.mark.parametrize("algorithm", PRESETS)
+def test_a_preset_decides_nothing_that_its_values_do_not_say(algorithm: str) -> None:
+    by_name, by_value = _config(algorithm=algorithm), _config(**PRESETS[algorithm])
+    assert by_name.model_copy(update={"algorithm": "ppo"}) == by_value
+
+
+def test_presets_differ() -> None:
+    written_out = [_config(algorithm=algorithm).model_dump_json(exclude={"algorithm"}) for algorithm in PRESETS]
+    assert len(set(written_out)) == len(PRESETS)
+
+
+def test_a_value_wins_over_the_preset_and_leaves_its_neighbours() -> None:
+    config = _config(algorithm="grpo", kl={"coef": 0.0})
+    assert (config.kl.coef, config.kl.place, config.kl.estimator) == (0.0, "loss", "k3")
+
+
+def test_a_resolved_configuration_reads_back_as_itself() -> None:
+    config = _config(algorithm="dapo", policy_loss={"clip_eps_high": 0.4})
+    assert PolicyLearnerConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"critic": {"kind": "none"}}, "advantage.estimator=gae needs a critic"),
+        ({"advantage": {"estimator": "rloo"}}, "critic.kind=value_head would learn for nothing"),
+        ({"algorithm": "grpo", "advantage": {"gamma": 0.9}}, "advantage.gamma=0.9 has no meaning"),
+        ({"algorithm": "grpo", "reward": {"truncation": "bootstrap"}}, "reward.truncation=bootstrap needs a critic"),
+        ({"algorithm": "grpo", "reward": {"whiten": True}}, "reward.whiten has no meaning for advantage.estimator=grpo"),
+        ({"algorithm": "grpo", "critic": {"warmup_steps": 2}}, "critic.warmup_steps=2 has no meaning without a critic"),
+        ({"critic": {"model": "tiny"}}, "set critic.kind=own_model"),
+        (
+            {"policy_loss": {"kind": "gspo", "aggregation": "sequence_mean"}},
+            "policy_loss.kind=gspo clips the ratio of whole completions, but advantage.estimator=gae",
+        ),
+        ({"algorithm": "gspo", "policy_loss": {"aggregation": "token_mean"}}, "policy_loss.kind=gspo is a mean over completions"),
+        ({"algorithm": "cispo", "policy_loss": {"dual_clip": 3.0}}, "policy_loss.dual_clip=3.0 has no meaning"),
+        ({"algorithm": "rloo", "num_epochs": 2}, "num_epochs=2 would be biased"),
+        ({"kl": {"place": "loss"}}, "kl.estimator=k1 as a loss has a gradient of zero on average"),
+        ({"kl": {"estimator": "k3"}}, "kl.estimator=k3 in the reward does not give the gradient of the KL"),
+        ({"kl": {"control": "adaptive", "coef": 0.0}}, "kl.control=adaptive cannot move kl.coef=0"),
+        ({"mismatch": {"old_logprobs": "rollout"}}, "a correction would count them twice"),
+        ({"mismatch": {"band": [1.2, 2.0]}}, "mismatch.band=1.2, 2 must hold 1"),
+        ({"algorithm": "ppoo"}, "'ppo', 'decoupled_ppo'"),
+    ],
+)
+def test_mixes_without_sense_are_refused_with_the_reason(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        _config(**fields)
+    assert reason in str(caught.value)
+
+
+def test_every_reason_is_told_at_once() -> None:
+    with pytest.raises(ValidationError) as caught:
+        _config(critic={"kind": "none"}, kl={"place": "loss"}, mismatch={"old_logprobs": "rollout"})
+    for reason in ("needs a critic", "k1 as a loss", "count them twice"):
+        assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "overrides", "reason"),
+    [
+        ("grpo", ["sampling.samples_per_prompt=1"], "learner.advantage.estimator=grpo compares the completions of one prompt"),
+        ("dapo", ["sampling.samples_per_prompt=1"], "learner.group_filter looks for prompts whose completions differ"),
+        ("rloo", ["learner.minibatch_size=8"], "set it to 16, or use ppo_clip"),
+    ],
+)
+def test_a_run_must_have_what_its_method_compares(algorithm: str, overrides: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(ROOT / "configs" / "train" / f"{algorithm}_tiny.yaml", overrides)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("algorithm", PRESETS)
+def test_there_is_a_file_for_every_method(algorithm: str) -> None:
+    path = ROOT / "configs" / "train" / f"{algorithm}_tiny.yaml"
+    config = load_run_config(path)
+    assert isinstance(config, PolicyRunConfig)
+    assert config.learner.algorithm == algorithm
+    assert yaml.safe_load(path.read_text())["learner"].keys() <= {
+        "algorithm",
+        "num_steps",
+        "prompts_per_step",
+        "minibatch_size",
+        "optimizer",
+        "workers",
+    }

@@ -1,0 +1,102 @@
+"""Greedy baselines and dynamic sampling, over a collector that records what it is asked."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from cluster.types import Completion, Message, Prompt, Reward, ScoredGroup, Task, Trajectory, TrajectoryGroup
+from learners.steps.collection import Collected, DynamicSampling, GreedyBaseline, has_contrast
+from learners.steps.prompt_schedule import PromptSchedule
+
+
+def _prompt(index: int) -> Prompt:
+    task = Task(task_id=f"task-{index}", messages=(Message(role="user", content="go"),))
+    return Prompt(task=task, text=f"go {index}", token_ids=(index + 1,))
+
+
+PROMPTS = [_prompt(index) for index in range(12)]
+
+
+class RecordingCollector:
+    """Scores both completions of a prompt 0, or 0 and 1 where the prompt's task is among the useful ones."""
+
+    def __init__(self, useful: Sequence[int], *, scores: Mapping[str, float] | None = None) -> None:
+        self._useful = {f"task-{index}" for index in useful}
+        self._scores = scores or {}
+        self.asked: list[list[str]] = []
+
+    def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
+        self.asked.append([prompt.task.task_id for prompt in prompts])
+        return Collected(groups=tuple(self._group(prompt) for prompt in prompts), metrics={"rounds": 1.0})
+
+    def _group(self, prompt: Prompt) -> ScoredGroup:
+        first = self._scores.get(prompt.task.task_id, 0.0)
+        second = first + (prompt.task.task_id in self._useful)
+        completion = Completion(token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=0)
+        return ScoredGroup(
+            group=TrajectoryGroup(
+                trajectories=tuple(Trajectory(prompt=prompt, sample_index=index, completion=completion) for index in range(2))
+            ),
+            rewards=tuple(Reward(total=score, breakdown={}) for score in (first, second)),
+        )
+
+
+def _schedule() -> PromptSchedule:
+    return PromptSchedule(PROMPTS, prompts_per_step=4, seed=0)
+
+
+def _ids(collected: Collected) -> list[str]:
+    return [scored.group.prompt.task.task_id for scored in collected.groups]
+
+
+def test_groups_without_contrast_are_replaced_by_other_prompts() -> None:
+    inner = RecordingCollector(useful=[0, 1, *range(4, 12)])
+    collected = DynamicSampling(inner, _schedule(), max_rounds=3).collect(0, PROMPTS[:4])
+    assert len(collected.groups) == 4
+    assert all(has_contrast(scored) for scored in collected.groups)
+    assert [len(asked) for asked in inner.asked] == [4, 2]  # tasks 2 and 3 are replaced, and only those
+    assert collected.metrics == {
+        "rounds": 1.0,
+        "buffer/resampling_rounds": 1.0,
+        "buffer/groups_without_contrast": 2.0,
+        "buffer/groups_filled_up": 0.0,
+    }
+
+
+def test_no_prompt_is_asked_twice_in_a_step() -> None:
+    inner = RecordingCollector(useful=[5])
+    DynamicSampling(inner, _schedule(), max_rounds=9).collect(0, PROMPTS[:4])
+    asked = [task_id for round_ids in inner.asked for task_id in round_ids]
+    assert len(set(asked)) == len(asked)
+
+
+def test_the_search_is_bounded_and_fills_up_in_the_order_asked() -> None:
+    inner = RecordingCollector(useful=[2])
+    collected = DynamicSampling(inner, _schedule(), max_rounds=1).collect(0, PROMPTS[:4])
+    assert len(inner.asked) == 2
+    assert _ids(collected)[0] == "task-2"
+    assert _ids(collected)[1:] == ["task-0", "task-1", "task-3"]
+    assert collected.metrics["buffer/groups_filled_up"] == 3
+    assert collected.metrics["buffer/groups_without_contrast"] == 6
+
+
+def test_a_task_that_is_used_up_ends_the_search() -> None:
+    inner = RecordingCollector(useful=[])
+    DynamicSampling(inner, PromptSchedule(PROMPTS[:5], prompts_per_step=4, seed=0), max_rounds=9).collect(0, PROMPTS[:4])
+    assert [len(asked) for asked in inner.asked] == [4, 1]
+
+
+def test_further_prompts_depend_on_the_step_alone() -> None:
+    first, again = (_schedule().further_prompts(3, PROMPTS[:4], count=3) for _ in range(2))
+    assert first == again
+    assert not {prompt.task.task_id for prompt in first} & {prompt.task.task_id for prompt in PROMPTS[:4]}
+    assert _schedule().further_prompts(4, PROMPTS[:4], count=8) != _schedule().further_prompts(5, PROMPTS[:4], count=8)
+
+
+def test_the_greedy_score_of_a_prompt_is_the_baseline_of_its_group() -> None:
+    greedy = RecordingCollector(useful=[], scores={"task-0": 3.0, "task-1": 5.0})
+    sampled = RecordingCollector(useful=[0, 1])
+    collected = GreedyBaseline(sampled, greedy).collect(0, PROMPTS[:2])
+    assert [scored.greedy_score for scored in collected.groups] == [3.0, 5.0]
+    assert collected.metrics["score/greedy_mean"] == pytest.approx(4.0)
+    assert [reward.total for reward in collected.groups[0].rewards] == [0.0, 1.0]  # untouched
