@@ -11,7 +11,7 @@ from ray import ObjectRef
 
 from actors.config import RewardModelScorerConfig, ScorerConfig, SupervisionConfig
 from actors.generation.rendering import PromptFormat
-from actors.remote import HttpScorerActor, PythonScorerActor, RewardFunctionScorerActor, RewardModelScorerActor
+from actors.scoring.remote import HttpScorerActor, PythonScorerActor, RewardFunctionScorerActor, RewardModelScorerActor
 from actors.sources.models import resolve_model
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.processes.pool import LOST, ActorPool, Supervision

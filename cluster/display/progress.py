@@ -1,6 +1,5 @@
 """What a person watches while a run runs: stages, steps, the numbers that matter, and how long it still takes."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,11 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from rich.console import Console
-
 StageState = Literal["pending", "running", "done", "failed", "interrupted"]
 ETA_WINDOW_STEPS = 5
-MIN_LINE_INTERVAL_S = 2.0
 # metric -> (label, format), in order of display; those a step does not report are left out
 SHOWN_METRICS = {
     "score/mean": ("reward", "{:+.2f}"),
@@ -129,56 +125,6 @@ class RunView:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._display.stop()
-
-
-class LineDisplay:
-    """Plain lines for logs: stages as they change, steps at most every few seconds, the last step always."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._last_line_s = float("-inf")
-
-    def start(self, view: RunView) -> None:
-        self._view = view
-        self.note(f"run directory {view.run_dir}")
-
-    def stop(self) -> None:
-        """Lines need no cleaning up."""
-
-    def stage_changed(self, stage: StageProgress) -> None:
-        self.note(f"{stage.name} {stage.state}" + (f" in {clock(stage.wall_s)}" if stage.state != "running" else ""))
-
-    def stepped(self, stage: StageProgress) -> None:
-        now_s = self._view.now_s()
-        if stage.current < stage.total and now_s - self._last_line_s < MIN_LINE_INTERVAL_S:
-            return
-        self._last_line_s = now_s
-        self.note(step_line(stage, now_s))
-
-    def note(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-
-def build_view(stages: Sequence[str], run_dir: Path, console: Console) -> RunView:
-    """A live panel where `console` is a terminal, plain lines in pipes and under CI.
-
-    With --json the caller passes a console on stderr, and stdout stays untouched.
-    """
-    if console.is_terminal and not console.is_dumb_terminal and not os.environ.get("CI"):
-        from cluster.display.panel import PanelDisplay
-
-        return RunView(stages, run_dir, PanelDisplay(console))
-    return RunView(stages, run_dir, LineDisplay(console))
-
-
-def step_line(stage: StageProgress, now_s: float) -> str:
-    """`ppo step 3/25  reward +0.41  kl 1.2 nats  415 tok/s  eta 6m10s`."""
-    parts = [f"{stage.name} step {stage.current}/{stage.total}"]
-    parts += [f"{label} {value}".strip() for label, value in shown_metrics(stage)]
-    eta_s = stage.eta_s(now_s)
-    if eta_s and stage.current < stage.total:
-        parts.append(f"eta {clock(eta_s)}")
-    return "  ".join(parts)
 
 
 def shown_metrics(stage: StageProgress) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from actors.attention import short_sequence_attention
 from actors.config import DType
 from cluster.errors import ConfigError, DataError
 from learners.algorithms.logprobs import gather_logprobs
-from learners.policy.batch import MicroBatch
+from learners.network.micro_batch import MicroBatch
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD_PROBE_TOLERANCE = 1e-3  # relative; float32 rounding stays far below, a scaled or capped head far above

@@ -21,6 +21,7 @@ from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResul
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
 from learners.network.collectives import sum_gradients, sum_over_ranks
+from learners.network.micro_batch import MicroBatch, TokenBatch, collate_tokens, micro_batch, micro_batches, shard
 from learners.network.models import (
     TORCH_DTYPES,
     ForwardSettings,
@@ -32,23 +33,15 @@ from learners.network.models import (
     load_policy,
 )
 from learners.network.optimizer import GuardedAdamW
-from learners.policy.batch import (
-    MicroBatch,
-    PreparedBatch,
-    TokenBatch,
-    collate,
-    collate_tokens,
-    micro_batch,
-    micro_batches,
-    shard,
-)
+from learners.policy.batch import PreparedBatch, collate
 from learners.policy.objective import Objective, StepCounts
 from learners.policy.preparation import FrozenPass, judged_scores, prepare
+from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
-from learners.ranks.mailbox import GeneratorLink, StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
 from learners.weights.file import WeightPublisher, generator_weights, untied_tensors
+from learners.weights.link import GeneratorLink
 
 if TYPE_CHECKING:
     from learners.weights.device import WeightSender

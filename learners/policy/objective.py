@@ -21,8 +21,9 @@ from learners.algorithms.losses.kl_penalty import Estimator, kl_penalty_loss
 from learners.algorithms.losses.policy_gradient import policy_gradient_loss
 from learners.algorithms.losses.ppo_clip import ppo_clip_loss
 from learners.algorithms.losses.value import clipped_value_loss
+from learners.network.micro_batch import MicroBatch
 from learners.network.models import PolicyOutput
-from learners.policy.batch import MicroBatch, PreparedBatch
+from learners.policy.batch import PreparedBatch
 from learners.settings.policy import PolicyLearnerConfig, PolicyLossConfig
 
 POLICY_LOSSES: Mapping[str, Callable[[PolicyLossConfig], Callable[..., LossOutput]]] = {

@@ -67,7 +67,7 @@ class TrainGroup:
 
     def failure(self) -> RaywardError:
         """Why no more will come from ranks that have left."""
-        return self._error() or RaywardError(f"the {self._name} stopped: its ranks have left; no command can follow stop()")
+        return self._error() or RaywardError(f"the {self._name} stopped: its ranks have left; no call can follow stop()")
 
     def kill(self) -> None:
         """End the ranks now, in the middle of whatever they do: Ray ends them with the process that started them."""

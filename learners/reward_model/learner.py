@@ -17,12 +17,12 @@ from cluster.errors import ConfigError
 from cluster.seeding import derive_seed
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.network.collectives import sum_gradients, sum_over_ranks
+from learners.network.micro_batch import micro_batches, shard
 from learners.network.models import TORCH_DTYPES, export_policy, freeze_lowest_layers
 from learners.network.optimizer import GuardedAdamW
-from learners.policy.batch import micro_batches, shard
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
-from learners.reward_model.training import RewardModelJob
-from learners.settings.training import RewardModelLearnerConfig
+from learners.reward_model.records import RewardModelJob
+from learners.settings.reward_model import RewardModelLearnerConfig
 
 NUM_NORMALISATION_TEXTS = 512  # training texts that mean and standard deviation are taken over; 3 % off at most, mostly
 MIN_SCORE_STD = 1e-6  # a model that scores all texts alike is left as it is

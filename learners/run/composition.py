@@ -8,18 +8,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from actors.config import GeneratorConfig
+from actors.generation.remote import DeviceFedGeneratorActor, GeneratorActor
 from actors.generation.rollout_pool import RolloutPool
-from actors.remote import DeviceFedGeneratorActor, GeneratorActor
 from actors.scoring.stage import Scoring, build_scoring
 from actors.sources.models import model_digest
 from cluster.errors import ConfigError
 from cluster.processes.runtime import num_nodes
 from cluster.processes.watchdog import Pending
 from cluster.types import Prompt, SamplingParameters
-from learners.ranks.handle import LearnerFolders, LearnerHandle
-from learners.ranks.mailbox import CheckpointPlan, GeneratorLink, StartingPoint
+from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
+from learners.policy.start import StartingPoint
+from learners.ranks.mailbox import CheckpointPlan
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig
+from learners.weights.link import GeneratorLink
 
 POLICY_CHECKPOINTS = "checkpoints"
 GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
@@ -31,7 +33,7 @@ class Roles:
 
     rollouts: RolloutPool
     scoring: Scoring
-    learner: LearnerHandle
+    learner: PolicyLearnerHandle
 
     def pending(self) -> list[Pending]:
         """What the driver waits for. May be asked from any thread."""
@@ -74,7 +76,7 @@ def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, sta
         note=session.view.note,
     )
     learner = stack.enter_context(
-        LearnerHandle(
+        PolicyLearnerHandle(
             StartingPoint(
                 model_path=start_policy,
                 temperature=config.sampling.temperature,

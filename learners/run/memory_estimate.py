@@ -13,7 +13,7 @@ from actors.config import DType, GeneratorConfig, RewardFunctionScorerConfig, Sc
 from cluster.errors import DataError
 from cluster.host.cache import cache_root
 from learners.settings.policy import PolicyLearnerConfig
-from learners.settings.training import RewardModelLearnerConfig
+from learners.settings.reward_model import RewardModelLearnerConfig
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MASTER_BYTES = 4  # float32 weights

@@ -14,7 +14,7 @@ from cluster.storage.ledger import TrajectoryLedger
 from cluster.types import Prompt, SamplingParameters
 from learners.evaluation.draws import Evaluator
 from learners.evaluation.results import EvaluationResult, evaluate_samples
-from learners.ranks.handle import LearnerHandle
+from learners.policy.handle import PolicyLearnerHandle
 from learners.report.page import ReportInTheMaking
 from learners.run.composition import Roles, check_logprob_contract, start_roles
 from learners.run.prompt_loading import RunPrompts
@@ -113,7 +113,7 @@ def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule) 
     return collector
 
 
-def _export(session: Session, learner: LearnerHandle, version: int) -> None:
+def _export(session: Session, learner: PolicyLearnerHandle, version: int) -> None:
     folder = session.path / "policies" / f"v{version:06d}"
     if not folder.exists():  # a run killed after its export has it already, whole
         learner.export(folder)

@@ -20,9 +20,10 @@ from actors.sources.movie_reviews import (
 from cluster.processes.watchdog import Pending
 from cluster.seeding import derive_seed
 from learners.ranks.mailbox import CheckpointPlan
-from learners.reward_model.training import ComparedTexts, RatedTexts, RewardModelJob, train_reward_model
+from learners.reward_model.records import ComparedTexts, RatedTexts, RewardModelJob
+from learners.reward_model.training import train_reward_model
 from learners.run.session import Session
-from learners.settings.training import RewardModelLearnerConfig
+from learners.settings.reward_model import RewardModelLearnerConfig
 
 REWARD_MODEL_STAGE = "reward model"
 REWARD_MODEL_CHECKPOINTS = "reward_model_checkpoints"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.display.progress import RunView, build_view
+from cluster.display.progress import RunView
+from cluster.display.view import build_view
 from cluster.errors import RunInterruptedError
 from cluster.host.versions import machine, versions
 from cluster.processes.interrupts import Interrupts, interruptible

@@ -12,7 +12,7 @@ from cluster.errors import ConfigError
 from cluster.storage.run_directory import CONFIG_NAME
 from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.settings.presets import Algorithm
-from learners.settings.training import RewardModelLearnerConfig
+from learners.settings.reward_model import RewardModelLearnerConfig
 
 RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 

@@ -40,29 +40,3 @@ class WorkerConfig(StrictConfig):
     """Padded tokens in one forward pass; bounds memory, never changes the update."""
     logprob_chunk_tokens: int = Field(512, ge=1)
     """Completion positions whose logits exist at one time."""
-
-
-class RewardModelLearnerConfig(StrictConfig):
-    """Bradley-Terry on human preferences. A batch is scored once and every pair in it compared (arXiv:2203.02155, 3.5)."""
-
-    algorithm: Literal["reward_model"] = "reward_model"
-    batch_size: int = Field(64, ge=2)
-    """Texts per optimizer step, over all ranks."""
-    num_epochs: float = Field(1.0, gt=0)
-    """Passes over the training texts; 0.5 sees half of them."""
-    min_rating_gap: float = Field(0.5, ge=0)
-    """Pairs whose mean ratings are closer than this are not compared; unit of the ratings."""
-    num_layers: int | None = Field(None, ge=1)
-    """Lowest transformer layers of the start that become the reward model; None is all. Fewer train and score faster."""
-    num_frozen_layers: int = Field(0, ge=0)
-    """Lowest transformer layers (with the embeddings) that keep their weights; saves their backward pass."""
-    checkpoint_every_num_steps: int = Field(50, ge=1)
-    """A lost process or a killed run costs so many steps at most."""
-    max_tokens: int = Field(64, ge=2)
-    """Texts are cut to this many tokens."""
-    num_eval_pairs: int = Field(2000, ge=1)
-    """Held-out pairs for the accuracy."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    head_learning_rate: float = Field(5e-4, gt=0, lt=1)
-    """Learning rate of the scalar head, which starts at zero; the optimizer's is the trunk's."""
-    workers: WorkerConfig = WorkerConfig()

@@ -19,8 +19,8 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from vllm.utils.network_utils import get_ip, get_open_port
 
 from cluster.types import PublishedWeights
-from learners.ranks.mailbox import GeneratorLink
 from learners.weights.file import untied_tensors
+from learners.weights.link import GeneratorLink
 
 INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}  # by bytes of a floating-point number
 

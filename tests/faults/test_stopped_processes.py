@@ -83,4 +83,4 @@ def test_a_stall_that_nobody_mends_is_told(
         )
     )
     assert is_clean, run.output
-    assert re.search(r"waiting for the learner's ranks \(\w+Command\)", run.output)
+    assert re.search(r"waiting for the learner's ranks \(\w+\)", run.output)

@@ -12,8 +12,8 @@ import torch
 
 from actors.config import GeneratorConfig
 from actors.generation.generator import INITIAL_CHECKSUM, HeldWeights
+from actors.generation.remote import GeneratorActor
 from actors.generation.rollout_pool import RolloutPool
-from actors.remote import GeneratorActor
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import DataError, WeightMismatchError

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cluster.display.lines import LineDisplay
 from cluster.display.panel import PanelDisplay
-from cluster.display.progress import LineDisplay, RunView, build_view, clock
+from cluster.display.progress import RunView, clock
+from cluster.display.view import build_view
 
 STAGES = ("fetch", "reward model", "train")
 RUN = Path("runs/movie-night")

@@ -172,6 +172,7 @@ def test_the_table_names_every_check(cache: Path, tmp_path: Path) -> None:
 
 
 def test_the_doctor_imports_none_of_its_patients(cache: Path) -> None:
-    command = "import sys, cluster.host.doctor as d; d.diagnose(); print(sorted({'ray','torch','vllm','transformers'} & set(sys.modules)))"
+    imported = "{'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules)"
+    command = f"import sys, cluster.host.doctor as d; d.diagnose(); print(sorted({imported}))"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -66,9 +66,9 @@ def test_each_stall_is_told_once_and_none_while_things_move(tmp_path: Path) -> N
         until(notes, 1)
         time.sleep(2 * DEADLINE_S)
         assert len(notes) == 1
-        pending[:] = [Pending(whom="the learner's ranks", what="UpdateCommand", since_s=9.0)]
+        pending[:] = [Pending(whom="the learner's ranks", what="update", since_s=9.0)]
         until(notes, 2)
-    assert "the learner's ranks (UpdateCommand)" in notes[1]
+    assert "the learner's ranks (update)" in notes[1]
 
 
 def test_nothing_pending_is_no_stall(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_nothing_pending_is_no_stall(tmp_path: Path) -> None:
 
 def test_many_things_are_counted_and_a_few_named() -> None:
     pending = [Pending(whom="generator 0", what=f"reviews/{number}", since_s=float(number)) for number in range(12)]
-    pending.append(Pending(whom="the learner's ranks", what="UpdateCommand", since_s=1.0))
+    pending.append(Pending(whom="the learner's ranks", what="update", since_s=1.0))
     assert waiting_for(pending) == (
-        "generator 0 (reviews/0, reviews/1, reviews/2, reviews/3, ... 12 in all) and the learner's ranks (UpdateCommand)"
+        "generator 0 (reviews/0, reviews/1, reviews/2, reviews/3, ... 12 in all) and the learner's ranks (update)"
     )

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from cluster.errors import DataError
 from cluster.types import Completion, Message, Prompt, ScoredBatch, Task, Trajectory
-from learners.policy.batch import collate, collate_tokens, micro_batch, micro_batches, shard
+from learners.network.micro_batch import collate_tokens, micro_batch, micro_batches, shard
+from learners.policy.batch import collate
 
 CPU = torch.device("cpu")
 

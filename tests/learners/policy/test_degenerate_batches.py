@@ -18,7 +18,7 @@ from learners.algorithms.advantages.rloo import rloo
 from learners.algorithms.aggregation import LossTokens, constant_length, sequence_mean, token_mean
 from learners.algorithms.losses.ppo_clip import ppo_clip_loss
 from learners.policy.learner import PolicyLearner
-from learners.ranks.mailbox import StartingPoint
+from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.presets import PRESETS
 

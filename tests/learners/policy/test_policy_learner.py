@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.errors import DataError
 from cluster.types import ScoredBatch, Trajectory
 from learners.policy.learner import PolicyLearner
-from learners.ranks.mailbox import StartingPoint
+from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.presets import PRESETS
 

@@ -8,7 +8,8 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 
 from learners.algorithms.reward_shaping import RunningMoments
-from learners.policy.batch import TokenBatch, TrainingBatch
+from learners.network.micro_batch import TokenBatch
+from learners.policy.batch import TrainingBatch
 from learners.policy.preparation import FrozenPass, prepare, shaped_scores
 from learners.policy.state import LearnerState
 from learners.settings.policy import PolicyLearnerConfig

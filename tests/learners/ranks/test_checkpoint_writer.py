@@ -10,8 +10,9 @@ from cluster.errors import CannotResumeError
 from cluster.storage.checkpoint import CheckpointFolder
 from cluster.types import ScoredBatch
 from learners.policy.learner import PolicyLearner
+from learners.policy.start import StartingPoint
 from learners.ranks.checkpoint import CheckpointWriter, LearnerSnapshot, check_facts, read_snapshot
-from learners.ranks.mailbox import CheckpointPlan, StartingPoint
+from learners.ranks.mailbox import CheckpointPlan
 from learners.settings.policy import PolicyLearnerConfig
 
 ConfigBuilder = Callable[..., PolicyLearnerConfig]

@@ -11,17 +11,18 @@ from torch.testing import assert_close
 
 from cluster.errors import DataError, LearnerRestartedError, RaywardError
 from cluster.types import ScoredBatch
-from learners.ranks.handle import LearnerFolders, LearnerHandle
-from learners.ranks.mailbox import CheckpointPlan, StartingPoint
+from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
+from learners.policy.start import StartingPoint
+from learners.ranks.mailbox import CheckpointPlan
 from learners.settings.policy import PolicyLearnerConfig
 
 ConfigBuilder = Callable[..., PolicyLearnerConfig]
 BatchBuilder = Callable[..., ScoredBatch]
 
 
-def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> LearnerHandle:
+def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> PolicyLearnerHandle:
     folders = LearnerFolders(storage=folder / "storage", weights=folder / "weights", weights_dtype="float32")
-    return LearnerHandle(
+    return PolicyLearnerHandle(
         StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, seed=0),
         config,
         folders,
@@ -132,7 +133,7 @@ def test_what_ranks_run_in_is_started_anew(
 def test_no_command_follows_the_end(tiny_model: str, ppo_config: ConfigBuilder, tmp_path: Path) -> None:
     with _handle(tiny_model, ppo_config(), tmp_path) as learner:
         pass
-    with pytest.raises(RaywardError, match="no command can follow"):
+    with pytest.raises(RaywardError, match="no call can follow"):
         learner.publish()
 
 

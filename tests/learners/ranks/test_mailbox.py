@@ -1,43 +1,46 @@
-"""Commands and answers between one driver and groups of ranks that come and go; in one event loop."""
+"""Calls and answers between one driver and groups of ranks that come and go; in one event loop."""
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
 from cluster.errors import DataError
-from learners.ranks.mailbox import Answer, Mailbox, PublishCommand, ReadyCommand, SaveCommand, StopCommand
+from learners.ranks.loop import begin_saving, finish_saving, num_steps_done
+from learners.ranks.mailbox import Answer, Call, Mailbox
 
-PUBLISH = PublishCommand(directory="weights", dtype="float32")
+SAVE = Call(function=begin_saving, on_rank_0=True)
+FINISH = Call(function=finish_saving, on_rank_0=True)
+READY = Call(function=num_steps_done)
 
 
 def run(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(story, timeout=10))
 
 
-def test_every_rank_gets_every_command_and_rank_0_answers() -> None:
+def test_every_rank_gets_every_call_and_rank_0_answers() -> None:
     async def story() -> None:
         mailbox = Mailbox(2)
-        sent = asyncio.create_task(mailbox.send(PUBLISH))  # before any rank is there
+        sent = asyncio.create_task(mailbox.send(SAVE))  # before any rank is there
         group, first = await mailbox.join()
         assert (group, first) == (1, 0)
-        assert [await mailbox.receive(group, first) for _ in range(2)] == [PUBLISH, PUBLISH]
+        assert [await mailbox.receive(group, first) for _ in range(2)] == [SAVE, SAVE]
         await mailbox.reply(group, first, "written")
         assert await sent == Answer(outcome="replied", reply="written")
 
     run(story())
 
 
-def test_commands_of_a_dead_group_are_lost_and_the_next_group_starts_after_them() -> None:
+def test_calls_of_a_dead_group_are_lost_and_the_next_group_starts_after_them() -> None:
     async def story() -> None:
         mailbox = Mailbox(2)
         first_group, _ = await mailbox.join()
-        read, unread = (asyncio.create_task(mailbox.send(command)) for command in (PUBLISH, SaveCommand()))
-        assert await mailbox.receive(first_group, 0) == PUBLISH  # by one rank of two
+        read, unread = (asyncio.create_task(mailbox.send(call)) for call in (SAVE, FINISH))
+        assert await mailbox.receive(first_group, 0) == SAVE  # by one rank of two
         group, first = await mailbox.join()
         assert (group, first) == (2, 2)
         assert [(await sent).outcome for sent in (read, unread)] == ["lost", "lost"]
-        again = asyncio.create_task(mailbox.send(ReadyCommand()))
-        assert [await mailbox.receive(group, 2) for _ in range(2)] == [ReadyCommand()] * 2
+        again = asyncio.create_task(mailbox.send(READY))
+        assert [await mailbox.receive(group, 2) for _ in range(2)] == [READY] * 2
         await mailbox.reply(first_group, 2, "late words of the dead")
         await mailbox.reply(group, 2, 5)
         assert await again == Answer(outcome="replied", reply=5)
@@ -52,9 +55,9 @@ def test_a_rank_that_outlived_its_group_is_sent_home_and_takes_nothing() -> None
         waiting = asyncio.create_task(mailbox.receive(old, first))
         await asyncio.sleep(0)
         group, first = await mailbox.join()
-        assert await waiting == StopCommand()
-        sent = asyncio.create_task(mailbox.send(PUBLISH))
-        assert await mailbox.receive(group, first) == PUBLISH
+        assert await waiting is None
+        sent = asyncio.create_task(mailbox.send(SAVE))
+        assert await mailbox.receive(group, first) == SAVE
         await mailbox.reply(group, first, None)
         assert (await sent).outcome == "replied"
 
@@ -64,12 +67,12 @@ def test_a_rank_that_outlived_its_group_is_sent_home_and_takes_nothing() -> None
 def test_what_no_restart_mends_answers_everything() -> None:
     async def story() -> None:
         mailbox = Mailbox(1)
-        waiting = asyncio.create_task(mailbox.send(PUBLISH))
+        waiting = asyncio.create_task(mailbox.send(SAVE))
         await asyncio.sleep(0)
         error = DataError("a batch without trajectories")
         await mailbox.fail(error)
         await mailbox.fail(DataError("the same from another rank"))
         assert await waiting == Answer(outcome="failed", reply=error)
-        assert await mailbox.send(PUBLISH) == Answer(outcome="failed", reply=error)
+        assert await mailbox.send(SAVE) == Answer(outcome="failed", reply=error)
 
     run(story())

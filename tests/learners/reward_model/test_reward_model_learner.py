@@ -19,8 +19,9 @@ from cluster.errors import ConfigError, DataError
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.ranks.mailbox import CheckpointPlan
 from learners.reward_model.learner import RewardModelLearner
-from learners.reward_model.training import ComparedTexts, RatedTexts, RewardModelJob, train_reward_model
-from learners.settings.training import RewardModelLearnerConfig
+from learners.reward_model.records import ComparedTexts, RatedTexts, RewardModelJob
+from learners.reward_model.training import train_reward_model
+from learners.settings.reward_model import RewardModelLearnerConfig
 
 JobBuilder = Callable[..., RewardModelJob]
 WORDS = {"awful": -2.0, "dull": -1.0, "plain": 0.0, "good": 1.0, "splendid": 2.0}  # word -> its text's rating

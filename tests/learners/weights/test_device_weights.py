@@ -17,22 +17,25 @@ from vllm.distributed.weight_transfer import VLLMWeightSyncClient, ipc_engine, n
 
 from cluster.errors import ConfigError
 from cluster.types import PublishedWeights
+from learners.policy import commands
 from learners.policy.learner import PolicyLearner
+from learners.policy.start import StartingPoint
 from learners.ranks.checkpoint import CheckpointWriter
-from learners.ranks.loop import _obey
-from learners.ranks.mailbox import CheckpointPlan, ConnectCommand, GeneratorLink, SendWeightsCommand, StartingPoint
+from learners.ranks.loop import Worker, execute
+from learners.ranks.mailbox import Call, CheckpointPlan
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.run import load_run_config
 from learners.weights.device import GeneratorClient, PolicySource, RankedGeneratorClient, WeightSender, bit_checksum
 from learners.weights.file import generator_weights
+from learners.weights.link import GeneratorLink
 
 ROOT = Path(__file__).resolve().parents[3]
-Call = tuple[str, tuple[Any, ...]]
+Recorded = tuple[str, tuple[Any, ...]]
 WEIGHTS = PublishedWeights(policy_version=3, path="", checksum="c")
 
 
 class RecordingMethod:
-    def __init__(self, name: str, calls: list[Call]) -> None:
+    def __init__(self, name: str, calls: list[Recorded]) -> None:
         self._name, self._calls = name, calls
 
     def remote(self, *arguments: Any) -> None:
@@ -43,7 +46,7 @@ class RecordingGenerator:
     """Looks like the handle of an actor of `DeviceFedGenerator`."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[Recorded] = []
         for name in (
             "check_tensors",
             "init_weight_transfer_engine",
@@ -211,15 +214,16 @@ def test_other_ranks_neither_connect_nor_transmit(policy: LlamaForCausalLM, devi
 
 @pytest.mark.usefixtures("devices")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_rank_obeys_the_commands_of_a_link(
+def test_every_rank_executes_the_calls_of_a_link(
     tiny_model: str, tmp_path: Path, ppo_config: Callable[..., PolicyLearnerConfig], rank: int
 ) -> None:
     start = StartingPoint(model_path=tiny_model, temperature=1.0, max_completion_tokens=8, seed=0)
     learner = PolicyLearner(start, ppo_config(num_workers=2), rank=rank, world_size=2)
     generator = RecordingGenerator()
     writer = CheckpointWriter(CheckpointPlan(directory=tmp_path, keep=1, facts={}))
-    _obey(learner, writer, ConnectCommand(link=link("ipc", [generator])), rank)
-    published = _obey(learner, writer, SendWeightsCommand(), rank)
+    worker = Worker(rank=rank, learner=learner, writer=writer)
+    execute(Call(function=commands.connect, arguments=(link("ipc", [generator]),)), worker)
+    published = execute(Call(function=commands.send_weights), worker)
     assert (published.policy_version, published.path) == (0, "")
     assert ("finish_weight_update" in dict(generator.calls)) is (rank == 0)
 

@@ -1,0 +1,62 @@
+"""What the ranks of a policy-gradient learner execute, each on its `Worker`. Imports torch only where a rank runs it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actors.config import DType
+from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResult
+from learners.policy.start import StartingPoint
+from learners.ranks.loop import Worker
+from learners.settings.policy import PolicyLearnerConfig
+from learners.weights.link import GeneratorLink
+
+if TYPE_CHECKING:
+    from learners.policy.learner import PolicyLearner
+
+
+def build(start: StartingPoint, config: PolicyLearnerConfig, rank: int, world_size: int) -> "PolicyLearner":
+    """The learner of one rank."""
+    from learners.policy.learner import PolicyLearner
+
+    return PolicyLearner(start, config, rank=rank, world_size=world_size)
+
+
+def update(worker: Worker, batch: ScoredBatch) -> UpdateResult:
+    """Train on a batch."""
+    return _learner(worker).update(batch)
+
+
+def completion_logprobs(worker: Worker, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
+    """Log-probabilities of completion tokens, in nats."""
+    return _learner(worker).completion_logprobs(trajectories)
+
+
+def reference_kl(worker: Worker, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
+    """log(policy / reference) summed over each completion, in nats."""
+    return _learner(worker).reference_kl(trajectories)
+
+
+def connect(worker: Worker, link: GeneratorLink) -> None:
+    """Join the generators' end of a link over devices."""
+    _learner(worker).connect(link)
+
+
+def send_weights(worker: Worker) -> PublishedWeights:
+    """Send weights over the link."""
+    return _learner(worker).send_weights()
+
+
+def publish(worker: Worker, directory: Path, dtype: DType) -> PublishedWeights:
+    """Write weights for generators."""
+    return _learner(worker).publish(directory, dtype)
+
+
+def export(worker: Worker, directory: Path, dtype: DType) -> None:
+    """Write a policy folder."""
+    _learner(worker).export(directory, dtype)
+
+
+def _learner(worker: Worker) -> "PolicyLearner":
+    learner: PolicyLearner = worker.learner
+    return learner
