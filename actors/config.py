@@ -188,8 +188,6 @@ class SupervisionConfig(StrictConfig):
     """A replacement that has not loaded its model after so long is lost, too. Raise it for models that load longer."""
     max_losses: int = Field(3, ge=0)
     """Of one and its replacements, with nothing finished in between; one more ends the run."""
-    max_unscored_frac: float = Field(0.2, ge=0, le=1)
-    """Trajectories without a score are left out of a step; above this share the run ends."""
 
 
 class RewardModelScorerConfig(StrictConfig):
@@ -219,21 +217,24 @@ class RewardFunctionScorerConfig(StrictConfig):
     num_cpus: float = Field(0.1, ge=0)
 
 
+RewardFunctionName = Literal[
+    "length",
+    "repetition",
+    "vader",
+    "answer_match",
+    "final_number",
+    "first_number",
+    "math_verify",
+    "ifeval",
+    "ifeval_strict",
+]
+
+
 class BuiltInFunctionScorerConfig(RewardFunctionScorerConfig):
     """A reward function of ours, by name."""
 
     kind: Literal["function"] = "function"
-    function: Literal[
-        "length",
-        "repetition",
-        "vader",
-        "answer_match",
-        "final_number",
-        "first_number",
-        "math_verify",
-        "ifeval",
-        "ifeval_strict",
-    ]
+    function: RewardFunctionName
     """length: completion tokens. repetition: share of repeated bigrams. vader: lexicon sentiment.
     answer_match: equals the reference. final_number, first_number: the last or first number is the reference.
     math_verify: mathematically equal to the reference. ifeval: share of constraints kept; ifeval_strict: all of them are."""

@@ -1,7 +1,7 @@
 """Configuration: strict frozen records, YAML files that hold differences only, overrides `a.b=c`, all errors at once."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -114,7 +114,9 @@ def _explain(schema: type[BaseModel], detail: Any) -> str:
         return f"{path}: unknown key; {hint}"
     if detail["type"] == "missing":
         return f"{path}: required, but not given"
-    return f"{path}: {message} (got {detail['input']!r})" if detail["loc"] else message
+    if isinstance(detail["input"], Mapping):  # what is wrong with a section as a whole names its values itself
+        return f"{path}: {message}" if detail["loc"] else message
+    return f"{path}: {message} (got {detail['input']!r})"
 
 
 def _locate(schema: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], list[type[BaseModel]]]:

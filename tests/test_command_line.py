@@ -60,7 +60,7 @@ def test_every_verb_explains_itself(verb: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["plan", str(CONFIGS / "train" / "ppo_tiny.yaml"), "--json"], ["runs", "--help"]],
+    [["--help"], ["train", "--help"], ["plan", str(CONFIGS / "train" / "tiny.yaml"), "--json"], ["runs", "--help"]],
 )
 def test_nothing_large_is_imported_before_it_is_needed(arguments: list[str]) -> None:
     assert heavy_imports_of(arguments) == set()
@@ -102,7 +102,7 @@ def test_every_problem_of_a_bad_file_is_told_in_seconds(verb: str, tmp_path: Pat
 
 
 def test_an_override_that_names_nothing(tmp_path: Path) -> None:
-    done = rayward("plan", str(CONFIGS / "train" / "ppo_tiny.yaml"), "learner.num_stepz=3", cwd=tmp_path)
+    done = rayward("plan", str(CONFIGS / "train" / "tiny.yaml"), "learner.num_stepz=3", cwd=tmp_path)
     assert done.returncode == 2
     assert "learner.num_stepz: unknown key; did you mean 'num_steps'?" in done.stderr
 
@@ -113,7 +113,7 @@ def test_brackets_in_a_message_are_not_markup(tmp_path: Path) -> None:
 
 
 def test_plan_prints_one_json_object(tmp_path: Path) -> None:
-    done = rayward("plan", str(CONFIGS / "train" / "ppo_tiny.yaml"), "learner.num_steps=7", "--json", cwd=tmp_path)
+    done = rayward("plan", str(CONFIGS / "train" / "tiny.yaml"), "learner.num_steps=7", "--json", cwd=tmp_path)
     assert done.returncode == 0
     planned = json.loads(done.stdout)
     assert planned["batch"]["num_steps"] == 7
@@ -128,7 +128,7 @@ def test_plan_prints_tables(tmp_path: Path) -> None:
 
 
 def test_too_few_cpus_stop_a_run_before_it_starts(tmp_path: Path) -> None:
-    done = rayward("train", str(CONFIGS / "train" / "ppo_tiny.yaml"), "generator.num_replicas=4000", cwd=tmp_path)
+    done = rayward("train", str(CONFIGS / "train" / "tiny.yaml"), "generator.num_replicas=4000", cwd=tmp_path)
     assert done.returncode == 2
     assert "placement needs 2000.6 CPUs (0.5 learner + 2000 generator + 0.1 scorer length)" in done.stderr
     assert "lower generator.num_replicas (now 4000)" in done.stderr

@@ -1,6 +1,6 @@
 """Draws and judges completions of the current policy on fixed prompts; `evaluation` turns them into metrics."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from cluster.types import Prompt, SamplingParameters, Trajectory
@@ -24,14 +24,15 @@ class Evaluator:
         rollouts: Rollouts,
         scoring: Scoring,
         learner: ReferenceKL,
-        second_judge: Callable[[Trajectory], float],
+        judges: Mapping[str, Callable[[Trajectory], float]],
         sampling: SamplingParameters,
     ) -> None:
+        """`judges`: by name; functions that nothing is trained against."""
         self._prompts = prompts
         self._rollouts = rollouts
         self._scoring = scoring
         self._learner = learner
-        self._second_judge = second_judge
+        self._judges = judges
         self._sampling = sampling
 
     def run(self) -> list[EvaluatedCompletion]:
@@ -50,7 +51,7 @@ class Evaluator:
                 prompt=trajectory.prompt.text,
                 completion=trajectory.completion.text,
                 score=score,
-                vader_compound=self._second_judge(trajectory),
+                judgements={name: judge(trajectory) for name, judge in self._judges.items()},
                 num_tokens=len(trajectory.completion.token_ids),
                 kl_nats=kl_nats,
             )

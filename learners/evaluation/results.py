@@ -1,7 +1,7 @@
 """How good a policy is on prompts that it was not trained on, and whether it got better honestly.
 
-KL in nats, summed over a completion's tokens. Two judges: the score that PPO maximised, and a sentiment lexicon (VADER,
-Hutto and Gilbert 2014) that it never saw. Standard deviations are those of the population (divided by n).
+KL in nats, summed over a completion's tokens. The score is what was trained on; judges are functions that were not. Standard
+deviations are those of the population (divided by n).
 """
 
 import math
@@ -10,26 +10,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from cluster.errors import DataError
+from learners.settings.evaluation import EvaluationConfig, JudgeConfig, VerdictConfig
 
-POSITIVE_COMPOUND = 0.05  # VADER's own threshold for positive text
 MIN_STARTING_STD = 1e-6  # a policy whose completions all score alike
-
-# What `verdicts` asks of a trained policy.
-MIN_SCORE_GAIN_IN_STD = 0.5
-MIN_SCORE_GAIN_IN_STANDARD_ERRORS = 2.0  # about 95 % sure that it is not chance
-MAX_KL_NATS_PER_COMPLETION = 20.0
-MIN_DISTINCT_2_KEPT_FRAC = 0.7
-MAX_LENGTH_CHANGE_FRAC = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedCompletion:
-    """One judged completion. Produced by the driver and kept as `evaluation/*.json`, consumed by `evaluate_samples`."""
+    """One judged completion. Produced by `Evaluator` and kept as `evaluation/*.json`, consumed by `evaluate_samples`."""
 
     prompt: str
     completion: str
-    score: float  # of the scorer that PPO maximises
-    vader_compound: float  # -1..1
+    score: float  # of the scorers that are trained on
+    judgements: Mapping[str, float]  # by a judge's function
     num_tokens: int
     kl_nats: float  # sum over the completion's tokens of log(policy / reference)
 
@@ -40,8 +33,8 @@ class EvaluationResult:
 
     score_mean: float
     score_std: float
-    positive_frac: float  # completions whose VADER compound is above POSITIVE_COMPOUND
-    vader_compound_mean: float
+    judge_means: Mapping[str, float]  # by a judge's function
+    judge_shares: Mapping[str, float]  # completions above the judge's `share_above`; only of judges that have one
     kl_nats_per_completion: float
     completion_tokens_mean: float
     distinct_2: float  # distinct word bigrams / all word bigrams, over all completions; after arXiv:1510.03055
@@ -51,23 +44,28 @@ class EvaluationResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One thing asked of a trained policy. Produced by `verdicts`, consumed by the report and by `rayward eval`."""
+    """One thing asked of a trained policy. Produced by `verdicts`, consumed by the report."""
 
     question: str
     passed: bool
     found: str
 
 
-def evaluate_samples(samples: Sequence[EvaluatedCompletion]) -> EvaluationResult:
+def evaluate_samples(samples: Sequence[EvaluatedCompletion], judges: Sequence[JudgeConfig]) -> EvaluationResult:
     """Average over completions."""
     if not samples:
         raise DataError("no completions to evaluate; set evaluation.num_prompts to at least 1")
     score_mean = _mean([sample.score for sample in samples])
+    judgements = {judge.function: [sample.judgements[judge.function] for sample in samples] for judge in judges}
     return EvaluationResult(
         score_mean=score_mean,
         score_std=math.sqrt(_mean([(sample.score - score_mean) ** 2 for sample in samples])),
-        positive_frac=_mean([float(sample.vader_compound > POSITIVE_COMPOUND) for sample in samples]),
-        vader_compound_mean=_mean([sample.vader_compound for sample in samples]),
+        judge_means={name: _mean(values) for name, values in judgements.items()},
+        judge_shares={
+            judge.function: _mean([float(value > judge.share_above) for value in judgements[judge.function]])
+            for judge in judges
+            if judge.share_above is not None
+        },
         kl_nats_per_completion=_mean([sample.kl_nats for sample in samples]),
         completion_tokens_mean=_mean([sample.num_tokens for sample in samples]),
         distinct_2=distinct_bigrams([sample.completion for sample in samples]),
@@ -92,53 +90,60 @@ def compare(before: EvaluationResult, after: EvaluationResult) -> dict[str, floa
         "score_gain": gain,
         "score_gain_in_starting_std": gain / max(before.score_std, MIN_STARTING_STD),
         "score_gain_standard_error": math.hypot(_standard_error(before), _standard_error(after)),
-        "positive_frac_gain": after.positive_frac - before.positive_frac,
-        "vader_compound_gain": after.vader_compound_mean - before.vader_compound_mean,
+        **{f"{name}_mean_gain": after.judge_means[name] - mean for name, mean in before.judge_means.items()},
+        **{f"{name}_share_gain": after.judge_shares[name] - share for name, share in before.judge_shares.items()},
         "kl_nats_per_completion_gain": after.kl_nats_per_completion - before.kl_nats_per_completion,
         "completion_tokens_gain": after.completion_tokens_mean - before.completion_tokens_mean,
         "distinct_2_gain": after.distinct_2 - before.distinct_2,
     }
 
 
-def verdicts(before: EvaluationResult, after: EvaluationResult) -> list[Verdict]:
-    """Did the score rise, does the other judge agree, and was the language kept?"""
-    change: Mapping[str, float] = compare(before, after)
-    in_std = change["score_gain_in_starting_std"]
-    in_errors = change["score_gain"] / max(change["score_gain_standard_error"], MIN_STARTING_STD)
-    length_frac = change["completion_tokens_gain"] / before.completion_tokens_mean
-    kept_frac = after.distinct_2 / before.distinct_2 if before.distinct_2 else 1.0
+def verdicts(before: EvaluationResult, after: EvaluationResult, config: EvaluationConfig) -> list[Verdict]:
+    """Did the score rise, do the judges agree, and was the language kept? As far as the configuration asks."""
+    asked = config.verdicts
     return [
-        Verdict(
-            question=f"Score rose by at least {MIN_SCORE_GAIN_IN_STD:g} starting standard deviations",
-            passed=in_std >= MIN_SCORE_GAIN_IN_STD,
-            found=f"{in_std:+.2f}",
-        ),
-        Verdict(
-            question=f"The rise is at least {MIN_SCORE_GAIN_IN_STANDARD_ERRORS:g} standard errors",
-            passed=in_errors >= MIN_SCORE_GAIN_IN_STANDARD_ERRORS,
-            found=f"{in_errors:+.1f}",
-        ),
-        Verdict(
-            question="The second judge agrees: VADER compound rose",
-            passed=change["vader_compound_gain"] > 0,
-            found=f"{change['vader_compound_gain']:+.2f}",
-        ),
-        Verdict(
-            question=f"KL to the start is at most {MAX_KL_NATS_PER_COMPLETION:g} nats a completion",
-            passed=after.kl_nats_per_completion <= MAX_KL_NATS_PER_COMPLETION,
-            found=f"{after.kl_nats_per_completion:.1f}",
-        ),
-        Verdict(
-            question=f"At least {MIN_DISTINCT_2_KEPT_FRAC:.0%} of the distinct bigrams are kept",
-            passed=kept_frac >= MIN_DISTINCT_2_KEPT_FRAC,
-            found=f"{kept_frac:.0%}",
-        ),
-        Verdict(
-            question=f"Length changed by at most {MAX_LENGTH_CHANGE_FRAC:.0%}",
-            passed=abs(length_frac) <= MAX_LENGTH_CHANGE_FRAC,
-            found=f"{length_frac:+.0%}",
-        ),
+        *_about_the_score(before, after, asked),
+        *_about_the_judges(before, after, config),
+        *_about_the_cost(before, after, asked),
     ]
+
+
+def _about_the_score(before: EvaluationResult, after: EvaluationResult, asked: VerdictConfig) -> list[Verdict]:
+    change = compare(before, after)
+    found = []
+    if (least := asked.min_score_gain_in_starting_std) is not None:
+        in_std = change["score_gain_in_starting_std"]
+        question = f"Score rose by at least {least:g} starting standard deviations"
+        found.append(Verdict(question=question, passed=in_std >= least, found=f"{in_std:+.2f}"))
+    if (least := asked.min_score_gain_in_standard_errors) is not None:
+        in_errors = change["score_gain"] / max(change["score_gain_standard_error"], MIN_STARTING_STD)
+        question = f"The rise is at least {least:g} standard errors"
+        found.append(Verdict(question=question, passed=in_errors >= least, found=f"{in_errors:+.1f}"))
+    return found
+
+
+def _about_the_judges(before: EvaluationResult, after: EvaluationResult, config: EvaluationConfig) -> list[Verdict]:
+    if not config.verdicts.judges_agree:
+        return []
+    gains = [(judge.shown, after.judge_means[judge.function] - before.judge_means[judge.function]) for judge in config.judges]
+    return [Verdict(question=f"{judge} agrees: its mean rose", passed=gain > 0, found=f"{gain:+.2f}") for judge, gain in gains]
+
+
+def _about_the_cost(before: EvaluationResult, after: EvaluationResult, asked: VerdictConfig) -> list[Verdict]:
+    found = []
+    if (most := asked.max_kl_nats_per_completion) is not None:
+        kl_nats = after.kl_nats_per_completion
+        question = f"KL to the start is at most {most:g} nats a completion"
+        found.append(Verdict(question=question, passed=kl_nats <= most, found=f"{kl_nats:.1f}"))
+    if (least := asked.min_distinct_2_kept_frac) is not None:
+        kept_frac = after.distinct_2 / before.distinct_2 if before.distinct_2 else 1.0
+        question = f"At least {least:.0%} of the distinct bigrams are kept"
+        found.append(Verdict(question=question, passed=kept_frac >= least, found=f"{kept_frac:.0%}"))
+    if (most := asked.max_length_change_frac) is not None:
+        length_frac = (after.completion_tokens_mean - before.completion_tokens_mean) / before.completion_tokens_mean
+        question = f"Length changed by at most {most:.0%}"
+        found.append(Verdict(question=question, passed=abs(length_frac) <= most, found=f"{length_frac:+.0%}"))
+    return found
 
 
 def _mean(values: Sequence[float]) -> float:

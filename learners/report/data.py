@@ -13,7 +13,7 @@ from cluster.errors import DataError
 from cluster.storage.ledger import LedgerEntry, read_ledger
 from cluster.storage.run_directory import CONFIG_NAME, read_summary
 from learners.evaluation.results import EvaluatedCompletion, EvaluationResult, evaluate_samples
-from learners.settings.run import EvaluationConfig
+from learners.settings.evaluation import EvaluationConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class ReportData:
     run_dir: Path
     summary: dict[str, Any]
     config_yaml: str  # empty if the run wrote none
-    num_shown: int  # prompts whose samples stand side by side
+    evaluation: EvaluationConfig
     metrics: tuple[dict[str, Any], ...]  # lines of metrics.jsonl
     lengths: LengthBand
     num_trajectories: int  # in the ledger
@@ -50,11 +50,11 @@ class ReportData:
 
     @property
     def before(self) -> EvaluationResult | None:
-        return evaluate_samples(self.before_samples) if self.before_samples else None
+        return evaluate_samples(self.before_samples, self.evaluation.judges) if self.before_samples else None
 
     @property
     def after(self) -> EvaluationResult | None:
-        return evaluate_samples(self.after_samples) if self.after_samples else None
+        return evaluate_samples(self.after_samples, self.evaluation.judges) if self.after_samples else None
 
 
 def load_report_data(run_dir: Path) -> ReportData:
@@ -62,13 +62,13 @@ def load_report_data(run_dir: Path) -> ReportData:
     entries = list(read_ledger(run_dir / "trajectories"))
     config_path = run_dir / CONFIG_NAME
     config_yaml = config_path.read_text(encoding="utf-8") if config_path.is_file() else ""
-    config = yaml.safe_load(config_yaml) or {}
-    evaluation = EvaluationConfig(**config["evaluation"]) if "evaluation" in config else EvaluationConfig()
+    config: dict[str, Any] = yaml.safe_load(config_yaml) or {}
+    config = config.get("policy", config)  # a quickstart's settings of the policy stand under that name
     return ReportData(
         run_dir=run_dir,
         summary=read_summary(run_dir),
         config_yaml=config_yaml,
-        num_shown=evaluation.num_shown,
+        evaluation=EvaluationConfig.model_validate(config.get("evaluation", {})),
         metrics=tuple(_read_metrics(run_dir / "metrics.jsonl")),
         lengths=_length_band(entries),
         num_trajectories=len(entries),

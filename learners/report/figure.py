@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learners.evaluation.results import POSITIVE_COMPOUND, EvaluatedCompletion
+from learners.evaluation.results import EvaluatedCompletion, EvaluationResult
 from learners.report.data import ReportData
+from learners.settings.evaluation import JudgeConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,9 +72,7 @@ def draw_figure(data: ReportData, theme: Theme) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [draw for needed, draw in PANELS if (bool(data.series(needed)[0]) if needed else data.has_samples)] or [
-        _draw_nothing
-    ]
+    panels = _panels(data) or [_draw_nothing]
     num_columns = min(len(panels), MAX_COLUMNS)
     num_rows = math.ceil(len(panels) / num_columns)
     size = (PANEL_INCHES[0] * num_columns, PANEL_INCHES[1] * num_rows)
@@ -194,16 +194,24 @@ def _draw_lengths(axes: "Axes", data: ReportData, theme: Theme) -> None:
 
 def _draw_scores_before_after(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Held-out score, before and after")
-    _histograms(axes, data, theme, lambda sample: sample.score, "{mean:+.2f}")
+    _histograms(axes, data, theme, lambda sample: sample.score, lambda result: f"{result.score_mean:+.2f}")
     axes.set(xlabel="score of one completion", ylabel="share of completions")
 
 
-def _draw_second_judge(axes: "Axes", data: ReportData, theme: Theme) -> None:
-    axes.set_title("Second judge: VADER sentiment")
-    _histograms(axes, data, theme, lambda sample: sample.vader_compound, "{positive:.0%} positive")
-    axes.axvline(POSITIVE_COMPOUND, ymax=1 / HEADROOM, color=theme.faint, lw=0.9, ls=":")
-    axes.set_xticks((-1, -0.5, 0, 0.5, 1))
-    axes.set(xlabel=f"compound of one completion (positive: above {POSITIVE_COMPOUND:g})", ylabel="share of completions")
+def _draw_judge(judge: JudgeConfig, axes: "Axes", data: ReportData, theme: Theme) -> None:
+    axes.set_title(f"Not trained on: {judge.shown}")
+
+    def found(result: EvaluationResult) -> str:
+        if judge.share_above is None:
+            return f"{result.judge_means[judge.function]:+.2f}"
+        return f"{result.judge_shares[judge.function]:.0%} {judge.share_title}".strip()
+
+    _histograms(axes, data, theme, lambda sample: sample.judgements[judge.function], found)
+    label = "judgement of one completion"
+    if judge.share_above is not None:
+        axes.axvline(judge.share_above, ymax=1 / HEADROOM, color=theme.faint, lw=0.9, ls=":")
+        label += f" (share: above {judge.share_above:g})"
+    axes.set(xlabel=label, ylabel="share of completions")
 
 
 def _draw_times(axes: "Axes", data: ReportData, theme: Theme) -> None:
@@ -284,9 +292,13 @@ def _running_mean(values: list[float]) -> list[float]:
 
 
 def _histograms(
-    axes: "Axes", data: ReportData, theme: Theme, value_of: Callable[[EvaluatedCompletion], float], label: str
+    axes: "Axes",
+    data: ReportData,
+    theme: Theme,
+    value_of: Callable[[EvaluatedCompletion], float],
+    found: Callable[[EvaluationResult], str],
 ) -> None:
-    """Both policies over the same bins, as shares of their completions; `label` may use {mean} and {positive}."""
+    """Both policies over the same bins, as shares of their completions; `found`: a policy's result, for the legend."""
     from matplotlib.ticker import PercentFormatter
 
     sets = [("before", data.before_samples, data.before, theme.before), ("after", data.after_samples, data.after, theme.after)]
@@ -300,9 +312,8 @@ def _histograms(
         mean = float(np.mean(points))
         shares, _ = np.histogram(points, bins=bins)
         shares = shares / len(points)
-        found = label.format(mean=mean, positive=result.positive_frac)
         axes.stairs(shares, bins, fill=True, color=colour, alpha=0.30)
-        axes.stairs(shares, bins, color=colour, lw=1.6, label=f"{name}: {found}")
+        axes.stairs(shares, bins, color=colour, lw=1.6, label=f"{name}: {found(result)}")
         axes.axvline(mean, ymax=1 / HEADROOM, color=colour, ls="--", lw=1.3)
         top = max(top, float(shares.max()))
     axes.set_ylim(0, top * HEADROOM)
@@ -311,14 +322,21 @@ def _histograms(
 
 
 Panel = Callable[["Axes", ReportData, Theme], None]
-PANELS: tuple[tuple[str, Panel], ...] = (  # (metric that it needs, panel); no metric: evaluated samples
+CURVES_OF_LEARNING: tuple[tuple[str, Panel], ...] = (  # (metric that it needs, panel)
     ("reward_model/train_accuracy", _draw_reward_model),
     ("score/mean", _draw_score),
     ("policy/ref_kl_nats_per_completion", _draw_kl),
     ("policy/ref_kl_nats_per_completion", _draw_score_over_kl),
     ("policy/clip_frac", _draw_update_health),
     ("rollout/completion_tokens_mean", _draw_lengths),
-    ("", _draw_scores_before_after),
-    ("", _draw_second_judge),
-    ("time/rollout_s", _draw_times),
 )
+
+
+def _panels(data: ReportData) -> list[Panel]:
+    """Those that the run has data for."""
+    panels = [draw for needed, draw in CURVES_OF_LEARNING if data.series(needed)[0]]
+    if data.has_samples:
+        panels += [_draw_scores_before_after, *(partial(_draw_judge, judge) for judge in data.evaluation.judges)]
+    if data.series("time/rollout_s")[0]:
+        panels.append(_draw_times)
+    return panels

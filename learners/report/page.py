@@ -13,6 +13,7 @@ from cluster.storage.atomic_file import write_atomically
 from learners.evaluation.results import EvaluatedCompletion, EvaluationResult, Verdict, compare, verdicts
 from learners.report.data import ReportData, load_report_data
 from learners.report.figure import DARK, LIGHT, draw_figure
+from learners.settings.evaluation import JudgeConfig
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 NUM_EXTREMES = 4  # highest and lowest scores shown
@@ -112,12 +113,12 @@ def _render(data: ReportData, figures: Figures) -> str:
         summary=data.summary,
         light_png=base64.b64encode(figures.light).decode(),
         dark_png=base64.b64encode(figures.dark).decode(),
-        headline=_headline(before, after, data.summary),
-        rows=_summary_rows(before, after),
-        verdicts=_verdicts(before, after),
+        headline=_headline(data),
+        rows=_summary_rows(data),
+        verdicts=_verdicts(data),
         reward_model="" if before is None or after is None else _reward_model_sentence(data.summary),
         num_trajectories=data.num_trajectories,
-        pairs=pairs[: data.num_shown],
+        pairs=pairs[: data.evaluation.num_shown],
         num_pairs=len(pairs),
         extremes=_extremes(data),
         wall_s=data.summary.get("wall_s", {}),
@@ -128,28 +129,46 @@ def _render(data: ReportData, figures: Figures) -> str:
     )
 
 
-def _headline(before: EvaluationResult | None, after: EvaluationResult | None, summary: dict[str, Any]) -> str:
+def _headline(data: ReportData) -> str:
+    before, after = data.before, data.after
     if before is None or after is None:
-        return _reward_model_sentence(summary) or "This run has no evaluation before and after yet."
+        return _reward_model_sentence(data.summary) or "This run has no evaluation before and after yet."
     change = compare(before, after)
+    shares = [
+        f", {judge.share_title or judge.shown} from {before.judge_shares[judge.function]:.0%} "
+        f"to {after.judge_shares[judge.function]:.0%}"
+        for judge in data.evaluation.judges
+        if judge.share_above is not None
+    ]
     return (
         f"On {after.num_prompts} held-out prompts the score went from {before.score_mean:+.2f} to {after.score_mean:+.2f} "
-        f"({change['score_gain_in_starting_std']:+.2f} starting standard deviations), and positive completions from "
-        f"{before.positive_frac:.0%} to {after.positive_frac:.0%}, at {after.kl_nats_per_completion:.1f} nats from the start."
+        f"({change['score_gain_in_starting_std']:+.2f} starting standard deviations){''.join(shares)}, "
+        f"at {after.kl_nats_per_completion:.1f} nats from the start."
     )
 
 
-def _verdicts(before: EvaluationResult | None, after: EvaluationResult | None) -> list[Verdict]:
-    return [] if before is None or after is None else verdicts(before, after)
+def _verdicts(data: ReportData) -> list[Verdict]:
+    return [] if data.before is None or data.after is None else verdicts(data.before, data.after, data.evaluation)
 
 
-def _summary_rows(before: EvaluationResult | None, after: EvaluationResult | None) -> list[SummaryRow]:
+def _judge_fields(judge: JudgeConfig) -> "list[tuple[str, str, Callable[[EvaluationResult], float]]]":
+    name = judge.function
+    fields: list[tuple[str, str, Callable[[EvaluationResult], float]]] = [
+        (f"{judge.shown}, mean", "{:+.2f}", lambda result: result.judge_means[name])
+    ]
+    if judge.share_above is not None:
+        title = f"{judge.share_title or judge.shown} (above {judge.share_above:g})"
+        fields.insert(0, (title[0].upper() + title[1:], "{:.1%}", lambda result: result.judge_shares[name]))
+    return fields
+
+
+def _summary_rows(data: ReportData) -> list[SummaryRow]:
+    before, after = data.before, data.after
     signed, plain, share = "{:+.2f}", "{:.2f}", "{:.1%}"
     fields: list[tuple[str, str, Callable[[EvaluationResult], float]]] = [
         ("Score, mean", signed, lambda result: result.score_mean),
         ("Score, standard deviation", plain, lambda result: result.score_std),
-        ("Positive completions (VADER)", share, lambda result: result.positive_frac),
-        ("VADER compound, mean", signed, lambda result: result.vader_compound_mean),
+        *(field for judge in data.evaluation.judges for field in _judge_fields(judge)),
         ("KL to the start, nats per completion", plain, lambda result: result.kl_nats_per_completion),
         ("Completion length, tokens", "{:.1f}", lambda result: result.completion_tokens_mean),
         ("Distinct bigrams", share, lambda result: result.distinct_2),
@@ -225,7 +244,13 @@ def _cell(sample: EvaluatedCompletion | None, data: ReportData) -> SampleCell | 
     return SampleCell(
         completion=sample.completion,
         score=f"{sample.score:+.2f}",
-        detail=f"VADER {sample.vader_compound:+.2f}, {sample.num_tokens} tokens, KL {sample.kl_nats:.1f} nats",
+        detail=", ".join(
+            [
+                *(f"{judge.shown} {sample.judgements[judge.function]:+.2f}" for judge in data.evaluation.judges),
+                f"{sample.num_tokens} tokens",
+                f"KL {sample.kl_nats:.1f} nats",
+            ]
+        ),
         tint=_tint(sample.score, data.before or data.after),
     )
 

@@ -1,6 +1,6 @@
 """Runs on a terminal: all of a folder as a table, or one with its curves, its samples and where to go next."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import DataError
 from cluster.storage.ledger import audit_ledger
 from cluster.storage.run_directory import SUMMARY_NAME, find_run, read_summary
-from learners.evaluation.results import EvaluatedCompletion, verdicts
+from learners.evaluation.results import EvaluatedCompletion, EvaluationResult, verdicts
 from learners.report.data import ReportData, load_report_data
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _comparison(data: ReportData) -> "Iterator[RenderableType]":
 
     if data.before is None:
         return
-    before, after = asdict(data.before), None if data.after is None else asdict(data.after)
+    before, after = _numbers(data.before, data), None if data.after is None else _numbers(data.after, data)
     table = _titled_table("On prompts that were not trained on", "quantity", "before", "after", "change")
     for name, start in before.items():
         label = name.replace("_", " ")
@@ -182,9 +182,19 @@ def _comparison(data: ReportData) -> "Iterator[RenderableType]":
             table.add_row(label, f"{start:.4g}", f"{after[name]:.4g}", f"{after[name] - start:+.4g}")
     yield table
     if data.after is not None:
-        for verdict in verdicts(data.before, data.after):
+        for verdict in verdicts(data.before, data.after, data.evaluation):
             mark = ("yes", "green") if verdict.passed else ("no ", "yellow")
             yield Text.assemble(mark, f"  {verdict.question}: {verdict.found}")
+
+
+def _numbers(result: EvaluationResult, data: ReportData) -> dict[str, float]:
+    """A result as one row a number; a judge's under its title."""
+    numbers = {name: value for name, value in asdict(result).items() if not isinstance(value, Mapping)}
+    for judge in data.evaluation.judges:
+        numbers[f"{judge.shown}, mean"] = result.judge_means[judge.function]
+        if judge.share_above is not None:
+            numbers[judge.share_title or f"{judge.shown} above {judge.share_above:g}"] = result.judge_shares[judge.function]
+    return numbers
 
 
 def _curves(data: ReportData) -> "Iterator[RenderableType]":

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from actors.config import RewardModelScorerConfig
 from actors.sources.fetching import announced
 from cluster.storage.checkpoint import CheckpointFolder
 from cluster.storage.run_directory import RunDirectory, find_run
@@ -12,9 +13,9 @@ from learners.run.composition import POLICY_CHECKPOINTS
 from learners.run.plan import role_requests
 from learners.run.policy_stage import POLICY_STAGES, align_policy
 from learners.run.prompt_loading import prompts_meanwhile
-from learners.run.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_STAGE, learn_reward_model
+from learners.run.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_FOLDER, REWARD_MODEL_STAGE, learn_reward_model
 from learners.run.session import open_session
-from learners.settings.run import QuickstartConfig, RewardModelRunConfig, TrainingRunConfig, load_resolved_config
+from learners.settings.run import PolicyRunConfig, QuickstartConfig, RewardModelRunConfig, TrainingRunConfig, load_resolved_config
 
 CHECKPOINT_FOLDERS = (POLICY_CHECKPOINTS, REWARD_MODEL_CHECKPOINTS)
 
@@ -33,8 +34,7 @@ def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = N
     ):
         prompts = rendering.result()  # now: it may be what is wrong, and a reward model takes minutes
         reward_model = learn_reward_model(session, config.model, config.reward_model, seed=config.seed)
-        scorer = config.scorer.model_copy(update={"model": str(reward_model)})
-        align_policy(session, policy_run.model_copy(update={"scorers": (scorer,)}), prompts, report)
+        align_policy(session, _judged_by(policy_run, reward_model), prompts, report)
     return _reported(session.path, report)
 
 
@@ -73,6 +73,17 @@ def resume_run(run: Path, overrides: Sequence[str], *, fresh: bool) -> Path:
     if isinstance(config, QuickstartConfig):
         return run_quickstart(config, resumed=resumed)
     return run_training(config, resumed=resumed)
+
+
+def _judged_by(config: PolicyRunConfig, reward_model: Path) -> PolicyRunConfig:
+    """With the trained folder in the place of the name that stands for it."""
+    scorers = tuple(
+        scorer.model_copy(update={"model": str(reward_model)})
+        if isinstance(scorer, RewardModelScorerConfig) and scorer.model == REWARD_MODEL_FOLDER
+        else scorer
+        for scorer in config.scorers
+    )
+    return config.model_copy(update={"scorers": scorers})
 
 
 def _reported(run: Path, report: ReportInTheMaking) -> Path:

@@ -48,17 +48,17 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
             rollouts=roles.rollouts,
             scoring=roles.scoring,
             learner=roles.learner,
-            second_judge=REWARD_FUNCTIONS["vader"],
+            judges={judge.function: REWARD_FUNCTIONS[judge.function] for judge in config.evaluation.judges},
             sampling=_sampling(config, config.evaluation.samples_per_prompt, "evaluation"),
         )
         if not (session.path / BEFORE).exists():
-            _evaluate(session, evaluator, BEFORE, num_steps_done=0)
+            _evaluate(session, config, evaluator, BEFORE, num_steps_done=0)
         driver = _driver(session, config, roles, prompts.train)
         while True:  # until the learner keeps its ranks from the last step to the export
             with session.stage("train"):
                 version = _run_steps(session, config, driver, evaluator)
             try:
-                _evaluate(session, evaluator, AFTER, num_steps_done=config.learner.num_steps)
+                _evaluate(session, config, evaluator, AFTER, num_steps_done=config.learner.num_steps)
                 with session.stage("export"):
                     _export(session, roles.learner, version)
             except LearnerRestartedError as error:
@@ -82,7 +82,7 @@ def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Se
             note=session.view.note,
         ),
         save_every=config.checkpoint.every_num_steps,
-        max_unscored_frac=config.supervision.max_unscored_frac,
+        max_unscored_frac=config.max_unscored_frac,
         interrupts=session.interrupts,
     )
 
@@ -95,7 +95,7 @@ def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evalua
         num_done = step + 1
         session.view.step(num_done, num_steps, metrics)
         if every and num_done % every == 0 and num_done < num_steps:  # the last is evaluated anyway
-            _log_evaluation(session, num_done, evaluate_samples(evaluator.run()))
+            _log_evaluation(session, num_done, evaluate_samples(evaluator.run(), config.evaluation.judges))
 
     return driver.run(num_steps, on_step=on_step)
 
@@ -120,13 +120,15 @@ def _export(session: Session, learner: PolicyLearnerHandle, version: int) -> Non
     session.directory.write_summary({"policy_version": version})
 
 
-def _evaluate(session: Session, evaluator: Evaluator, samples_file: Path, *, num_steps_done: int) -> None:
+def _evaluate(
+    session: Session, config: PolicyRunConfig, evaluator: Evaluator, samples_file: Path, *, num_steps_done: int
+) -> None:
     """Evaluate, keep the samples in `samples_file`, and put the averages into the summary under its name."""
     moment = samples_file.stem
     with session.stage(f"evaluate {moment}"):
         samples = evaluator.run()
         write_atomically(session.path / samples_file, json.dumps([asdict(sample) for sample in samples], indent=1))
-        result = evaluate_samples(samples)
+        result = evaluate_samples(samples, config.evaluation.judges)
         session.directory.write_summary({moment: asdict(result)})
         _log_evaluation(session, num_steps_done, result)
 

@@ -26,13 +26,14 @@ from learners.run.session import Session
 from learners.settings.reward_model import RewardModelLearnerConfig
 
 REWARD_MODEL_STAGE = "reward model"
+REWARD_MODEL_FOLDER = "reward_model"  # inside the run directory
 REWARD_MODEL_CHECKPOINTS = "reward_model_checkpoints"
 METRICS_STAGE = SUMMARY_KEY = "reward_model"  # in metrics.jsonl and summary.json
 
 
 def learn_reward_model(session: Session, model: str, config: RewardModelLearnerConfig, *, seed: int) -> Path:
     """A reward model from the movie-review judgements; returns its folder inside the run directory."""
-    folder = session.path / "reward_model"
+    folder = session.path / REWARD_MODEL_FOLDER
     if folder.exists() and SUMMARY_KEY in session.directory.read_summary():  # a resumed run that had come so far
         return folder
     with session.stage(REWARD_MODEL_STAGE):

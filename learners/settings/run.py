@@ -6,26 +6,16 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import GeneratorConfig, RewardModelScorerConfig, SamplingConfig, ScorerConfig, SupervisionConfig, TaskConfig
+from actors.config import GeneratorConfig, SamplingConfig, ScorerConfig, SupervisionConfig, TaskConfig
 from cluster.config import StrictConfig, load_config, parse_config, read_yaml
 from cluster.errors import ConfigError
 from cluster.storage.run_directory import CONFIG_NAME
+from learners.settings.evaluation import EvaluationConfig
 from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.settings.presets import Algorithm
 from learners.settings.reward_model import RewardModelLearnerConfig
 
 RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-
-class EvaluationConfig(StrictConfig):
-    """Evaluation before and after, and on the way, on prompts that are not trained on."""
-
-    every_num_steps: int = Field(0, ge=0)
-    """Also after every so many steps, as points of the reward curve; 0 is never."""
-    num_prompts: int = Field(64, ge=1)
-    samples_per_prompt: int = Field(1, ge=1)
-    num_shown: int = Field(8, ge=1)
-    """Prompts whose samples stand side by side in the report."""
 
 
 class CheckpointConfig(StrictConfig):
@@ -59,8 +49,8 @@ class RewardModelRunConfig(RunConfig):
     learner: RewardModelLearnerConfig
 
 
-class PolicyRunConfig(RunConfig):
-    """`rayward train` with one of the policy-gradient algorithms."""
+class PolicyStageConfig(StrictConfig):
+    """All that aligns a policy, but for what every run has."""
 
     task: TaskConfig
     sampling: SamplingConfig = SamplingConfig()
@@ -70,6 +60,8 @@ class PolicyRunConfig(RunConfig):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     supervision: SupervisionConfig = SupervisionConfig()
+    max_unscored_frac: float = Field(0.2, ge=0, le=1)
+    """Trajectories without a score are left out of a step; above this share the run ends."""
 
     @field_validator("scorers")
     @classmethod
@@ -150,42 +142,21 @@ class PolicyRunConfig(RunConfig):
         return self
 
 
+class PolicyRunConfig(RunConfig, PolicyStageConfig):
+    """`rayward train` with one of the policy-gradient algorithms."""
+
+
 class QuickstartConfig(RunConfig):
     """The embedded main job: a reward model from people's judgements, then PPO against it, in one run directory."""
 
     reward_model: RewardModelLearnerConfig
-    scorer: RewardModelScorerConfig
-    task: TaskConfig
-    sampling: SamplingConfig = SamplingConfig()
-    generator: GeneratorConfig = GeneratorConfig()
-    learner: PolicyLearnerConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    supervision: SupervisionConfig = SupervisionConfig()
-
-    @model_validator(mode="after")
-    def _policy_run_is_valid(self) -> Self:
-        self.policy_run()
-        return self
+    policy: PolicyStageConfig
+    """A scorer of kind reward_model whose `model` is "reward_model" is the one that the first stage trains."""
 
     def policy_run(self) -> PolicyRunConfig:
         """The second stage as a run of its own."""
-        return PolicyRunConfig(
-            name=self.name,
-            runs_dir=self.runs_dir,
-            seed=self.seed,
-            model=self.model,
-            dashboard=self.dashboard,
-            stall_s=self.stall_s,
-            task=self.task,
-            sampling=self.sampling,
-            generator=self.generator,
-            scorers=(self.scorer,),
-            learner=self.learner,
-            evaluation=self.evaluation,
-            checkpoint=self.checkpoint,
-            supervision=self.supervision,
-        )
+        of_the_run = {name: getattr(self, name) for name in RunConfig.model_fields}
+        return PolicyRunConfig(**of_the_run, **dict(self.policy))
 
 
 TrainingRunConfig = PolicyRunConfig | RewardModelRunConfig

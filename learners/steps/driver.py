@@ -220,7 +220,7 @@ class Driver:
             raise RaywardError(
                 "\n".join(
                     [
-                        f"step {step}: {share:.0%} of the trajectories have no score, more than supervision.max_unscored_frac="
+                        f"step {step}: {share:.0%} of the trajectories have no score, more than max_unscored_frac="
                         f"{self._max_unscored_frac:g}; mend the scorer and resume the run",
                         *shown,
                     ]

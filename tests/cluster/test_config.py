@@ -146,9 +146,9 @@ def test_several_impossible_pairs_are_all_named(tmp_path: Path) -> None:
 def test_a_quickstart_that_cannot_work_is_explained_in_our_words() -> None:
     path = ROOT / "configs" / "quickstart_small.yaml"
     with pytest.raises(ConfigError) as caught:
-        load_config(QuickstartConfig, path, ["learner.minibatch_size=5"])
+        load_config(QuickstartConfig, path, ["policy.learner.minibatch_size=5"])
     assert caught.value.problems == [
-        f"{path}: learner.minibatch_size=5 must divide the batch of 16 trajectories (8 prompts x 2 samples)"
+        f"{path}: policy: learner.minibatch_size=5 must divide the batch of 16 trajectories (8 prompts x 2 samples)"
     ]
 
 

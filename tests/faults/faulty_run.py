@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
 CHECKPOINT_EVERY = 4
 SETTINGS = (
     "learner.num_steps=24",
+    "learner.minibatch_size=8",  # two optimizer steps a step
     f"checkpoint.every_num_steps={CHECKPOINT_EVERY}",
     "learner.workers.max_restarts=20",
     "supervision.max_losses=20",
@@ -36,13 +37,13 @@ RANK, MAILBOX, CONTROLLER, TRAIN_TASK = "ray::RayTrainWorker", "ray::Mailbox", "
 
 
 class FaultyRun:
-    """`rayward train configs/train/ppo_tiny.yaml` under test. Started by `start`, or by `resume` after its end."""
+    """`rayward train configs/train/tiny.yaml` under test. Started by `start`, or by `resume` after its end."""
 
     def __init__(self, folder: Path, name: str, *overrides: str, **environment: str) -> None:
         self.path = folder / name
         self._log = folder / f"{name}.log"
         self._environment = {**os.environ, "COLUMNS": "200", **environment}
-        config = REPOSITORY / "configs" / "train" / "ppo_tiny.yaml"
+        config = REPOSITORY / "configs" / "train" / "tiny.yaml"
         self._arguments = ["train", str(config), f"name={name}", f"runs_dir={folder}", *SETTINGS, *overrides]
         self._process: subprocess.Popen[bytes] | None = None
         self._processes: set[psutil.Process] = set()

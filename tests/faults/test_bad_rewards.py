@@ -24,7 +24,7 @@ def scorers(function: str) -> str:
 @pytest.mark.timeout(1800)
 @pytest.mark.faults
 def test_five_kinds_of_no_score(clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None]) -> None:
-    run = start_run(scorers("length_or_worse"), "supervision.max_unscored_frac=0.6")
+    run = start_run(scorers("length_or_worse"), "max_unscored_frac=0.6")
     exit_code = run.wait()
     assert exit_code == 0, run.output
     entries = list(read_ledger(run.path / "trajectories"))

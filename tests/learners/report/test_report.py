@@ -13,12 +13,14 @@ from cluster.errors import DataError
 from cluster.storage.ledger import TrajectoryLedger
 from cluster.types import Completion, Message, Prompt, Reward, ScoredGroup, Task, Trajectory, TrajectoryGroup
 from learners.report.data import load_report_data
-from learners.report.page import ReportInTheMaking
+from learners.report.page import ReportInTheMaking, draw_figures, write_report
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NUM_STEPS = 12
 OPENINGS = ("The film opens with a", "There is something about this", "A director who has never", "Despite its long running time")
 SAD = ("boring and pointless chase that goes nowhere at all", "weak story, told without care or interest")
+STRICT = {"min_distinct_2_kept_frac": 0.7, "max_length_change_frac": 0.5}
+JUDGES = [{"function": "vader", "title": "VADER sentiment", "share_above": 0.05, "share_title": "positive completions"}]
 GLAD = ("wonderful and touching performance by a great cast", "charming story, full of warmth and good humour")
 
 
@@ -37,7 +39,15 @@ def write_run(path: Path, *, hostile: str = "") -> Path:
         "reward_model": {"accuracy": 0.853, "human_agreement": 0.904, "num_pairs": 2000},
     }
     (path / "summary.json").write_text(json.dumps(summary))
-    (path / "config.yaml").write_text(yaml.safe_dump({"name": "movie-night", "seed": 7, "evaluation": {"num_shown": 3}}))
+    (path / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "movie-night",
+                "seed": 7,
+                "evaluation": {"num_shown": 3, "judges": JUDGES, "verdicts": STRICT},
+            }
+        )
+    )
     _write_metrics(path / "metrics.jsonl", rng)
     _write_ledger(path / "trajectories", rng)
     for file, shift, texts in (("before.json", 0.0, SAD + GLAD), ("after.json", 1.3, GLAD)):
@@ -46,7 +56,7 @@ def write_run(path: Path, *, hostile: str = "") -> Path:
                 "prompt": f"{rng.choice(OPENINGS)} {number}",
                 "completion": f"{rng.choice(texts)} {rng.randrange(99)}{hostile}",
                 "score": rng.gauss(-0.4 + shift, 1.0),
-                "vader_compound": max(-1.0, min(1.0, rng.gauss(0.05 + shift / 3, 0.45))),
+                "judgements": {"vader": max(-1.0, min(1.0, rng.gauss(0.05 + shift / 3, 0.45)))},
                 "num_tokens": rng.randint(14, 24),
                 "kl_nats": max(0.0, rng.gauss(3.1 * shift, 1.0 * shift)),
             }
@@ -173,3 +183,17 @@ def test_a_broken_metrics_line_in_the_middle_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl:2"):
         load_report_data(tmp_path)
+
+
+def test_a_report_shows_the_judges_of_its_own_task_and_no_others(tmp_path: Path) -> None:
+    with_judge, without = write_run(tmp_path / "reviews"), write_run(tmp_path / "sums")
+    (without / "config.yaml").write_text(yaml.safe_dump({"name": "sums", "evaluation": {"num_shown": 3}}))
+    pages = [write_report(run, draw_figures(run)).read_text() for run in (with_judge, without)]
+    for words in ("VADER sentiment", "ositive completions", "Length changed"):
+        assert (words in pages[0], words in pages[1]) == (True, False)
+
+
+def test_the_settings_of_a_quickstart_stand_under_its_policy(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text(yaml.safe_dump({"name": "quickstart", "policy": {"evaluation": {"num_shown": 2}}}))
+    assert load_report_data(run).evaluation.num_shown == 2

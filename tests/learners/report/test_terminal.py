@@ -14,7 +14,14 @@ from learners.report.terminal import SPARK_LEVELS, list_runs, run_view, runs_tab
 
 
 def sample(prompt: str, completion: str, score: float) -> dict[str, Any]:
-    return {"prompt": prompt, "completion": completion, "score": score, "vader_compound": 0.1, "num_tokens": 4, "kl_nats": 1.0}
+    return {
+        "prompt": prompt,
+        "completion": completion,
+        "score": score,
+        "judgements": {"vader": 0.1},
+        "num_tokens": 4,
+        "kl_nats": 1.0,
+    }
 
 
 def write_run(path: Path, **changes: Any) -> Path:

@@ -12,7 +12,7 @@ from cluster.storage.run_directory import RunDirectory, read_summary
 from learners.run import commands
 from learners.settings.run import load_run_config
 
-CONFIG = Path(commands.__file__).parents[2] / "configs" / "train" / "ppo_tiny.yaml"
+CONFIG = Path(commands.__file__).parents[2] / "configs" / "train" / "tiny.yaml"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from cluster.errors import ConfigError
 from learners.run import composition
 from learners.settings.run import load_run_config
 
-CONFIG = Path(composition.__file__).parents[2] / "configs" / "train" / "ppo_tiny.yaml"
+CONFIG = Path(composition.__file__).parents[2] / "configs" / "train" / "tiny.yaml"
 
 
 def test_shared_memory_does_not_reach_a_second_machine(monkeypatch: pytest.MonkeyPatch) -> None:

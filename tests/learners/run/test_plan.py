@@ -119,7 +119,7 @@ def test_a_plan_that_does_not_fit_says_so_and_does_not_fail(monkeypatch: pytest.
     assert "does not fit" in rendered(planned)
 
 
-@pytest.mark.parametrize("name", ["ppo_tiny", "reward_model_movie_reviews"])
+@pytest.mark.parametrize("name", ["tiny", "reward_model_movie_reviews"])
 def test_the_shipped_runs_fit_two_cpus(name: str) -> None:
     config = load_run_config(CONFIGS / "train" / f"{name}.yaml")
     check_placement(role_requests(config), placement.Machine(num_cpus=2, num_gpus=0))

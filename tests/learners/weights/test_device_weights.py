@@ -248,7 +248,7 @@ def test_a_backend_needs_its_devices_on_both_sides(
         f"learner.workers.num_gpus={learner_gpus}",
     ]
     with pytest.raises(ConfigError, match=problem) if problem else nullcontext():
-        load_run_config(ROOT / "configs" / "train" / "ppo_tiny.yaml", overrides)
+        load_run_config(ROOT / "configs" / "train" / "tiny.yaml", overrides)
 
 
 def test_a_checksum_is_of_names_types_shapes_and_bits() -> None:
