@@ -142,8 +142,12 @@ class SamplingConfig(StrictConfig):
     max_completion_tokens: int = Field(32, ge=1)
 
 
+GPU_ENGINE_DEFAULTS: dict[str, Any] = {"max_model_tokens": 4096, "max_num_sequences": 256, "enforce_eager": False}
+GPU_MEMORY_FRAC = 0.9  # of the share of a device that an engine holds; the rest is for CUDA graphs and fragments
+
+
 class GeneratorConfig(StrictConfig):
-    """The pool of vLLM engines."""
+    """The pool of vLLM engines. Defaults are for CPU; with `num_gpus`, those of `GPU_ENGINE_DEFAULTS` take their place."""
 
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1.0, ge=0)
@@ -160,12 +164,21 @@ class GeneratorConfig(StrictConfig):
     """Sequences that one engine decodes at the same time."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """Memory for the key-value cache of a CPU engine."""
-    gpu_memory_utilization: float = Field(0.6, gt=0, lt=1)
-    """Share of a GPU's memory that an engine takes."""
+    gpu_memory_utilization: float = Field(GPU_MEMORY_FRAC, gt=0, lt=1)
+    """Share of a GPU's memory that an engine takes. On a shared GPU the default is that part of the engine's own share."""
     enforce_eager: bool = True
-    """False compiles the model: slower to start, faster to generate."""
+    """False compiles the model and records CUDA graphs: slower to start, faster to generate. False is the default on a GPU."""
     weight_transfer: Literal["shm", "nccl", "ipc"] = "shm"
     """How new weights reach an engine. shm: a file in shared memory of this host. nccl: between GPUs. ipc: on a shared GPU."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_follow_the_device(cls, values: Any) -> Any:
+        num_gpus = values.get("num_gpus") if isinstance(values, dict) else None
+        if not isinstance(num_gpus, int | float) or num_gpus <= 0:  # what is no number is refused by the field
+            return values
+        share = {"gpu_memory_utilization": GPU_MEMORY_FRAC * min(1, num_gpus)}
+        return GPU_ENGINE_DEFAULTS | share | values
 
     @model_validator(mode="after")
     def _backend_fits_the_device(self) -> Self:

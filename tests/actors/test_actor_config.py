@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from actors.config import HttpScorerConfig, PythonScorerConfig
+from actors.config import GeneratorConfig, HttpScorerConfig, PythonScorerConfig
 from cluster.config import parse_config
 from cluster.errors import ConfigError
 from learners.settings.run import PolicyRunConfig
@@ -150,3 +150,18 @@ def test_nothing_of_the_user_runs_when_settings_are_read(tmp_path: Path, monkeyp
     (tmp_path / "explosive_of_a_test.py").write_text("def score(trajectory): ...\nraise RuntimeError\n")
     monkeypatch.chdir(tmp_path)
     assert PythonScorerConfig(path="explosive_of_a_test:score").timeout_s == 10.0
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "given", "expected"),
+    [
+        (0, {}, (True, 64, 256, 0.9)),
+        (1, {}, (False, 256, 4096, 0.9)),
+        (0.5, {}, (False, 256, 4096, 0.45)),  # 0.9 of half a device
+        (1, {"enforce_eager": True, "max_num_sequences": 8}, (True, 8, 4096, 0.9)),
+    ],
+)
+def test_the_defaults_of_an_engine_follow_its_device(num_gpus: float, given: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    config = GeneratorConfig.model_validate({"num_gpus": num_gpus, **given})
+    found = (config.enforce_eager, config.max_num_sequences, config.max_model_tokens, config.gpu_memory_utilization)
+    assert found == pytest.approx(expected)
