@@ -35,7 +35,7 @@ from learners.network.models import (
 from learners.network.optimizer import GuardedAdamW
 from learners.policy.batch import PreparedBatch, collate
 from learners.policy.objective import Objective, StepCounts
-from learners.policy.preparation import FrozenPass, judged_scores, prepare
+from learners.policy.preparation import FrozenPass, judged_totals, prepare
 from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
@@ -126,12 +126,12 @@ class PolicyLearner:
         started = time.perf_counter()
         training_batch = collate(batch, self.device)
         frozen = self._frozen_pass(training_batch.tokens)
-        self._state = self._state.with_scores(judged_scores(training_batch, self._config.reward))
+        self._state = self._state.with_scores(judged_totals(training_batch, self._config.reward))
         prepared = prepare(
             training_batch, frozen, self._config, self._state, max_completion_tokens=self._start.max_completion_tokens
         )
         self._follow_returns(prepared)
-        metrics = _batch_metrics(prepared, frozen, training_batch.scores_B, self._config)
+        metrics = _batch_metrics(prepared, frozen, training_batch.totals_B, self._config)
         prepared_at = time.perf_counter()
         metrics |= self._run_epochs(prepared, step=batch.step) | {"policy/kl_coef": self._state.kl_coef}
         self.num_steps_done = batch.step + 1
@@ -281,7 +281,7 @@ def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) ->
 
 
 def _batch_metrics(
-    prepared: PreparedBatch, frozen: FrozenPass, scores_B: Tensor, config: PolicyLearnerConfig
+    prepared: PreparedBatch, frozen: FrozenPass, totals_B: Tensor, config: PolicyLearnerConfig
 ) -> dict[str, float]:
     """What is known before the first optimizer step."""
     tokens, num_tokens = prepared.tokens, prepared.tokens.num_tokens
@@ -289,18 +289,18 @@ def _batch_metrics(
     metrics = mismatch_metrics(
         frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, cap=config.mismatch.cap, num_tokens=num_tokens
     ) | {
-        "policy/ref_kl_nats_per_completion": masked_sum(frozen.old_logprobs_BT - frozen.ref_logprobs_BT, mask_BT) / len(scores_B),
+        "policy/ref_kl_nats_per_completion": masked_sum(frozen.old_logprobs_BT - frozen.ref_logprobs_BT, mask_BT) / len(totals_B),
         # The mean of -log p over sampled tokens estimates the entropy without a pass over the vocabulary.
         "policy/sampled_entropy": -masked_mean(frozen.old_logprobs_BT, mask_BT, count=num_tokens),
         "policy/rejected_frac": masked_mean((prepared.importance_weights_BT == 0).float(), mask_BT, count=num_tokens),
         "policy/advantage_zero_frac": masked_mean((prepared.advantages_BT == 0).float(), mask_BT, count=num_tokens),
-        "score/mean": scores_B.mean(),
-        "score/std": scores_B.std(correction=0),
+        "score/mean": totals_B.mean(),
+        "score/std": totals_B.std(correction=0),
     }
     if config.critic.kind != "none":
         unexplained = masked_variance(returns_BT - prepared.old_values_BT, mask_BT, count=num_tokens)
         variance = masked_variance(returns_BT, mask_BT, count=num_tokens)
         metrics["value/explained_variance"] = 1 - unexplained / variance.clamp(min=MIN_VARIANCE)
     return {name: value.item() for name, value in metrics.items()} | {
-        "rollout/completion_tokens_mean": num_tokens / len(scores_B)
+        "rollout/completion_tokens_mean": num_tokens / len(totals_B)
     }

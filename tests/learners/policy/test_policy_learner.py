@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import DataError
-from cluster.types import ScoredBatch, Trajectory
+from cluster.types import ScoredBatch, StepScore, Trajectory
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
@@ -199,6 +200,30 @@ def test_a_critic_in_the_unit_of_the_returns_has_its_loss_in_their_variances(
     variance = sum((value - mean) ** 2 for value in returns) / len(returns)
     assert losses[False] == pytest.approx(sum(value**2 for value in returns) / len(returns) / 2, rel=1e-4)
     assert losses[True] == pytest.approx(losses[False] / variance, rel=1e-4)
+
+
+def test_the_score_and_its_moments_count_the_scores_of_steps(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    """A process reward gives everything to steps and nothing to the end."""
+    outcome = scored_batch(scores=[1.0, 3.0] * 4)
+    process = replace(
+        outcome,
+        groups=tuple(
+            replace(
+                scored,
+                rewards=tuple(
+                    replace(reward, steps=(StepScore(token_index=0, score=reward.total),)) for reward in scored.rewards
+                ),
+            )
+            for scored in outcome.groups
+        ),
+    )
+    learner = _learner(tiny_model, ppo_config(reward={"normalise": True}))
+    metrics = learner.update(process).metrics
+    assert (metrics["score/mean"], metrics["score/std"]) == (2.0, 1.0)
+    moments = learner.snapshot().numbers["state"]["score_moments"]
+    assert (moments["count"], moments["mean"], moments["sum_squares"]) == (8, 2.0, 8.0)
 
 
 def test_the_rest_of_a_batch_is_left_out_above_the_target_kl(
