@@ -31,7 +31,7 @@ class EvaluatedCompletion:
     score: float  # of the scorer that PPO maximises
     vader_compound: float  # -1..1
     num_tokens: int
-    kl_nats: float  # sum over the completion's tokens of log(policy / reference)
+    kl_nats: float  # sum over the completion's tokens of log(policy / policy at the start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,8 @@ class KLConfig(StrictConfig):
     horizon: int = Field(10_000, ge=1)
     """Of control=adaptive: completions over which the coefficient moves by a fifth at most."""
     refresh_reference_steps: int = Field(0, ge=0)
-    """After so many steps the reference becomes a copy of the policy, again and again; 0 is never."""
+    """After so many steps the reference becomes a copy of the policy, again and again; 0 is never. The KL of training is to
+    this reference; evaluations measure the KL to the start, and then keep one more copy of it."""
 
 
 class MismatchConfig(StrictConfig):

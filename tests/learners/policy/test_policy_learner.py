@@ -104,7 +104,7 @@ def test_the_start_is_its_own_reference(
     config = ppo_config()
     workers = config.workers.model_copy(update={"compute_dtype": compute_dtype})
     learner = _learner(tiny_model, config.model_copy(update={"workers": workers}))
-    assert learner.reference_kl(_trajectories(scored_batch())) == (0.0,) * 8
+    assert learner.start_kl(_trajectories(scored_batch())) == (0.0,) * 8
     first, second = (learner.update(scored_batch(step=step)).metrics for step in range(2))
     assert first["policy/ref_kl_nats_per_completion"] == 0
     assert second["policy/ref_kl_nats_per_completion"] != 0
@@ -237,14 +237,23 @@ def test_the_rest_of_a_batch_is_left_out_above_the_target_kl(
     assert (stopped.policy_version, stopped.metrics["policy/minibatches_left_out"]) == (2, 2)
 
 
-def test_the_reference_follows_every_n_steps(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:
-    learner = _learner(tiny_model, ppo_config(kl={"refresh_reference_steps": 2}, num_frozen_layers=1))
-    batch = scored_batch()
-    distances = []
-    for step in range(4):
-        learner.update(scored_batch(step=step))
-        distances.append(any(distance != 0 for distance in learner.reference_kl(_trajectories(batch))))
-    assert distances == [True, False, True, False]
+def test_the_reference_follows_every_n_steps_and_evaluations_still_measure_from_the_start(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    config = ppo_config(kl={"refresh_reference_steps": 2}, num_frozen_layers=1)
+    learner = _learner(tiny_model, config)
+    trajectories = _trajectories(scored_batch())
+    before = learner.completion_logprobs(trajectories)
+    metrics = [learner.update(scored_batch(step=step)).metrics for step in range(4)]
+    at_reference = [step["policy/ref_kl_nats_per_completion"] == 0 for step in metrics]
+    assert at_reference == [True, False, True, False]  # the KL that trains is to the copy of two steps ago at most
+    after = learner.completion_logprobs(trajectories)
+    moved = [sum(late) - sum(early) for early, late in zip(before, after, strict=True)]
+    assert any(distance != 0 for distance in moved)
+    assert learner.start_kl(trajectories) == pytest.approx(moved, abs=1e-5)
+    resumed = _learner(tiny_model, config)
+    resumed.restore(learner.snapshot())
+    assert resumed.start_kl(trajectories) == learner.start_kl(trajectories)
 
 
 def test_the_kl_coefficient_follows_the_kl_of_the_batch_before(
