@@ -27,7 +27,8 @@ class LedgerEntry:
     policy_version: int  # of the weights that sampled
     attempt: int  # 1: the first generator that was asked delivered it
     outcome: Literal["trained", "unscored", "left_out"]
-    """unscored: no scorer's fault made it a zero; `problem` says what happened. left_out: its group had too few rewards."""
+    """unscored: no scorer's fault made it a zero; `problem` says what happened. left_out: the step did not train on its
+    group, for want of rewards or of contrast."""
     finish_reason: FinishReason
     completion_tokens: int
     reward: float | None  # None where it is unscored

@@ -8,10 +8,10 @@ from learners.evaluation.results import EvaluatedCompletion
 from learners.steps.collection import Rollouts, Scoring
 
 
-class ReferenceKL(Protocol):
+class StartKL(Protocol):
     """The learner, as far as an evaluation needs it."""
 
-    def reference_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]: ...
+    def start_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]: ...
 
 
 class Evaluator:
@@ -23,7 +23,7 @@ class Evaluator:
         prompts: Sequence[Prompt],
         rollouts: Rollouts,
         scoring: Scoring,
-        learner: ReferenceKL,
+        learner: StartKL,
         judges: Mapping[str, Callable[[Trajectory], float]],
         sampling: SamplingParameters,
     ) -> None:
@@ -45,7 +45,7 @@ class Evaluator:
             for group in scored
             for trajectory, reward in zip(group.trajectories, group.rewards, strict=True)
         ]
-        kls = self._learner.reference_kl([trajectory for trajectory, _ in judged])
+        kls = self._learner.start_kl([trajectory for trajectory, _ in judged])
         return [
             EvaluatedCompletion(
                 prompt=trajectory.prompt.text,

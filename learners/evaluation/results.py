@@ -24,7 +24,7 @@ class EvaluatedCompletion:
     score: float  # of the scorers that are trained on
     judgements: Mapping[str, float]  # by a judge's function
     num_tokens: int
-    kl_nats: float  # sum over the completion's tokens of log(policy / reference)
+    kl_nats: float  # sum over the completion's tokens of log(policy / policy at the start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

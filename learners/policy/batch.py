@@ -26,6 +26,11 @@ class TrainingBatch:
     group_B: Tensor  # int64, number of the group
     ends_truncated_B: Tensor  # bool, cut at the length limit
 
+    @property
+    def totals_B(self) -> Tensor:
+        """What the scorers gave: each completion's own score and those of its steps."""
+        return self.scores_B + self.step_scores_BT.sum(1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedBatch:

@@ -32,9 +32,9 @@ def completion_logprobs(worker: Worker, trajectories: Sequence[Trajectory]) -> t
     return _learner(worker).completion_logprobs(trajectories)
 
 
-def reference_kl(worker: Worker, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
-    """log(policy / reference) summed over each completion, in nats."""
-    return _learner(worker).reference_kl(trajectories)
+def start_kl(worker: Worker, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
+    """log(policy / policy at the run's start) summed over each completion, in nats."""
+    return _learner(worker).start_kl(trajectories)
 
 
 def connect(worker: Worker, link: GeneratorLink) -> None:

@@ -58,9 +58,9 @@ class PolicyLearnerHandle(RanksHandle):
         )
         return logprobs
 
-    def reference_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
-        """log(policy / reference) summed over each completion, in nats."""
-        kls: tuple[float, ...] = self.call(Call(function=commands.reference_kl, arguments=(ray.put(list(trajectories)),)))
+    def start_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
+        """log(policy / policy at the run's start) summed over each completion, in nats."""
+        kls: tuple[float, ...] = self.call(Call(function=commands.start_kl, arguments=(ray.put(list(trajectories)),)))
         return kls
 
     def connect(self, link: GeneratorLink) -> None:

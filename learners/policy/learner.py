@@ -5,6 +5,7 @@ batch's records and per-token numbers, computes the same counts, advantages and 
 the rows only. What is learned is `preparation.prepare` and `objective.Objective`; here is how.
 """
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -35,7 +36,7 @@ from learners.network.models import (
 from learners.network.optimizer import GuardedAdamW
 from learners.policy.batch import PreparedBatch, collate
 from learners.policy.objective import Objective, StepCounts
-from learners.policy.preparation import FrozenPass, judged_scores, prepare
+from learners.policy.preparation import FrozenPass, judged_totals, prepare
 from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
@@ -71,6 +72,8 @@ class PolicyLearner:
         critic_trunk = load_critic_trunk(critic.model or start.model_path) if critic.kind == "own_model" else None
         self._network = PolicyWithCritic(policy, critic_trunk, settings, has_critic=critic.kind != "none").to(self.device)
         self._reference = Reference(policy, settings).to(self.device)
+        # Evaluations measure the KL to the start; where the reference follows the policy, that needs a copy of its own.
+        self._start_policy = copy.deepcopy(self._reference) if config.kl.refresh_reference_steps else self._reference
         self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
         self._objective = Objective(config)
         self._state = LearnerState(kl_coef=config.kl.coef)
@@ -125,13 +128,13 @@ class PolicyLearner:
         """All epochs over one batch."""
         started = time.perf_counter()
         training_batch = collate(batch, self.device)
-        frozen = self._frozen_pass(training_batch.tokens)
-        self._state = self._state.with_scores(judged_scores(training_batch, self._config.reward))
+        frozen = self._frozen_pass(training_batch.tokens, self._reference)
+        self._state = self._state.with_scores(judged_totals(training_batch, self._config.reward))
         prepared = prepare(
             training_batch, frozen, self._config, self._state, max_completion_tokens=self._start.max_completion_tokens
         )
         self._follow_returns(prepared)
-        metrics = _batch_metrics(prepared, frozen, training_batch.scores_B, self._config)
+        metrics = _batch_metrics(prepared, frozen, training_batch.totals_B, self._config)
         prepared_at = time.perf_counter()
         metrics |= self._run_epochs(prepared, step=batch.step) | {"policy/kl_coef": self._state.kl_coef}
         self.num_steps_done = batch.step + 1
@@ -142,14 +145,14 @@ class PolicyLearner:
     def completion_logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
         """Log-probability of each completion token under the policy, to be laid beside the engine's."""
         tokens = collate_tokens(trajectories, self.device)
-        logprobs_BT = self._frozen_pass(tokens).old_logprobs_BT
+        logprobs_BT = self._frozen_pass(tokens, self._reference).old_logprobs_BT
         rows = zip(logprobs_BT.tolist(), tokens.mask_BT.sum(1).tolist(), strict=True)
         return tuple(tuple(row[:length]) for row, length in rows)
 
-    def reference_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
-        """log(policy / reference) summed over each completion, in nats."""
+    def start_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
+        """log(policy / policy at the run's start) summed over each completion, in nats."""
         tokens = collate_tokens(trajectories, self.device)
-        frozen = self._frozen_pass(tokens)
+        frozen = self._frozen_pass(tokens, self._start_policy)
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
     def publish(self, directory: Path, dtype: DType) -> PublishedWeights:
@@ -186,8 +189,8 @@ class PolicyLearner:
             self._reference.refresh(self._network.policy)
 
     @torch.no_grad()
-    def _frozen_pass(self, tokens: TokenBatch) -> FrozenPass:
-        """Policy, critic and reference on all rows; each rank computes its share, all ranks get everything."""
+    def _frozen_pass(self, tokens: TokenBatch, reference: Reference) -> FrozenPass:
+        """Policy, critic and `reference` on all rows; each rank computes its share, all ranks get everything."""
         old_logprobs_BT = torch.zeros_like(tokens.rollout_logprobs_BT)
         ref_logprobs_BT, values_BT = torch.zeros_like(old_logprobs_BT), torch.zeros_like(old_logprobs_BT)
         final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])
@@ -195,7 +198,7 @@ class PolicyLearner:
             output = self._network(part)
             place = (part.rows_B[part.row_N], part.column_N)
             old_logprobs_BT[place] = output.logprobs_N
-            ref_logprobs_BT[place] = self._reference(part)
+            ref_logprobs_BT[place] = reference(part)
             values_BT[place] = output.values_N
             final_values_B[part.rows_B] = output.final_values_B
         for tensor in (old_logprobs_BT, ref_logprobs_BT, values_BT, final_values_B):
@@ -281,7 +284,7 @@ def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) ->
 
 
 def _batch_metrics(
-    prepared: PreparedBatch, frozen: FrozenPass, scores_B: Tensor, config: PolicyLearnerConfig
+    prepared: PreparedBatch, frozen: FrozenPass, totals_B: Tensor, config: PolicyLearnerConfig
 ) -> dict[str, float]:
     """What is known before the first optimizer step."""
     tokens, num_tokens = prepared.tokens, prepared.tokens.num_tokens
@@ -289,18 +292,18 @@ def _batch_metrics(
     metrics = mismatch_metrics(
         frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, cap=config.mismatch.cap, num_tokens=num_tokens
     ) | {
-        "policy/ref_kl_nats_per_completion": masked_sum(frozen.old_logprobs_BT - frozen.ref_logprobs_BT, mask_BT) / len(scores_B),
+        "policy/ref_kl_nats_per_completion": masked_sum(frozen.old_logprobs_BT - frozen.ref_logprobs_BT, mask_BT) / len(totals_B),
         # The mean of -log p over sampled tokens estimates the entropy without a pass over the vocabulary.
         "policy/sampled_entropy": -masked_mean(frozen.old_logprobs_BT, mask_BT, count=num_tokens),
         "policy/rejected_frac": masked_mean((prepared.importance_weights_BT == 0).float(), mask_BT, count=num_tokens),
         "policy/advantage_zero_frac": masked_mean((prepared.advantages_BT == 0).float(), mask_BT, count=num_tokens),
-        "score/mean": scores_B.mean(),
-        "score/std": scores_B.std(correction=0),
+        "score/mean": totals_B.mean(),
+        "score/std": totals_B.std(correction=0),
     }
     if config.critic.kind != "none":
         unexplained = masked_variance(returns_BT - prepared.old_values_BT, mask_BT, count=num_tokens)
         variance = masked_variance(returns_BT, mask_BT, count=num_tokens)
         metrics["value/explained_variance"] = 1 - unexplained / variance.clamp(min=MIN_VARIANCE)
     return {name: value.item() for name, value in metrics.items()} | {
-        "rollout/completion_tokens_mean": num_tokens / len(scores_B)
+        "rollout/completion_tokens_mean": num_tokens / len(totals_B)
     }

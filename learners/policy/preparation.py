@@ -92,12 +92,11 @@ def prepare(
 ) -> PreparedBatch:
     """Everything that stays fixed over the epochs. `state` has seen this batch's scores."""
     mask_BT, num_tokens = batch.tokens.mask_BT, batch.tokens.num_tokens
-    scores_B = shaped_scores(batch, config.reward, state, max_completion_tokens=max_completion_tokens)
     rewards_BT = token_rewards(
         frozen.old_logprobs_BT,
         frozen.ref_logprobs_BT,
-        scores_B,
-        batch.step_scores_BT,
+        shaped_scores(batch, config.reward, state, max_completion_tokens=max_completion_tokens),
+        shaped_step_scores(batch, config.reward, state),
         mask_BT,
         kl_coef=state.kl_coef if config.kl.place == "reward" else 0.0,
     )
@@ -128,22 +127,19 @@ def prepare(
     )
 
 
-def judged_scores(batch: TrainingBatch, config: RewardShapingConfig) -> Tensor:
-    """scores_B as they enter the running moments: cut completions judged as configured, all within the limits."""
-    scores_B = batch.scores_B
-    if config.truncation == "penalty":
-        scores_B = torch.where(batch.ends_truncated_B, config.truncation_score, scores_B)
-    return _limited(scores_B, config)
+def judged_totals(batch: TrainingBatch, config: RewardShapingConfig) -> Tensor:
+    """totals_B as they enter the running moments: a completion's own score and those of its steps, each within the limits."""
+    return _judged_scores(batch, config) + _limited(batch.step_scores_BT, config).sum(1)
 
 
 def shaped_scores(
     batch: TrainingBatch, config: RewardShapingConfig, state: LearnerState, *, max_completion_tokens: int
 ) -> Tensor:
-    """scores_B as rewards."""
+    """scores_B of whole completions as rewards."""
     lengths_B = batch.tokens.mask_BT.sum(1)
     buffer_tokens = max(1, round(config.overlong_buffer_frac * max_completion_tokens))
     return (
-        _scaled(judged_scores(batch, config), config, state)
+        _scaled(_judged_scores(batch, config), config, state)
         + missing_eos_penalty(batch.ends_truncated_B, penalty=config.missing_eos_penalty)
         + length_penalty(lengths_B, coef=config.length_penalty)
         + overlong_penalty(
@@ -152,8 +148,22 @@ def shaped_scores(
     )
 
 
-def _limited(scores_B: Tensor, config: RewardShapingConfig) -> Tensor:
-    return scores_B if config.clip is None else scores_B.clamp(-config.clip, config.clip)
+def shaped_step_scores(batch: TrainingBatch, config: RewardShapingConfig, state: LearnerState) -> Tensor:
+    """step_scores_BT as rewards. The running mean, that of totals, is taken from completions' own scores once."""
+    step_scores_BT = _limited(batch.step_scores_BT, config)
+    return step_scores_BT / state.score_moments.std if config.normalise else step_scores_BT
+
+
+def _judged_scores(batch: TrainingBatch, config: RewardShapingConfig) -> Tensor:
+    """scores_B of whole completions: cut ones judged as configured, all within the limits."""
+    scores_B = batch.scores_B
+    if config.truncation == "penalty":
+        scores_B = torch.where(batch.ends_truncated_B, config.truncation_score, scores_B)
+    return _limited(scores_B, config)
+
+
+def _limited(scores: Tensor, config: RewardShapingConfig) -> Tensor:
+    return scores if config.clip is None else scores.clamp(-config.clip, config.clip)
 
 
 def _scaled(scores_B: Tensor, config: RewardShapingConfig, state: LearnerState) -> Tensor:

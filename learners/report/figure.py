@@ -148,7 +148,7 @@ def _draw_score(axes: "Axes", data: ReportData, theme: Theme) -> None:
 
 
 def _draw_kl(axes: "Axes", data: ReportData, theme: Theme) -> None:
-    axes.set_title("Distance from the start")
+    axes.set_title("Distance from the reference")
     steps, values = data.series("policy/ref_kl_nats_per_completion")
     _curve(axes, steps, values, theme.accent, "KL(policy, reference)")
     axes.axhline(0, color=theme.faint, lw=0.8)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CURVES = {  # metric -> its name on the screen
     "score/mean": "score",
-    "policy/ref_kl_nats_per_completion": "KL to the start, nats a completion",
+    "policy/ref_kl_nats_per_completion": "KL to the reference, nats a completion",
     "rollout/tokens_per_s": "generated tokens a second",
     "reward_model/train_accuracy": "reward model: accuracy while training",
 }

@@ -82,7 +82,8 @@ class KLConfig(StrictConfig):
     horizon: int = Field(10_000, ge=1)
     """Of control=adaptive: completions over which the coefficient moves by a fifth at most."""
     refresh_reference_steps: int = Field(0, ge=0)
-    """After so many steps the reference becomes a copy of the policy, again and again; 0 is never."""
+    """After so many steps the reference becomes a copy of the policy, again and again; 0 is never. The KL of training is to
+    this reference; evaluations measure the KL to the start, and then keep one more copy of it."""
 
 
 class MismatchConfig(StrictConfig):
@@ -109,9 +110,10 @@ class RewardShapingConfig(StrictConfig):
     follows. penalty: nothing follows and its score is `truncation_score`."""
     truncation_score: float = 0.0
     clip: float | None = Field(None, gt=0)
-    """Scores are limited to -clip .. clip."""
+    """The score of a completion, and that of each step, is limited to -clip .. clip."""
     normalise: bool = False
-    """Scores count in deviations from their running mean; the moments are part of the learner's state."""
+    """A completion's total, with the scores of its steps, counts in deviations from its running mean. The moments are part of
+    the learner's state."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Taken from the score of a completion that was cut."""
     length_penalty: float = Field(0.0, ge=0)

@@ -29,7 +29,7 @@ class Collected:
     """Produced by a collector, consumed by the driver."""
 
     groups: tuple[ScoredGroup, ...]  # in the order of the prompts, for a batch must not depend on who was faster
-    left_out: tuple[ScoredGroup, ...] = ()  # with too few rewards to learn from
+    left_out: tuple[ScoredGroup, ...] = ()  # sampled, but not trained on: too few rewards, no contrast, or more than asked for
     metrics: dict[str, float]
 
 
@@ -115,10 +115,10 @@ class DynamicSampling:
             left_out += more.left_out
             asked += further
             rounds += 1
-        groups = (useful + flat)[: len(prompts)]
+        chosen, surplus = (useful + flat)[: len(prompts)], (useful + flat)[len(prompts) :]
         return Collected(
-            groups=tuple(groups),
-            left_out=tuple(left_out),
+            groups=tuple(chosen),
+            left_out=tuple(left_out + surplus),
             metrics={
                 **collected.metrics,
                 "buffer/resampling_rounds": float(rounds),

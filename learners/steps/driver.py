@@ -184,7 +184,7 @@ class Driver:
                 self._generators.publish(self._learner.publish())
             self._records.ledger.record(step, batch.groups, collected.left_out)
             metrics = {
-                **_rollout_metrics(batch, seconds=clock.wall_s["rollout"]),
+                **_rollout_metrics(collected, seconds=clock.wall_s["rollout"]),
                 **collected.metrics,
                 **update.metrics,
                 **{f"time/{stage}_s": seconds for stage, seconds in clock.wall_s.items()},
@@ -231,11 +231,12 @@ class Driver:
         return share
 
 
-def _rollout_metrics(batch: ScoredBatch, *, seconds: float) -> dict[str, float]:
-    """Throughput, and each scorer's mean score."""
-    completions = [trajectory.completion for scored in batch.groups for trajectory in scored.trajectories]
-    rewards = [reward for scored in batch.groups for reward in scored.rewards]
+def _rollout_metrics(collected: Collected, *, seconds: float) -> dict[str, float]:
+    """Of everything that was sampled: throughput, and the mean score. Of what is trained on: each scorer's mean score."""
+    sampled = collected.groups + collected.left_out
+    completions = [trajectory.completion for scored in sampled for trajectory in scored.group.trajectories]
     num_tokens = sum(len(completion.token_ids) for completion in completions)
+    rewards = [reward for scored in collected.groups for reward in scored.rewards]
     scores = {
         f"score/{name}_mean": float(np.mean([reward.breakdown[name] for reward in rewards])) for name in rewards[0].breakdown
     }
@@ -243,4 +244,5 @@ def _rollout_metrics(batch: ScoredBatch, *, seconds: float) -> dict[str, float]:
         "rollout/tokens_per_s": num_tokens / seconds,
         "rollout/truncated_frac": float(np.mean([completion.finish_reason == "length" for completion in completions])),
         **scores,
+        "score/sampled_mean": float(np.mean([reward.total for scored in sampled for reward in scored.rewards])),
     }

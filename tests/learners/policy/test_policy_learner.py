@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import DataError
-from cluster.types import ScoredBatch, Trajectory
+from cluster.types import ScoredBatch, StepScore, Trajectory
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
@@ -103,7 +104,7 @@ def test_the_start_is_its_own_reference(
     config = ppo_config()
     workers = config.workers.model_copy(update={"compute_dtype": compute_dtype})
     learner = _learner(tiny_model, config.model_copy(update={"workers": workers}))
-    assert learner.reference_kl(_trajectories(scored_batch())) == (0.0,) * 8
+    assert learner.start_kl(_trajectories(scored_batch())) == (0.0,) * 8
     first, second = (learner.update(scored_batch(step=step)).metrics for step in range(2))
     assert first["policy/ref_kl_nats_per_completion"] == 0
     assert second["policy/ref_kl_nats_per_completion"] != 0
@@ -201,6 +202,30 @@ def test_a_critic_in_the_unit_of_the_returns_has_its_loss_in_their_variances(
     assert losses[True] == pytest.approx(losses[False] / variance, rel=1e-4)
 
 
+def test_the_score_and_its_moments_count_the_scores_of_steps(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    """A process reward gives everything to steps and nothing to the end."""
+    outcome = scored_batch(scores=[1.0, 3.0] * 4)
+    process = replace(
+        outcome,
+        groups=tuple(
+            replace(
+                scored,
+                rewards=tuple(
+                    replace(reward, steps=(StepScore(token_index=0, score=reward.total),)) for reward in scored.rewards
+                ),
+            )
+            for scored in outcome.groups
+        ),
+    )
+    learner = _learner(tiny_model, ppo_config(reward={"normalise": True}))
+    metrics = learner.update(process).metrics
+    assert (metrics["score/mean"], metrics["score/std"]) == (2.0, 1.0)
+    moments = learner.snapshot().numbers["state"]["score_moments"]
+    assert (moments["count"], moments["mean"], moments["sum_squares"]) == (8, 2.0, 8.0)
+
+
 def test_the_rest_of_a_batch_is_left_out_above_the_target_kl(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
 ) -> None:
@@ -212,14 +237,23 @@ def test_the_rest_of_a_batch_is_left_out_above_the_target_kl(
     assert (stopped.policy_version, stopped.metrics["policy/minibatches_left_out"]) == (2, 2)
 
 
-def test_the_reference_follows_every_n_steps(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:
-    learner = _learner(tiny_model, ppo_config(kl={"refresh_reference_steps": 2}, num_frozen_layers=1))
-    batch = scored_batch()
-    distances = []
-    for step in range(4):
-        learner.update(scored_batch(step=step))
-        distances.append(any(distance != 0 for distance in learner.reference_kl(_trajectories(batch))))
-    assert distances == [True, False, True, False]
+def test_the_reference_follows_every_n_steps_and_evaluations_still_measure_from_the_start(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    config = ppo_config(kl={"refresh_reference_steps": 2}, num_frozen_layers=1)
+    learner = _learner(tiny_model, config)
+    trajectories = _trajectories(scored_batch())
+    before = learner.completion_logprobs(trajectories)
+    metrics = [learner.update(scored_batch(step=step)).metrics for step in range(4)]
+    at_reference = [step["policy/ref_kl_nats_per_completion"] == 0 for step in metrics]
+    assert at_reference == [True, False, True, False]  # the KL that trains is to the copy of two steps ago at most
+    after = learner.completion_logprobs(trajectories)
+    moved = [sum(late) - sum(early) for early, late in zip(before, after, strict=True)]
+    assert any(distance != 0 for distance in moved)
+    assert learner.start_kl(trajectories) == pytest.approx(moved, abs=1e-5)
+    resumed = _learner(tiny_model, config)
+    resumed.restore(learner.snapshot())
+    assert resumed.start_kl(trajectories) == learner.start_kl(trajectories)
 
 
 def test_the_kl_coefficient_follows_the_kl_of_the_batch_before(

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from learners.algorithms.reward_shaping import RunningMoments
 from learners.network.micro_batch import TokenBatch
 from learners.policy.batch import TrainingBatch
-from learners.policy.preparation import FrozenPass, prepare, shaped_scores
+from learners.policy.preparation import FrozenPass, judged_totals, prepare, shaped_scores, shaped_step_scores
 from learners.policy.state import LearnerState
 from learners.settings.policy import PolicyLearnerConfig
 
@@ -125,6 +125,26 @@ def test_step_scores_reach_their_tokens_and_those_before() -> None:
     batch = _batch(step_scores_BT=tensor([[0.5, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.25]]))
     ours = prepare(batch, _frozen(), config, LearnerState(kl_coef=0.0), max_completion_tokens=2).advantages_BT
     assert_close(ours, tensor([[1.5, 1.0], [3.0, 0.0], [2.0, 0.0], [6.25, 6.25]]))
+
+
+def test_step_scores_are_clipped_and_normalised_with_the_score_of_their_completion() -> None:
+    batch = _batch(step_scores_BT=tensor([[0.5, 4.0], [0.0, 0.0], [-4.0, 0.0], [0.0, 0.0]]))
+    config = _config(reward={"clip": 2.5, "normalise": True}).reward
+    assert_close(judged_totals(batch, config), tensor([1.0 + 0.5 + 2.5, 2.5, 2.0 - 2.5, 2.5]))
+    state = LearnerState(kl_coef=0.0, score_moments=RunningMoments(count=10, mean=3.0, sum_squares=40.0))  # deviation 2
+    step_scores = shaped_step_scores(batch, config, state)
+    assert_close(step_scores, tensor([[0.25, 1.25], [0.0, 0.0], [-1.25, 0.0], [0.0, 0.0]]))
+    # A completion's rewards add up to its total in deviations from the mean.
+    totals = shaped_scores(batch, config, state, max_completion_tokens=2) + step_scores.sum(1)
+    assert_close(totals, (judged_totals(batch, config) - 3.0) / 2.0)
+    rewards = prepare(
+        batch,
+        _frozen(),
+        _config(algorithm="reinforce", kl={"coef": 0.0}, reward={"clip": 2.5, "normalise": True}),
+        state,
+        max_completion_tokens=2,
+    ).advantages_BT
+    assert_close(rewards[0], tensor([0.25 + 1.25 + (1.0 - 3.0) / 2, 1.25 + (1.0 - 3.0) / 2]))
 
 
 def test_whitened_rewards_keep_their_mean() -> None:

@@ -41,7 +41,7 @@ def test_two_ranks_learn_what_one_rank_learns(
             updates = [learner.submit(scored_batch(7, step=step)) for step in range(2)]
             trajectories = [scored.group.trajectories[0] for scored in scored_batch(7).groups]
             logprobs = learner.completion_logprobs(trajectories)
-            kl = learner.reference_kl(trajectories)
+            kl = learner.start_kl(trajectories)
             learner.export(tmp_path / str(num_workers) / "policy")
             published = learner.publish()
             results.append((updates, logprobs, kl, load_file(published.path)))

@@ -55,6 +55,7 @@ def test_groups_without_contrast_are_replaced_by_other_prompts() -> None:
     assert len(collected.groups) == 4
     assert all(has_contrast(scored) for scored in collected.groups)
     assert [len(asked) for asked in inner.asked] == [4, 2]  # tasks 2 and 3 are replaced, and only those
+    assert [scored.group.prompt.task.task_id for scored in collected.left_out] == ["task-2", "task-3"]
     assert collected.metrics == {
         "rounds": 1.0,
         "buffer/resampling_rounds": 1.0,

@@ -27,7 +27,7 @@ from cluster.types import (
     TrajectoryGroup,
     UpdateResult,
 )
-from learners.steps.collection import PlainCollector
+from learners.steps.collection import DynamicSampling, PlainCollector
 from learners.steps.driver import Driver, Records
 from learners.steps.prompt_schedule import PromptSchedule
 
@@ -162,6 +162,7 @@ class Loop:
         unscored: Collection[tuple[int, int]] = (),
         min_rewards: int = 1,
         interrupt_at: str = "",
+        resamples: bool = False,
         **learner: Any,
     ) -> None:
         interrupts = Interrupts()
@@ -171,9 +172,11 @@ class Loop:
         self.learner = RecordingLearner(self.calls, **learner)
         self.folder = folder
         self._log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard")
+        schedule = PromptSchedule([prompt(index) for index in range(num_prompts)], prompts_per_step=3, seed=1)
+        plain = PlainCollector(self.rollouts, RecordingScoring(unscored), SAMPLING, min_rewards=min_rewards)
         self._driver = Driver(
-            schedule=PromptSchedule([prompt(index) for index in range(num_prompts)], prompts_per_step=3, seed=1),
-            collector=PlainCollector(self.rollouts, RecordingScoring(unscored), SAMPLING, min_rewards=min_rewards),
+            schedule=schedule,
+            collector=DynamicSampling(plain, schedule, max_rounds=1) if resamples else plain,
             generators=self.rollouts,
             learner=self.learner,
             records=Records(
@@ -296,6 +299,23 @@ def test_a_group_with_too_few_scores_is_left_out_for_a_method_that_compares(tmp_
     assert {group.group.prompt.task.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
     outcomes = {(entry.task_id, entry.sample_index): entry.outcome for entry in read_ledger(tmp_path / "trajectories")}
     assert (outcomes["task-0", 0], outcomes["task-0", 1], outcomes["task-1", 0]) == ("left_out", "unscored", "trained")
+
+
+def test_what_dynamic_sampling_does_not_choose_is_written_down_and_counted(tmp_path: Path) -> None:
+    flat = int(first_groups(tmp_path)[0].prompt.task.task_id.split("-")[1])
+    loop = Loop(tmp_path, unscored=[(flat, 1)], resamples=True)  # one score is no contrast: another prompt takes the place
+    ((_, metrics),) = loop.run(1)
+    trained = {int(group.group.prompt.task.task_id.split("-")[1]) for group in loop.learner.batches[0].groups}
+    assert len(trained) == 3
+    assert flat not in trained
+    outcomes = {(entry.task_id, entry.sample_index): entry.outcome for entry in read_ledger(tmp_path / "trajectories")}
+    assert (outcomes[f"task-{flat}", 0], outcomes[f"task-{flat}", 1]) == ("left_out", "unscored")
+    assert len(outcomes) == 8
+    assert metrics["score/unscored_frac"] == 1 / 8
+    scores = [task + sample / 10 for task in trained for sample in (0, 1)]
+    assert metrics["score/length_mean"] == pytest.approx(sum(scores) / 6)
+    assert metrics["score/sampled_mean"] == pytest.approx((sum(scores) + flat) / 7)
+    assert metrics["rollout/tokens_per_s"] == pytest.approx(8 * 3 / metrics["time/rollout_s"])
 
 
 def test_too_many_without_a_score_end_the_run_before_it_learns(tmp_path: Path) -> None:
