@@ -32,7 +32,7 @@ from learners.network.models import (
     load_critic_trunk,
     load_policy,
 )
-from learners.network.optimizer import GuardedAdamW
+from learners.network.optimizer import GuardedAdamW, ParameterGroup
 from learners.policy.batch import PreparedBatch, collate
 from learners.policy.objective import Objective, StepCounts
 from learners.policy.preparation import FrozenPass, judged_scores, prepare
@@ -257,7 +257,7 @@ class PolicyLearner:
             loss.backward()
             sums_K += torch.stack([metrics[name] for name in names]).detach()
         sum_over_ranks(sums_K, self._world_size)
-        sum_gradients(self._optimizer.parameters, self._world_size)
+        sum_gradients(self._optimizer.parameters.values(), self._world_size)
         metrics_of_step = dict(zip(names, sums_K.tolist(), strict=True))
         grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=total_steps)
         return metrics_of_step | {"optim/grad_norm": grad_norm, "optim/skipped_steps": float(not stepped)}
@@ -271,13 +271,25 @@ class PolicyLearner:
             yield micro_batch(tokens, pack)
 
 
-def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) -> list[tuple[list[Tensor], float]]:
-    """What is trained of the trunks, and the value head, each with its peak learning rate."""
-    head = list(network.value_head.parameters()) if network.value_head is not None else []
-    in_head = {id(parameter) for parameter in head}
-    trunks = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in in_head]
-    groups = [(trunks, config.optimizer.learning_rate), (head, config.critic.learning_rate)]
-    return [(parameters, rate) for parameters, rate in groups if parameters]
+def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) -> list[ParameterGroup]:
+    """What is trained of policy and critic. A critic with a trunk of its own is clipped apart: its loss shares no gradient with
+    the policy's, and the larger of the two would take from the other's step."""
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    critic_clip = "critic" if config.critic.kind == "own_model" else "policy"
+    parts = (
+        ("policy.", config.optimizer.learning_rate, "policy"),
+        ("critic_trunk.", config.optimizer.learning_rate, critic_clip),
+        ("value_head.", config.critic.learning_rate, critic_clip),
+    )
+    groups = [
+        ParameterGroup(
+            parameters={name: parameter for name, parameter in trained.items() if name.startswith(prefix)},
+            learning_rate=rate,
+            clipped_with=clip,
+        )
+        for prefix, rate, clip in parts
+    ]
+    return [group for group in groups if group.parameters]
 
 
 def _batch_metrics(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
@@ -30,6 +31,8 @@ from learners.algorithms.losses.policy_gradient import policy_gradient_loss
 from learners.algorithms.losses.ppo_clip import ppo_clip_loss
 from learners.algorithms.masking import on_tokens, whiten
 from learners.algorithms.mismatch import truncated_sequence_weights, truncated_token_weights
+
+pytestmark = pytest.mark.numeric
 
 NUM_TOKENS, MAX_LENGTH, END = 3, 4, 0
 

@@ -6,6 +6,8 @@ from torch.testing import assert_close
 
 from learners.algorithms.logprobs import gather_logprobs
 
+pytestmark = pytest.mark.numeric
+
 NUM_POSITIONS, NUM_HIDDEN, VOCABULARY = 11, 6, 17
 
 
