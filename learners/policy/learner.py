@@ -5,6 +5,7 @@ batch's records and per-token numbers, computes the same counts, advantages and 
 the rows only. What is learned is `preparation.prepare` and `objective.Objective`; here is how.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -33,8 +34,8 @@ from learners.network.models import (
     load_policy,
 )
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
-from learners.policy.batch import PreparedBatch, collate
-from learners.policy.objective import Objective, StepCounts
+from learners.policy.batch import PreparedBatch, check_bootstrap, collate
+from learners.policy.objective import Objective, StepCounts, StepTerms
 from learners.policy.preparation import FrozenPass, judged_scores, prepare
 from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
@@ -75,6 +76,9 @@ class PolicyLearner:
         self._objective = Objective(config)
         self._state = LearnerState(kl_coef=config.kl.coef)
         self._publisher = WeightPublisher()
+        # Of full batches: a smaller one, where some rollouts have no score, must not move the end of the decay.
+        minibatches = math.ceil(config.prompts_per_step * start.samples_per_prompt / config.minibatch_size)
+        self._total_steps = config.num_steps * config.num_epochs * minibatches
         self.num_steps_done = 0  # batches, which is the number of the next
         self._sender: WeightSender | None = None
 
@@ -124,6 +128,8 @@ class PolicyLearner:
     def update(self, batch: ScoredBatch) -> UpdateResult:
         """All epochs over one batch."""
         started = time.perf_counter()
+        if self._config.reward.truncation == "bootstrap":
+            check_bootstrap(batch)
         training_batch = collate(batch, self.device)
         frozen = self._frozen_pass(training_batch.tokens)
         self._state = self._state.with_scores(judged_scores(training_batch, self._config.reward))
@@ -211,11 +217,17 @@ class PolicyLearner:
         """Every minibatch of every epoch, or as many as `target_kl` allows; metrics are means over them."""
         config = self._config
         minibatches = [rows for epoch in range(config.num_epochs) for rows in self._minibatches(prepared, step, epoch)]
-        total_steps = config.num_steps * len(minibatches)
         target_kl = config.policy_loss.target_kl
+        version_at_start = self.policy_version
         outcomes: list[dict[str, float]] = []
         for rows in minibatches:
-            outcomes.append(self._step(prepared, rows, total_steps=total_steps, policy_learns=step >= config.critic.warmup_steps))
+            terms = StepTerms(
+                kl_coef=self._state.kl_coef,
+                value_scale=self._network.value_std,
+                policy_learns=step >= config.critic.warmup_steps,
+                at_batch_start=self.policy_version == version_at_start,
+            )
+            outcomes.append(self._step(prepared, rows, terms))
             if target_kl is not None and outcomes[-1]["policy/approx_kl"] > target_kl:
                 break
         metrics = {name: sum(outcome[name] for outcome in outcomes) / len(outcomes) for name in outcomes[0]}
@@ -233,7 +245,7 @@ class PolicyLearner:
         for start in range(0, len(order), self._config.minibatch_size):
             yield order[start : start + self._config.minibatch_size]
 
-    def _step(self, prepared: PreparedBatch, rows: Sequence[int], *, total_steps: int, policy_learns: bool) -> dict[str, float]:
+    def _step(self, prepared: PreparedBatch, rows: Sequence[int], terms: StepTerms) -> dict[str, float]:
         """One optimizer step on the rows of one minibatch."""
         counts = StepCounts(
             num_tokens=int(prepared.tokens.mask_BT[rows].sum()),
@@ -244,22 +256,14 @@ class PolicyLearner:
         sums_K = torch.zeros(len(names), device=self.device)  # a rank without rows contributes zeros
         self._optimizer.zero_grad()
         for part in self._micro_batches(prepared.tokens, rows):
-            output = self._network(part, with_entropy=self._objective.needs_entropy, trains_trunk=policy_learns)
-            loss, metrics = self._objective.loss(
-                output,
-                prepared,
-                part,
-                counts,
-                kl_coef=self._state.kl_coef,
-                value_scale=self._network.value_std,
-                policy_learns=policy_learns,
-            )
+            output = self._network(part, with_entropy=self._objective.needs_entropy, trains_trunk=terms.policy_learns)
+            loss, metrics = self._objective.loss(output, prepared, part, counts, terms)
             loss.backward()
             sums_K += torch.stack([metrics[name] for name in names]).detach()
         sum_over_ranks(sums_K, self._world_size)
         sum_gradients(self._optimizer.parameters.values(), self._world_size)
         metrics_of_step = dict(zip(names, sums_K.tolist(), strict=True))
-        grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=total_steps)
+        grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=self._total_steps)
         return metrics_of_step | {"optim/grad_norm": grad_norm, "optim/skipped_steps": float(not stepped)}
 
     def _micro_batches(self, tokens: TokenBatch, rows: Sequence[int]) -> Iterator[MicroBatch]:

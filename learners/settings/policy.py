@@ -104,9 +104,10 @@ class MismatchConfig(StrictConfig):
 class RewardShapingConfig(StrictConfig):
     """What is done to scores before they become rewards, in this order."""
 
-    truncation: Literal["bootstrap", "terminal", "penalty"] = "bootstrap"
-    """A completion cut at the length limit. bootstrap: the critic's value of its last state follows. terminal: nothing
-    follows. penalty: nothing follows and its score is `truncation_score`."""
+    truncation: Literal["terminal", "penalty", "bootstrap"] = "terminal"
+    """A completion cut at the length limit. terminal: nothing follows. penalty: nothing follows and its score is
+    `truncation_score`. bootstrap: the critic's value of its last state follows; only for scores of single steps, because a
+    score of the whole text would count twice."""
     truncation_score: float = 0.0
     clip: float | None = Field(None, gt=0)
     """Scores are limited to -clip .. clip."""

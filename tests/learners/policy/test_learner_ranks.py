@@ -22,7 +22,7 @@ pytestmark = pytest.mark.numeric
 
 
 def _learner(model: str, config: PolicyLearnerConfig, *, rank: int = 0, world_size: int = 1) -> PolicyLearner:
-    start = StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, seed=0)
+    start = StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0)
     return PolicyLearner(start, config, rank=rank, world_size=world_size)
 
 
@@ -109,3 +109,15 @@ def test_ranks_hold_the_same_weights_to_the_last_bit(
 
     first, second = ThreadRanks(2).run(weights)
     assert [name for name, tensor in first.items() if not tensor.equal(second[name])] == []
+
+
+def test_an_own_critic_takes_nothing_from_the_policys_step(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    policy_gradients = []
+    for coef in (0.1, 1e4):  # the second critic's gradient is far above the limit that both are clipped to
+        with recorded_gradients() as gradients:
+            config = ppo_config(critic={"kind": "own_model", "coef": coef}, minibatch_size=8)
+            _learner(tiny_model, config).update(scored_batch(scores=[50.0] * 4 + [-50.0] * 4))
+        policy_gradients.append([{name: each for name, each in step.items() if name.startswith("policy.")} for step in gradients])
+    assert_same_gradients(policy_gradients[1], policy_gradients[0])

@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,14 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError
 from cluster.types import ScoredBatch, Trajectory
+from learners.policy.batch import PreparedBatch
 from learners.policy.learner import PolicyLearner
+from learners.policy.preparation import prepare
 from learners.policy.start import StartingPoint
-from learners.settings.policy import PolicyLearnerConfig
+from learners.policy.state import LearnerState
+from learners.settings.policy import KLConfig, PolicyLearnerConfig
 from learners.settings.presets import PRESETS
 
 ConfigBuilder = Callable[..., PolicyLearnerConfig]
@@ -23,7 +28,8 @@ BatchBuilder = Callable[..., ScoredBatch]
 
 
 def _learner(model: str, config: PolicyLearnerConfig, *, temperature: float = 1.0) -> PolicyLearner:
-    return PolicyLearner(StartingPoint(model_path=model, temperature=temperature, max_completion_tokens=8, seed=0), config)
+    start = StartingPoint(model_path=model, temperature=temperature, max_completion_tokens=8, samples_per_prompt=1, seed=0)
+    return PolicyLearner(start, config)
 
 
 def _weights(learner: PolicyLearner, directory: Path) -> dict[str, Tensor]:
@@ -183,6 +189,47 @@ def test_the_rest_of_a_batch_is_left_out_above_the_target_kl(
     # The first minibatch starts at the old policy, the second is past the target.
     stopped = _learner(tiny_model, ppo_config(**fields, policy_loss={"target_kl": 1e-6})).update(scored_batch())
     assert (stopped.policy_version, stopped.metrics["policy/minibatches_left_out"]) == (2, 2)
+
+
+def test_the_first_step_of_a_batch_has_a_ratio_of_exactly_one(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rounded_elsewhere(*arguments: Any, **settings: Any) -> PreparedBatch:
+        """As if the frozen pass had packed other rows together, only more so."""
+        prepared = prepare(*arguments, **settings)
+        return replace(prepared, old_logprobs_BT=prepared.old_logprobs_BT + 0.01)
+
+    monkeypatch.setattr("learners.policy.learner.prepare", rounded_elsewhere)
+    metrics = {}
+    for num_epochs in (1, 2):
+        config = ppo_config(minibatch_size=8, num_epochs=num_epochs, policy_loss={"clip_eps": 0.005})
+        metrics[num_epochs] = _learner(tiny_model, config).update(scored_batch()).metrics
+    assert (metrics[1]["policy/approx_kl"], metrics[1]["policy/clip_frac"]) == (0, 0)
+    assert metrics[2]["policy/clip_frac"] > 0.2  # of the second step alone
+
+
+def test_a_smaller_batch_leaves_the_end_of_the_decay_where_it_was(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    fields = {"optimizer": {"learning_rate": 1e-4, "decay": "linear"}, "prompts_per_step": 8, "minibatch_size": 4, "num_steps": 2}
+    learner = _learner(tiny_model, ppo_config(**fields))
+    rates = [learner.update(scored_batch(size, step=step)).metrics["optim/learning_rate"] for step, size in enumerate((8, 4))]
+    # Four optimizer steps are planned: 1 - 0.9 / 3 at the second, the last of the first batch; 1 - 0.9 * 2 / 3 at the third.
+    assert rates == pytest.approx([0.7e-4, 0.4e-4])
+
+
+def test_a_kl_that_is_not_finite_leaves_the_adaptive_coefficient_alone() -> None:
+    config = KLConfig(control="adaptive", coef=0.1)
+    for kl in (float("nan"), float("inf"), -float("inf")):
+        assert LearnerState(kl_coef=0.1).with_kl(kl, num_completions=8, config=config).kl_coef == 0.1
+
+
+def test_a_bootstrapped_score_of_the_whole_text_is_refused(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    learner = _learner(tiny_model, ppo_config(reward={"truncation": "bootstrap"}))
+    with pytest.raises(ConfigError, match="counts that score again"):
+        learner.update(scored_batch())
 
 
 def test_the_reference_follows_every_n_steps(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:

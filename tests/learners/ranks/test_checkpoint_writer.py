@@ -21,7 +21,8 @@ FACTS = {"model": "abc", "seed": "0"}
 
 
 def learner_of(model: str, config: PolicyLearnerConfig) -> PolicyLearner:
-    return PolicyLearner(StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, seed=0), config)
+    start = StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0)
+    return PolicyLearner(start, config)
 
 
 @pytest.mark.numeric

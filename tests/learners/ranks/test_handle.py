@@ -23,7 +23,7 @@ BatchBuilder = Callable[..., ScoredBatch]
 def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> PolicyLearnerHandle:
     folders = LearnerFolders(storage=folder / "storage", weights=folder / "weights", weights_dtype="float32")
     return PolicyLearnerHandle(
-        StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, seed=0),
+        StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0),
         config,
         folders,
         CheckpointPlan(directory=folder / "checkpoints", keep=2, facts={"seed": "0"}),
