@@ -33,8 +33,8 @@ class PreparedBatch:
     """What the epochs over one batch need. Produced by the learner's preparation, consumed by its update."""
 
     tokens: TokenBatch
-    old_logprobs_BT: Tensor  # float32, nats, of the weights at batch start
-    ref_logprobs_BT: Tensor  # float32, nats, of the frozen reference
+    old_logprobs_BT: Tensor  # float32, nats, of the weights at batch start; zero where the only step takes its own
+    ref_logprobs_BT: Tensor  # float32, nats, of the frozen reference; zero where no KL is used
     old_values_BT: Tensor  # float32, score points, before each token
     advantages_BT: Tensor  # float32, whitened if configured
     returns_BT: Tensor  # float32, score points, from unwhitened advantages

@@ -7,8 +7,8 @@ the rows only. What is learned is `preparation.prepare` and `objective.Objective
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ from learners.network.models import (
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
 from learners.policy.batch import PreparedBatch, check_bootstrap, collate
 from learners.policy.objective import Objective, StepCounts, StepTerms
-from learners.policy.preparation import FrozenPass, judged_scores, prepare
+from learners.policy.preparation import FrozenPass, importance_weights, judged_scores, needs_policy_pass, prepare
 from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
@@ -131,31 +131,37 @@ class PolicyLearner:
         if self._config.reward.truncation == "bootstrap":
             check_bootstrap(batch)
         training_batch = collate(batch, self.device)
-        frozen = self._frozen_pass(training_batch.tokens)
+        num_trajectories = len(training_batch.scores_B)
+        with_policy = needs_policy_pass(self._config, num_trajectories=num_trajectories)
+        frozen = self._frozen_pass(training_batch.tokens, with_policy=with_policy, with_reference=self._config.kl.is_used)
         self._state = self._state.with_scores(judged_scores(training_batch, self._config.reward))
         prepared = prepare(
             training_batch, frozen, self._config, self._state, max_completion_tokens=self._start.max_completion_tokens
         )
         self._follow_returns(prepared)
-        metrics = _batch_metrics(prepared, frozen, training_batch.scores_B, self._config)
         prepared_at = time.perf_counter()
-        metrics |= self._run_epochs(prepared, step=batch.step) | {"policy/kl_coef": self._state.kl_coef}
+        metrics, start_logprobs_BT = self._run_epochs(prepared, step=batch.step)
+        if not with_policy:
+            sum_over_ranks(start_logprobs_BT, self._world_size)  # every entry is set on exactly one rank
+            frozen = replace(frozen, old_logprobs_BT=start_logprobs_BT)
+        metrics |= _batch_metrics(prepared, frozen, training_batch.scores_B, self._config)
+        metrics["policy/kl_coef"] = self._state.kl_coef
         self.num_steps_done = batch.step + 1
-        self._finish(batch.step, metrics["policy/ref_kl_nats_per_completion"], num_completions=len(training_batch.scores_B))
+        self._finish(batch.step, metrics, num_completions=num_trajectories)
         metrics |= {"time/prepare_s": prepared_at - started, "time/update_s": time.perf_counter() - prepared_at}
         return UpdateResult(policy_version=self.policy_version, metrics=metrics)
 
     def completion_logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
         """Log-probability of each completion token under the policy, to be laid beside the engine's."""
         tokens = collate_tokens(trajectories, self.device)
-        logprobs_BT = self._frozen_pass(tokens).old_logprobs_BT
+        logprobs_BT = self._frozen_pass(tokens, with_policy=True, with_reference=False).old_logprobs_BT
         rows = zip(logprobs_BT.tolist(), tokens.mask_BT.sum(1).tolist(), strict=True)
         return tuple(tuple(row[:length]) for row, length in rows)
 
     def reference_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
         """log(policy / reference) summed over each completion, in nats."""
         tokens = collate_tokens(trajectories, self.device)
-        frozen = self._frozen_pass(tokens)
+        frozen = self._frozen_pass(tokens, with_policy=True, with_reference=True)
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
     def publish(self, directory: Path, dtype: DType) -> PublishedWeights:
@@ -184,26 +190,30 @@ class PolicyLearner:
             self._state = self._state.with_returns(prepared.returns_BT[prepared.tokens.mask_BT])
             self._network.set_value_unit(self._state.return_moments.mean, self._state.return_moments.std)
 
-    def _finish(self, step: int, kl_nats_per_completion: float, *, num_completions: int) -> None:
+    def _finish(self, step: int, metrics: Mapping[str, float], *, num_completions: int) -> None:
         """What changes from one batch to the next."""
-        self._state = self._state.with_kl(kl_nats_per_completion, num_completions=num_completions, config=self._config.kl)
+        if self._config.kl.is_used:
+            kl = metrics["policy/ref_kl_nats_per_completion"]
+            self._state = self._state.with_kl(kl, num_completions=num_completions, config=self._config.kl)
         refresh_steps = self._config.kl.refresh_reference_steps
         if refresh_steps and (step + 1) % refresh_steps == 0:
             self._reference.refresh(self._network.policy)
 
     @torch.no_grad()
-    def _frozen_pass(self, tokens: TokenBatch) -> FrozenPass:
-        """Policy, critic and reference on all rows; each rank computes its share, all ranks get everything."""
+    def _frozen_pass(self, tokens: TokenBatch, *, with_policy: bool, with_reference: bool) -> FrozenPass:
+        """Policy with critic, and reference, on all rows; each rank computes its share, all ranks get everything."""
         old_logprobs_BT = torch.zeros_like(tokens.rollout_logprobs_BT)
         ref_logprobs_BT, values_BT = torch.zeros_like(old_logprobs_BT), torch.zeros_like(old_logprobs_BT)
         final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])
         for part in self._micro_batches(tokens, range(len(tokens.lengths_B))):
-            output = self._network(part)
             place = (part.rows_B[part.row_N], part.column_N)
-            old_logprobs_BT[place] = output.logprobs_N
-            ref_logprobs_BT[place] = self._reference(part)
-            values_BT[place] = output.values_N
-            final_values_B[part.rows_B] = output.final_values_B
+            if with_policy:
+                output = self._network(part)
+                old_logprobs_BT[place] = output.logprobs_N
+                values_BT[place] = output.values_N
+                final_values_B[part.rows_B] = output.final_values_B
+            if with_reference:
+                ref_logprobs_BT[place] = self._reference(part)
         for tensor in (old_logprobs_BT, ref_logprobs_BT, values_BT, final_values_B):
             sum_over_ranks(tensor, self._world_size)  # every entry is set on exactly one rank
         return FrozenPass(
@@ -213,12 +223,16 @@ class PolicyLearner:
             final_values_B=final_values_B,
         )
 
-    def _run_epochs(self, prepared: PreparedBatch, *, step: int) -> dict[str, float]:
-        """Every minibatch of every epoch, or as many as `target_kl` allows; metrics are means over them."""
+    def _run_epochs(self, prepared: PreparedBatch, *, step: int) -> tuple[dict[str, float], Tensor]:
+        """Every minibatch of every epoch, or as many as `target_kl` allows.
+
+        Returns metrics, as means over the minibatches, and this rank's log-probabilities from before the first optimizer step.
+        """
         config = self._config
         minibatches = [rows for epoch in range(config.num_epochs) for rows in self._minibatches(prepared, step, epoch)]
         target_kl = config.policy_loss.target_kl
         version_at_start = self.policy_version
+        start_logprobs_BT = torch.zeros_like(prepared.old_logprobs_BT)
         outcomes: list[dict[str, float]] = []
         for rows in minibatches:
             terms = StepTerms(
@@ -227,16 +241,17 @@ class PolicyLearner:
                 policy_learns=step >= config.critic.warmup_steps,
                 at_batch_start=self.policy_version == version_at_start,
             )
-            outcomes.append(self._step(prepared, rows, terms))
+            outcomes.append(self._step(prepared, rows, terms, start_logprobs_BT))
             if target_kl is not None and outcomes[-1]["policy/approx_kl"] > target_kl:
                 break
         metrics = {name: sum(outcome[name] for outcome in outcomes) / len(outcomes) for name in outcomes[0]}
-        return metrics | {
+        metrics |= {
             "optim/learning_rate": self._optimizer.learning_rate(),
             "optim/skipped_steps": sum(outcome["optim/skipped_steps"] for outcome in outcomes),
             "optim/skipped_in_a_row": float(self._optimizer.num_skipped_in_a_row),
             "policy/minibatches_left_out": float(len(minibatches) - len(outcomes)),
         }
+        return metrics, start_logprobs_BT
 
     def _minibatches(self, prepared: PreparedBatch, step: int, epoch: int) -> Iterator[list[int]]:
         """A new order each epoch, a function of seed, step and epoch alone; the last minibatch may be smaller."""
@@ -245,8 +260,10 @@ class PolicyLearner:
         for start in range(0, len(order), self._config.minibatch_size):
             yield order[start : start + self._config.minibatch_size]
 
-    def _step(self, prepared: PreparedBatch, rows: Sequence[int], terms: StepTerms) -> dict[str, float]:
-        """One optimizer step on the rows of one minibatch."""
+    def _step(
+        self, prepared: PreparedBatch, rows: Sequence[int], terms: StepTerms, start_logprobs_BT: Tensor
+    ) -> dict[str, float]:
+        """One optimizer step on the rows of one minibatch; at batch start it writes down the log-probabilities it meets."""
         counts = StepCounts(
             num_tokens=int(prepared.tokens.mask_BT[rows].sum()),
             num_trajectories=len(rows),
@@ -259,6 +276,8 @@ class PolicyLearner:
             output = self._network(part, with_entropy=self._objective.needs_entropy, trains_trunk=terms.policy_learns)
             loss, metrics = self._objective.loss(output, prepared, part, counts, terms)
             loss.backward()
+            if terms.at_batch_start:
+                start_logprobs_BT[part.rows_B[part.row_N], part.column_N] = output.logprobs_N.detach()
             sums_K += torch.stack([metrics[name] for name in names]).detach()
         sum_over_ranks(sums_K, self._world_size)
         sum_gradients(self._optimizer.parameters.values(), self._world_size)
@@ -299,20 +318,23 @@ def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) ->
 def _batch_metrics(
     prepared: PreparedBatch, frozen: FrozenPass, scores_B: Tensor, config: PolicyLearnerConfig
 ) -> dict[str, float]:
-    """What is known before the first optimizer step."""
+    """What the weights at batch start say of it."""
     tokens, num_tokens = prepared.tokens, prepared.tokens.num_tokens
     mask_BT, returns_BT = tokens.mask_BT, prepared.returns_BT
+    weights_BT = importance_weights(frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, config.mismatch)
     metrics = mismatch_metrics(
         frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, cap=config.mismatch.cap, num_tokens=num_tokens
     ) | {
-        "policy/ref_kl_nats_per_completion": masked_sum(frozen.old_logprobs_BT - frozen.ref_logprobs_BT, mask_BT) / len(scores_B),
         # The mean of -log p over sampled tokens estimates the entropy without a pass over the vocabulary.
         "policy/sampled_entropy": -masked_mean(frozen.old_logprobs_BT, mask_BT, count=num_tokens),
-        "policy/rejected_frac": masked_mean((prepared.importance_weights_BT == 0).float(), mask_BT, count=num_tokens),
+        "policy/rejected_frac": masked_mean((weights_BT == 0).float(), mask_BT, count=num_tokens),
         "policy/advantage_zero_frac": masked_mean((prepared.advantages_BT == 0).float(), mask_BT, count=num_tokens),
         "score/mean": scores_B.mean(),
         "score/std": scores_B.std(correction=0),
     }
+    if config.kl.is_used:
+        kl_BT = frozen.old_logprobs_BT - frozen.ref_logprobs_BT
+        metrics["policy/ref_kl_nats_per_completion"] = masked_sum(kl_BT, mask_BT) / len(scores_B)
     if config.critic.kind != "none":
         unexplained = masked_variance(returns_BT - prepared.old_values_BT, mask_BT, count=num_tokens)
         variance = masked_variance(returns_BT, mask_BT, count=num_tokens)

@@ -24,6 +24,7 @@ from learners.algorithms.losses.value import clipped_value_loss
 from learners.network.micro_batch import MicroBatch
 from learners.network.models import PolicyOutput
 from learners.policy.batch import PreparedBatch
+from learners.policy.preparation import importance_weights
 from learners.settings.policy import PolicyLearnerConfig, PolicyLossConfig
 
 POLICY_LOSSES: Mapping[str, Callable[[PolicyLossConfig], Callable[..., LossOutput]]] = {
@@ -82,8 +83,7 @@ class Objective:
         self._aggregation = AGGREGATIONS[config.policy_loss.aggregation]
         self._has_critic = config.critic.kind != "none"
         self._has_entropy = config.policy_loss.entropy_coef > 0
-        self._has_kl = config.kl.place == "loss"
-        self._old_is_learner = config.mismatch.old_logprobs == "learner"
+        self._has_kl = config.kl.is_used and config.kl.place == "loss"
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -126,17 +126,8 @@ class Objective:
         self, output: PolicyOutput, prepared: PreparedBatch, part: MicroBatch, tokens: LossTokens, terms: StepTerms
     ) -> LossOutput:
         logprobs_BT = spread(output.logprobs_N, part.mask_BT)
-        old_logprobs_BT = rows_of(prepared.old_logprobs_BT, part)
-        if terms.at_batch_start and self._old_is_learner:
-            # Both are the same weights': rounding, which other packs of rows change, must not open a ratio between them.
-            old_logprobs_BT = logprobs_BT.detach()
-        policy = self._policy_loss(
-            logprobs_BT,
-            old_logprobs_BT,
-            rows_of(prepared.advantages_BT, part),
-            rows_of(prepared.importance_weights_BT, part),
-            tokens,
-        )
+        old_logprobs_BT, weights_BT = self._old_policy(logprobs_BT.detach(), prepared, part, terms)
+        policy = self._policy_loss(logprobs_BT, old_logprobs_BT, rows_of(prepared.advantages_BT, part), weights_BT, tokens)
         approx_kl = tokens.mean(k3(old_logprobs_BT, logprobs_BT))
         loss, metrics = policy.loss, {**policy.metrics, "policy/loss": policy.loss, "policy/approx_kl": approx_kl}
         if output.entropy_N is not None:
@@ -147,6 +138,17 @@ class Objective:
             penalty = kl_penalty_loss(logprobs_BT, rows_of(prepared.ref_logprobs_BT, part), tokens, estimator=estimator)
             loss, metrics = loss + terms.kl_coef * penalty.loss, metrics | penalty.metrics
         return LossOutput(loss=loss, metrics=metrics)
+
+    def _old_policy(
+        self, own_logprobs_BT: Tensor, prepared: PreparedBatch, part: MicroBatch, terms: StepTerms
+    ) -> tuple[Tensor, Tensor]:
+        """(old_logprobs_BT, importance_weights_BT). At batch start the old policy is this one, and its numbers are those of this
+        very pass: rounding, which other packs of rows change, must not open a ratio between equal weights."""
+        mismatch = self._config.mismatch
+        if not terms.at_batch_start or mismatch.old_logprobs == "rollout":
+            return rows_of(prepared.old_logprobs_BT, part), rows_of(prepared.importance_weights_BT, part)
+        rollout_logprobs_BT = rows_of(prepared.tokens.rollout_logprobs_BT, part)
+        return own_logprobs_BT, importance_weights(own_logprobs_BT, rollout_logprobs_BT, part.mask_BT, mismatch)
 
 
 def spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:

@@ -84,6 +84,11 @@ class KLConfig(StrictConfig):
     refresh_reference_steps: int = Field(0, ge=0)
     """After so many steps the reference becomes a copy of the policy, again and again; 0 is never."""
 
+    @property
+    def is_used(self) -> bool:
+        """Where it is not, updates run no reference, and the KL is measured by evaluations only."""
+        return self.coef > 0
+
 
 class MismatchConfig(StrictConfig):
     """Rollouts come from an engine whose numbers differ from the learner's, and perhaps from older weights."""
