@@ -21,8 +21,8 @@ def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """exp(-x) - 1 + x. The one to report: low variance, no negative values."""
-    log_ratio = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    """exp(-x) - 1 + x, with x limited to where exp(-x) is finite. The one to report: low variance, no negative values."""
+    log_ratio = (ref_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(log_ratio) - log_ratio
 
 

@@ -1,7 +1,8 @@
 """Log-probabilities of given tokens without ever holding all logits.
 
 Shapes: N positions, C positions of one chunk, D hidden units, V vocabulary. Nats. logits = hidden @ weight.T / temperature.
-Only one [C, V] block exists at a time, in the forward and, recomputed, in the backward pass. Matrix products run in
+Only one [C, V] block exists at a time, in the forward and, recomputed, in the backward pass. Where the weight is frozen nothing
+is recomputed: the gradient of a position is one number times a vector that the forward pass knows. Matrix products run in
 `compute_dtype`; the softmax and all sums run in float32 (float64 for float64 inputs).
 """
 
@@ -23,6 +24,8 @@ def gather_logprobs(
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """(log-probability of each target [N], entropy of each position's distribution [N] or None), both with gradient."""
+    if not with_entropy and torch.is_grad_enabled() and hidden_ND.requires_grad and not weight_VD.requires_grad:
+        return _FrozenHeadLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, chunk_tokens, compute_dtype), None
     logprobs_N, entropy_N = _GatherLogprobs.apply(
         hidden_ND, weight_VD, targets_N, temperature, chunk_tokens, compute_dtype, with_entropy
     )
@@ -89,6 +92,40 @@ class _GatherLogprobs(torch.autograd.Function):
             if grad_weight_VD is not None:
                 grad_weight_VD += block.t() @ (hidden_ND[part] * scale_C1).to(compute_dtype)
         return grad_hidden_ND, grad_weight_VD, None, None, None, None, None
+
+
+class _FrozenHeadLogprobs(torch.autograd.Function):
+    """d logprob / d hidden = (onehot - p) @ weight / temperature, kept from the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        temperature: float,
+        chunk_tokens: int,
+        compute_dtype: torch.dtype,
+    ) -> Tensor:
+        sum_dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+        weight = weight_VD.to(compute_dtype)
+        logprobs_N = torch.empty(len(targets_N), dtype=sum_dtype, device=hidden_ND.device)
+        slope_ND = torch.empty(hidden_ND.shape, dtype=sum_dtype, device=hidden_ND.device)
+        for part in _chunks(len(targets_N), chunk_tokens):
+            log_p_CV = torch.log_softmax(_logits(hidden_ND[part], weight, temperature, sum_dtype), dim=-1)
+            logprobs_N[part] = log_p_CV.gather(1, targets_N[part, None]).squeeze(1)
+            grad_logits_CV = log_p_CV.exp_().neg_()
+            grad_logits_CV.scatter_add_(1, targets_N[part, None], torch.ones_like(logprobs_N[part, None]))
+            slope_ND[part] = (grad_logits_CV.to(compute_dtype) @ weight).to(sum_dtype) / temperature
+        ctx.save_for_backward(slope_ND)
+        ctx.hidden_dtype = hidden_ND.dtype
+        return logprobs_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (slope_ND,) = ctx.saved_tensors
+        return (slope_ND * grad_outputs[0].unsqueeze(1)).to(ctx.hidden_dtype), None, None, None, None, None
 
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor, temperature: float, sum_dtype: torch.dtype) -> Tensor:

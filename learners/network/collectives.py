@@ -23,16 +23,26 @@ def numbers_of_rank_0(numbers: Sequence[int], *, rank: int, world_size: int, dev
 
 
 def sum_gradients(parameters: Iterable[Tensor], world_size: int) -> None:
-    """Replace gradients by their sums over all ranks, in buckets. A rank without a gradient counts as zero."""
+    """Replace gradients by their sums over all ranks, in buckets. A rank without a gradient counts as zero.
+
+    Where no rank has a gradient there is none afterwards either, so that the optimizer leaves that parameter alone.
+    """
     if world_size == 1:
         return
-    for bucket in _buckets(parameters):
+    for bucket in _buckets(_with_gradient_somewhere(list(parameters), world_size)):
         gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in bucket]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         sum_over_ranks(flat, world_size)
         parts = flat.split([gradient.numel() for gradient in gradients])
         for tensor, part in zip(bucket, parts, strict=True):
             tensor.grad = part.view_as(tensor)
+
+
+def _with_gradient_somewhere(parameters: Sequence[Tensor], world_size: int) -> list[Tensor]:
+    """Those that have a gradient on some rank; the same list on all ranks."""
+    num_ranks = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=parameters[0].device)
+    sum_over_ranks(num_ranks, world_size)
+    return [parameter for parameter, number in zip(parameters, num_ranks.tolist(), strict=True) if number > 0]
 
 
 def _buckets(parameters: Iterable[Tensor]) -> list[list[Tensor]]:

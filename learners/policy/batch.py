@@ -4,13 +4,14 @@ Shapes: B trajectories, S tokens of prompt + completion, T completion tokens, N 
 Everything is right-padded; masks come from lengths, never from token ids, so any id may pad.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError
 from cluster.types import Reward, ScoredBatch
 from learners.network.micro_batch import TokenBatch, collate_tokens
 
@@ -37,8 +38,8 @@ class PreparedBatch:
     """What the epochs over one batch need. Produced by the learner's preparation, consumed by its update."""
 
     tokens: TokenBatch
-    old_logprobs_BT: Tensor  # float32, nats, of the weights at batch start
-    ref_logprobs_BT: Tensor  # float32, nats, of the frozen reference
+    old_logprobs_BT: Tensor  # float32, nats, of the weights at batch start; zero where the only step takes its own
+    ref_logprobs_BT: Tensor  # float32, nats, of the frozen reference; zero where no KL is used
     old_values_BT: Tensor  # float32, score points, before each token
     advantages_BT: Tensor  # float32, whitened if configured
     returns_BT: Tensor  # float32, score points, from unwhitened advantages
@@ -65,6 +66,25 @@ def collate(batch: ScoredBatch, device: torch.device) -> TrainingBatch:
             [trajectory.completion.finish_reason == "length" for trajectory in trajectories], device=device
         ),
     )
+
+
+def check_bootstrap(batch: ScoredBatch) -> None:
+    """Raise `ConfigError` where a cut completion has a score of its whole text: the critic's value of what follows would count
+    that score again, and at gamma = 1 settle at score / (1 - share of cut completions)."""
+    rewards = [reward for scored in batch.groups for reward in scored.rewards]
+    trajectories = [trajectory for scored in batch.groups for trajectory in scored.trajectories]
+    judged_whole = [
+        reward.total
+        for trajectory, reward in zip(trajectories, rewards, strict=True)
+        if trajectory.completion.finish_reason == "length"
+        and not (reward.steps and math.isclose(reward.total, sum(step.score for step in reward.steps), abs_tol=1e-6))
+    ]
+    if judged_whole:
+        raise ConfigError(
+            f"learner.reward.truncation=bootstrap, but {len(judged_whole)} completions that were cut at the length limit have a "
+            f"score of the whole text (the first {judged_whole[0]:g}), and the critic's value of what would follow counts that "
+            "score again; set learner.reward.truncation=terminal. bootstrap is for scores of single steps"
+        )
 
 
 def _step_scores(rewards: Sequence[Reward], mask_BT: Tensor) -> Tensor:

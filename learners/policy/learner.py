@@ -6,9 +6,10 @@ the rows only. What is learned is `preparation.prepare` and `objective.Objective
 """
 
 import copy
+import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,10 @@ from learners.network.models import (
     load_critic_trunk,
     load_policy,
 )
-from learners.network.optimizer import GuardedAdamW
-from learners.policy.batch import PreparedBatch, collate
-from learners.policy.objective import Objective, StepCounts
-from learners.policy.preparation import FrozenPass, judged_totals, prepare
+from learners.network.optimizer import GuardedAdamW, ParameterGroup
+from learners.policy.batch import PreparedBatch, check_bootstrap, collate
+from learners.policy.objective import Objective, StepCounts, StepTerms
+from learners.policy.preparation import FrozenPass, importance_weights, judged_totals, needs_policy_pass, prepare
 from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
@@ -78,6 +79,9 @@ class PolicyLearner:
         self._objective = Objective(config)
         self._state = LearnerState(kl_coef=config.kl.coef)
         self._publisher = WeightPublisher()
+        # Of full batches: a smaller one, where some rollouts have no score, must not move the end of the decay.
+        minibatches = math.ceil(config.prompts_per_step * start.samples_per_prompt / config.minibatch_size)
+        self._total_steps = config.num_steps * config.num_epochs * minibatches
         self.num_steps_done = 0  # batches, which is the number of the next
         self._sender: WeightSender | None = None
 
@@ -127,32 +131,41 @@ class PolicyLearner:
     def update(self, batch: ScoredBatch) -> UpdateResult:
         """All epochs over one batch."""
         started = time.perf_counter()
+        if self._config.reward.truncation == "bootstrap":
+            check_bootstrap(batch)
         training_batch = collate(batch, self.device)
-        frozen = self._frozen_pass(training_batch.tokens, self._reference)
+        num_trajectories = len(training_batch.scores_B)
+        with_policy = needs_policy_pass(self._config, num_trajectories=num_trajectories)
+        reference = self._reference if self._config.kl.is_used else None
+        frozen = self._frozen_pass(training_batch.tokens, with_policy=with_policy, reference=reference)
         self._state = self._state.with_scores(judged_totals(training_batch, self._config.reward))
         prepared = prepare(
             training_batch, frozen, self._config, self._state, max_completion_tokens=self._start.max_completion_tokens
         )
         self._follow_returns(prepared)
-        metrics = _batch_metrics(prepared, frozen, training_batch.totals_B, self._config)
         prepared_at = time.perf_counter()
-        metrics |= self._run_epochs(prepared, step=batch.step) | {"policy/kl_coef": self._state.kl_coef}
+        metrics, start_logprobs_BT = self._run_epochs(prepared, step=batch.step)
+        if not with_policy:
+            sum_over_ranks(start_logprobs_BT, self._world_size)  # every entry is set on exactly one rank
+            frozen = replace(frozen, old_logprobs_BT=start_logprobs_BT)
+        metrics |= _batch_metrics(prepared, frozen, training_batch.totals_B, self._config)
+        metrics["policy/kl_coef"] = self._state.kl_coef
         self.num_steps_done = batch.step + 1
-        self._finish(batch.step, metrics["policy/ref_kl_nats_per_completion"], num_completions=len(training_batch.scores_B))
+        self._finish(batch.step, metrics, num_completions=num_trajectories)
         metrics |= {"time/prepare_s": prepared_at - started, "time/update_s": time.perf_counter() - prepared_at}
         return UpdateResult(policy_version=self.policy_version, metrics=metrics)
 
     def completion_logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
         """Log-probability of each completion token under the policy, to be laid beside the engine's."""
         tokens = collate_tokens(trajectories, self.device)
-        logprobs_BT = self._frozen_pass(tokens, self._reference).old_logprobs_BT
+        logprobs_BT = self._frozen_pass(tokens, with_policy=True, reference=None).old_logprobs_BT
         rows = zip(logprobs_BT.tolist(), tokens.mask_BT.sum(1).tolist(), strict=True)
         return tuple(tuple(row[:length]) for row, length in rows)
 
     def start_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
         """log(policy / policy at the run's start) summed over each completion, in nats."""
         tokens = collate_tokens(trajectories, self.device)
-        frozen = self._frozen_pass(tokens, self._start_policy)
+        frozen = self._frozen_pass(tokens, with_policy=True, reference=self._start_policy)
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
     def publish(self, directory: Path, dtype: DType) -> PublishedWeights:
@@ -181,26 +194,30 @@ class PolicyLearner:
             self._state = self._state.with_returns(prepared.returns_BT[prepared.tokens.mask_BT])
             self._network.set_value_unit(self._state.return_moments.mean, self._state.return_moments.std)
 
-    def _finish(self, step: int, kl_nats_per_completion: float, *, num_completions: int) -> None:
+    def _finish(self, step: int, metrics: Mapping[str, float], *, num_completions: int) -> None:
         """What changes from one batch to the next."""
-        self._state = self._state.with_kl(kl_nats_per_completion, num_completions=num_completions, config=self._config.kl)
+        if self._config.kl.is_used:
+            kl = metrics["policy/ref_kl_nats_per_completion"]
+            self._state = self._state.with_kl(kl, num_completions=num_completions, config=self._config.kl)
         refresh_steps = self._config.kl.refresh_reference_steps
         if refresh_steps and (step + 1) % refresh_steps == 0:
             self._reference.refresh(self._network.policy)
 
     @torch.no_grad()
-    def _frozen_pass(self, tokens: TokenBatch, reference: Reference) -> FrozenPass:
-        """Policy, critic and `reference` on all rows; each rank computes its share, all ranks get everything."""
+    def _frozen_pass(self, tokens: TokenBatch, *, with_policy: bool, reference: Reference | None) -> FrozenPass:
+        """Policy with critic, and `reference`, on all rows; each rank computes its share, all ranks get everything."""
         old_logprobs_BT = torch.zeros_like(tokens.rollout_logprobs_BT)
         ref_logprobs_BT, values_BT = torch.zeros_like(old_logprobs_BT), torch.zeros_like(old_logprobs_BT)
         final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])
         for part in self._micro_batches(tokens, range(len(tokens.lengths_B))):
-            output = self._network(part)
             place = (part.rows_B[part.row_N], part.column_N)
-            old_logprobs_BT[place] = output.logprobs_N
-            ref_logprobs_BT[place] = reference(part)
-            values_BT[place] = output.values_N
-            final_values_B[part.rows_B] = output.final_values_B
+            if with_policy:
+                output = self._network(part)
+                old_logprobs_BT[place] = output.logprobs_N
+                values_BT[place] = output.values_N
+                final_values_B[part.rows_B] = output.final_values_B
+            if reference is not None:
+                ref_logprobs_BT[place] = reference(part)
         for tensor in (old_logprobs_BT, ref_logprobs_BT, values_BT, final_values_B):
             sum_over_ranks(tensor, self._world_size)  # every entry is set on exactly one rank
         return FrozenPass(
@@ -210,24 +227,35 @@ class PolicyLearner:
             final_values_B=final_values_B,
         )
 
-    def _run_epochs(self, prepared: PreparedBatch, *, step: int) -> dict[str, float]:
-        """Every minibatch of every epoch, or as many as `target_kl` allows; metrics are means over them."""
+    def _run_epochs(self, prepared: PreparedBatch, *, step: int) -> tuple[dict[str, float], Tensor]:
+        """Every minibatch of every epoch, or as many as `target_kl` allows.
+
+        Returns metrics, as means over the minibatches, and this rank's log-probabilities from before the first optimizer step.
+        """
         config = self._config
         minibatches = [rows for epoch in range(config.num_epochs) for rows in self._minibatches(prepared, step, epoch)]
-        total_steps = config.num_steps * len(minibatches)
         target_kl = config.policy_loss.target_kl
+        version_at_start = self.policy_version
+        start_logprobs_BT = torch.zeros_like(prepared.old_logprobs_BT)
         outcomes: list[dict[str, float]] = []
         for rows in minibatches:
-            outcomes.append(self._step(prepared, rows, total_steps=total_steps, policy_learns=step >= config.critic.warmup_steps))
+            terms = StepTerms(
+                kl_coef=self._state.kl_coef,
+                value_scale=self._network.value_std,
+                policy_learns=step >= config.critic.warmup_steps,
+                at_batch_start=self.policy_version == version_at_start,
+            )
+            outcomes.append(self._step(prepared, rows, terms, start_logprobs_BT))
             if target_kl is not None and outcomes[-1]["policy/approx_kl"] > target_kl:
                 break
         metrics = {name: sum(outcome[name] for outcome in outcomes) / len(outcomes) for name in outcomes[0]}
-        return metrics | {
+        metrics |= {
             "optim/learning_rate": self._optimizer.learning_rate(),
             "optim/skipped_steps": sum(outcome["optim/skipped_steps"] for outcome in outcomes),
             "optim/skipped_in_a_row": float(self._optimizer.num_skipped_in_a_row),
             "policy/minibatches_left_out": float(len(minibatches) - len(outcomes)),
         }
+        return metrics, start_logprobs_BT
 
     def _minibatches(self, prepared: PreparedBatch, step: int, epoch: int) -> Iterator[list[int]]:
         """A new order each epoch, a function of seed, step and epoch alone; the last minibatch may be smaller."""
@@ -236,8 +264,10 @@ class PolicyLearner:
         for start in range(0, len(order), self._config.minibatch_size):
             yield order[start : start + self._config.minibatch_size]
 
-    def _step(self, prepared: PreparedBatch, rows: Sequence[int], *, total_steps: int, policy_learns: bool) -> dict[str, float]:
-        """One optimizer step on the rows of one minibatch."""
+    def _step(
+        self, prepared: PreparedBatch, rows: Sequence[int], terms: StepTerms, start_logprobs_BT: Tensor
+    ) -> dict[str, float]:
+        """One optimizer step on the rows of one minibatch; at batch start it writes down the log-probabilities it meets."""
         counts = StepCounts(
             num_tokens=int(prepared.tokens.mask_BT[rows].sum()),
             num_trajectories=len(rows),
@@ -247,22 +277,16 @@ class PolicyLearner:
         sums_K = torch.zeros(len(names), device=self.device)  # a rank without rows contributes zeros
         self._optimizer.zero_grad()
         for part in self._micro_batches(prepared.tokens, rows):
-            output = self._network(part, with_entropy=self._objective.needs_entropy, trains_trunk=policy_learns)
-            loss, metrics = self._objective.loss(
-                output,
-                prepared,
-                part,
-                counts,
-                kl_coef=self._state.kl_coef,
-                value_scale=self._network.value_std,
-                policy_learns=policy_learns,
-            )
+            output = self._network(part, with_entropy=self._objective.needs_entropy, trains_trunk=terms.policy_learns)
+            loss, metrics = self._objective.loss(output, prepared, part, counts, terms)
             loss.backward()
+            if terms.at_batch_start:
+                start_logprobs_BT[part.rows_B[part.row_N], part.column_N] = output.logprobs_N.detach()
             sums_K += torch.stack([metrics[name] for name in names]).detach()
         sum_over_ranks(sums_K, self._world_size)
-        sum_gradients(self._optimizer.parameters, self._world_size)
+        sum_gradients(self._optimizer.parameters.values(), self._world_size)
         metrics_of_step = dict(zip(names, sums_K.tolist(), strict=True))
-        grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=total_steps)
+        grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=self._total_steps)
         return metrics_of_step | {"optim/grad_norm": grad_norm, "optim/skipped_steps": float(not stepped)}
 
     def _micro_batches(self, tokens: TokenBatch, rows: Sequence[int]) -> Iterator[MicroBatch]:
@@ -274,32 +298,47 @@ class PolicyLearner:
             yield micro_batch(tokens, pack)
 
 
-def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) -> list[tuple[list[Tensor], float]]:
-    """What is trained of the trunks, and the value head, each with its peak learning rate."""
-    head = list(network.value_head.parameters()) if network.value_head is not None else []
-    in_head = {id(parameter) for parameter in head}
-    trunks = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in in_head]
-    groups = [(trunks, config.optimizer.learning_rate), (head, config.critic.learning_rate)]
-    return [(parameters, rate) for parameters, rate in groups if parameters]
+def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) -> list[ParameterGroup]:
+    """What is trained of policy and critic. A critic with a trunk of its own is clipped apart: its loss shares no gradient with
+    the policy's, and the larger of the two would take from the other's step."""
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    critic_clip = "critic" if config.critic.kind == "own_model" else "policy"
+    parts = (
+        ("policy.", config.optimizer.learning_rate, "policy"),
+        ("critic_trunk.", config.optimizer.learning_rate, critic_clip),
+        ("value_head.", config.critic.learning_rate, critic_clip),
+    )
+    groups = [
+        ParameterGroup(
+            parameters={name: parameter for name, parameter in trained.items() if name.startswith(prefix)},
+            learning_rate=rate,
+            clipped_with=clip,
+        )
+        for prefix, rate, clip in parts
+    ]
+    return [group for group in groups if group.parameters]
 
 
 def _batch_metrics(
     prepared: PreparedBatch, frozen: FrozenPass, totals_B: Tensor, config: PolicyLearnerConfig
 ) -> dict[str, float]:
-    """What is known before the first optimizer step."""
+    """What the weights at batch start say of it."""
     tokens, num_tokens = prepared.tokens, prepared.tokens.num_tokens
     mask_BT, returns_BT = tokens.mask_BT, prepared.returns_BT
+    weights_BT = importance_weights(frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, config.mismatch)
     metrics = mismatch_metrics(
         frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, cap=config.mismatch.cap, num_tokens=num_tokens
     ) | {
-        "policy/ref_kl_nats_per_completion": masked_sum(frozen.old_logprobs_BT - frozen.ref_logprobs_BT, mask_BT) / len(totals_B),
         # The mean of -log p over sampled tokens estimates the entropy without a pass over the vocabulary.
         "policy/sampled_entropy": -masked_mean(frozen.old_logprobs_BT, mask_BT, count=num_tokens),
-        "policy/rejected_frac": masked_mean((prepared.importance_weights_BT == 0).float(), mask_BT, count=num_tokens),
+        "policy/rejected_frac": masked_mean((weights_BT == 0).float(), mask_BT, count=num_tokens),
         "policy/advantage_zero_frac": masked_mean((prepared.advantages_BT == 0).float(), mask_BT, count=num_tokens),
         "score/mean": totals_B.mean(),
         "score/std": totals_B.std(correction=0),
     }
+    if config.kl.is_used:
+        kl_BT = frozen.old_logprobs_BT - frozen.ref_logprobs_BT
+        metrics["policy/ref_kl_nats_per_completion"] = masked_sum(kl_BT, mask_BT) / len(totals_B)
     if config.critic.kind != "none":
         unexplained = masked_variance(returns_BT - prepared.old_values_BT, mask_BT, count=num_tokens)
         variance = masked_variance(returns_BT, mask_BT, count=num_tokens)

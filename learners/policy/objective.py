@@ -24,6 +24,7 @@ from learners.algorithms.losses.value import clipped_value_loss
 from learners.network.micro_batch import MicroBatch
 from learners.network.models import PolicyOutput
 from learners.policy.batch import PreparedBatch
+from learners.policy.preparation import importance_weights
 from learners.settings.policy import PolicyLearnerConfig, PolicyLossConfig
 
 POLICY_LOSSES: Mapping[str, Callable[[PolicyLossConfig], Callable[..., LossOutput]]] = {
@@ -49,6 +50,16 @@ class StepCounts:
     max_completion_tokens: int  # of the run's sampling
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTerms:
+    """What the loss of one optimizer step takes from the learner's state. Produced by the learner, consumed by `Objective`."""
+
+    kl_coef: float  # score points a nat
+    value_scale: float  # score points that count as 1 in the value loss
+    policy_learns: bool  # False while the critic warms up
+    at_batch_start: bool  # the weights are still those that the batch began with
+
+
 AGGREGATIONS: Mapping[str, Callable[[Tensor, StepCounts], LossTokens]] = {
     "token_mean": lambda mask_BT, counts: token_mean(mask_BT, num_tokens=counts.num_tokens),
     "sequence_mean": lambda mask_BT, counts: sequence_mean(
@@ -64,7 +75,7 @@ AGGREGATIONS: Mapping[str, Callable[[Tensor, StepCounts], LossTokens]] = {
 
 
 class Objective:
-    """The losses of one learner. `policy_learns` is False while the critic warms up."""
+    """The losses of one learner."""
 
     def __init__(self, config: PolicyLearnerConfig) -> None:
         self._config = config
@@ -72,7 +83,7 @@ class Objective:
         self._aggregation = AGGREGATIONS[config.policy_loss.aggregation]
         self._has_critic = config.critic.kind != "none"
         self._has_entropy = config.policy_loss.entropy_coef > 0
-        self._has_kl = config.kl.place == "loss"
+        self._has_kl = config.kl.is_used and config.kl.place == "loss"
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -92,21 +103,18 @@ class Objective:
         prepared: PreparedBatch,
         part: MicroBatch,
         counts: StepCounts,
-        *,
-        kl_coef: float,
-        value_scale: float,
-        policy_learns: bool,
+        terms: StepTerms,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss with gradient, metrics). `value_scale`: score points that count as 1 in the value loss."""
+        """(loss with gradient, metrics)."""
         tokens = self._aggregation(part.mask_BT, counts)
-        policy = self._policy_terms(output, prepared, part, tokens, kl_coef=kl_coef)
-        loss, metrics = policy.loss if policy_learns else policy.loss.detach(), policy.metrics
+        policy = self._policy_terms(output, prepared, part, tokens, terms)
+        loss, metrics = policy.loss if terms.policy_learns else policy.loss.detach(), policy.metrics
         if self._has_critic:
             critic = self._config.critic
             value = clipped_value_loss(
-                spread(output.values_N, part.mask_BT) / value_scale,
-                rows_of(prepared.old_values_BT, part) / value_scale,
-                rows_of(prepared.returns_BT, part) / value_scale,
+                spread(output.values_N, part.mask_BT) / terms.value_scale,
+                rows_of(prepared.old_values_BT, part) / terms.value_scale,
+                rows_of(prepared.returns_BT, part) / terms.value_scale,
                 token_mean(part.mask_BT, num_tokens=counts.num_tokens),
                 clip_eps=math.inf if critic.clip_eps is None else critic.clip_eps,
             )
@@ -115,17 +123,11 @@ class Objective:
         return loss, metrics | {"optim/loss": loss}
 
     def _policy_terms(
-        self, output: PolicyOutput, prepared: PreparedBatch, part: MicroBatch, tokens: LossTokens, *, kl_coef: float
+        self, output: PolicyOutput, prepared: PreparedBatch, part: MicroBatch, tokens: LossTokens, terms: StepTerms
     ) -> LossOutput:
         logprobs_BT = spread(output.logprobs_N, part.mask_BT)
-        old_logprobs_BT = rows_of(prepared.old_logprobs_BT, part)
-        policy = self._policy_loss(
-            logprobs_BT,
-            old_logprobs_BT,
-            rows_of(prepared.advantages_BT, part),
-            rows_of(prepared.importance_weights_BT, part),
-            tokens,
-        )
+        old_logprobs_BT, weights_BT = self._old_policy(logprobs_BT.detach(), prepared, part, terms)
+        policy = self._policy_loss(logprobs_BT, old_logprobs_BT, rows_of(prepared.advantages_BT, part), weights_BT, tokens)
         approx_kl = tokens.mean(k3(old_logprobs_BT, logprobs_BT))
         loss, metrics = policy.loss, {**policy.metrics, "policy/loss": policy.loss, "policy/approx_kl": approx_kl}
         if output.entropy_N is not None:
@@ -134,8 +136,19 @@ class Objective:
         if self._has_kl:
             estimator = KL_LOSS_ESTIMATORS[self._config.kl.estimator]
             penalty = kl_penalty_loss(logprobs_BT, rows_of(prepared.ref_logprobs_BT, part), tokens, estimator=estimator)
-            loss, metrics = loss + kl_coef * penalty.loss, metrics | penalty.metrics
+            loss, metrics = loss + terms.kl_coef * penalty.loss, metrics | penalty.metrics
         return LossOutput(loss=loss, metrics=metrics)
+
+    def _old_policy(
+        self, own_logprobs_BT: Tensor, prepared: PreparedBatch, part: MicroBatch, terms: StepTerms
+    ) -> tuple[Tensor, Tensor]:
+        """(old_logprobs_BT, importance_weights_BT). At batch start the old policy is this one, and its numbers are those of this
+        very pass: rounding, which other packs of rows change, must not open a ratio between equal weights."""
+        mismatch = self._config.mismatch
+        if not terms.at_batch_start or mismatch.old_logprobs == "rollout":
+            return rows_of(prepared.old_logprobs_BT, part), rows_of(prepared.importance_weights_BT, part)
+        rollout_logprobs_BT = rows_of(prepared.tokens.rollout_logprobs_BT, part)
+        return own_logprobs_BT, importance_weights(own_logprobs_BT, rollout_logprobs_BT, part.mask_BT, mismatch)
 
 
 def spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ from learners.settings.policy import AdvantageConfig, MismatchConfig, PolicyLear
 class FrozenPass:
     """Numbers of the weights at batch start. Produced by the learner, consumed by `prepare`."""
 
-    old_logprobs_BT: Tensor
-    ref_logprobs_BT: Tensor
+    old_logprobs_BT: Tensor  # zero where `needs_policy_pass` says that nothing asks for them
+    ref_logprobs_BT: Tensor  # zero where no KL is used
     values_BT: Tensor  # zero without a critic
     final_values_B: Tensor  # of the state after the last token; zero without a critic
 
@@ -87,6 +87,16 @@ MISMATCH_WEIGHTS: Mapping[str, Callable[[Tensor, Tensor, Tensor, MismatchConfig]
 }
 
 
+def needs_policy_pass(config: PolicyLearnerConfig, *, num_trajectories: int) -> bool:
+    """Whether anything asks for the policy's or the critic's numbers before the first optimizer step.
+
+    At that step `Objective` takes the old log-probabilities from the step's own forward pass. So they are asked for by a later
+    step of the batch, by a KL among the rewards, and in place of them by a critic.
+    """
+    has_later_steps = config.num_epochs > 1 or num_trajectories > config.minibatch_size
+    return has_later_steps or config.critic.kind != "none" or (config.kl.is_used and config.kl.place == "reward")
+
+
 def prepare(
     batch: TrainingBatch, frozen: FrozenPass, config: PolicyLearnerConfig, state: LearnerState, *, max_completion_tokens: int
 ) -> PreparedBatch:
@@ -123,8 +133,18 @@ def prepare(
         old_values_BT=frozen.values_BT,
         advantages_BT=advantages_BT,
         returns_BT=returns_BT,
-        importance_weights_BT=_importance_weights(frozen.old_logprobs_BT, rollout_logprobs_BT, mask_BT, config.mismatch),
+        importance_weights_BT=importance_weights(frozen.old_logprobs_BT, rollout_logprobs_BT, mask_BT, config.mismatch),
     )
+
+
+def importance_weights(old_logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, mask_BT: Tensor, config: MismatchConfig) -> Tensor:
+    """What the loss of each token is weighted by, because another engine or other weights sampled it. Row by row."""
+    weights_BT = MISMATCH_WEIGHTS[config.correction](old_logprobs_BT, rollout_logprobs_BT, mask_BT, config)
+    if not config.reject_sequences:
+        return weights_BT
+    lowest, highest = config.band
+    kept_B = kept_sequences(old_logprobs_BT, rollout_logprobs_BT, mask_BT, lowest=lowest, highest=highest)
+    return torch.where(kept_B.unsqueeze(1), weights_BT, 0.0)
 
 
 def judged_totals(batch: TrainingBatch, config: RewardShapingConfig) -> Tensor:
@@ -168,12 +188,3 @@ def _limited(scores: Tensor, config: RewardShapingConfig) -> Tensor:
 
 def _scaled(scores_B: Tensor, config: RewardShapingConfig, state: LearnerState) -> Tensor:
     return normalised(scores_B, state.score_moments) if config.normalise else scores_B
-
-
-def _importance_weights(old_logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, mask_BT: Tensor, config: MismatchConfig) -> Tensor:
-    weights_BT = MISMATCH_WEIGHTS[config.correction](old_logprobs_BT, rollout_logprobs_BT, mask_BT, config)
-    if not config.reject_sequences:
-        return weights_BT
-    lowest, highest = config.band
-    kept_B = kept_sequences(old_logprobs_BT, rollout_logprobs_BT, mask_BT, lowest=lowest, highest=highest)
-    return torch.where(kept_B.unsqueeze(1), weights_BT, 0.0)

@@ -10,4 +10,5 @@ class StartingPoint:
     model_path: str  # Hugging Face folder of the start policy, which is the reference too
     temperature: float  # of the sampled distribution
     max_completion_tokens: int  # the length limit of the run's completions
+    samples_per_prompt: int  # of the run's sampling: with `prompts_per_step`, the trajectories of a full batch
     seed: int

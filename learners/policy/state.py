@@ -1,5 +1,6 @@
 """What a policy learner carries from one batch to the next beside weights and moments. Plain numbers, for checkpoints."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -42,7 +43,7 @@ class LearnerState:
 
     def with_kl(self, kl_nats_per_completion: float, *, num_completions: int, config: KLConfig) -> Self:
         """After the batch whose KL was measured."""
-        if config.control == "fixed":
+        if config.control == "fixed" or not math.isfinite(kl_nats_per_completion):  # a coefficient that is not a number stays so
             return self
         kl_coef = adaptive_kl_coef(
             self.kl_coef,

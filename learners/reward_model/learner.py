@@ -19,7 +19,7 @@ from learners.algorithms.preference import comparisons, preference_loss
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.micro_batch import micro_batches, shard
 from learners.network.models import TORCH_DTYPES, export_policy, freeze_lowest_layers
-from learners.network.optimizer import GuardedAdamW
+from learners.network.optimizer import GuardedAdamW, ParameterGroup
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
 from learners.reward_model.records import RewardModelJob
 from learners.settings.reward_model import RewardModelLearnerConfig
@@ -44,10 +44,13 @@ class RewardModelLearner:
             torch.set_num_threads(job.config.workers.num_threads)
         self._model = start_reward_model(job.model_path, dtype="float32", num_layers=job.config.num_layers).to(self.device)
         freeze_lowest_layers(self._model, job.config.num_frozen_layers, self._compute_dtype)
-        trunk = [parameter for parameter in self._model.base_model.parameters() if parameter.requires_grad]
-        head = list(self._model.score.parameters())
+        trained = {name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+        head = {name: parameter for name, parameter in trained.items() if name.startswith("score.")}
+        trunk = {name: parameter for name, parameter in trained.items() if name not in head}
+        rates = ((trunk, job.config.optimizer.learning_rate), (head, job.config.head_learning_rate))
         self._optimizer = GuardedAdamW(
-            [(trunk, job.config.optimizer.learning_rate), (head, job.config.head_learning_rate)], job.config.optimizer
+            [ParameterGroup(parameters=part, learning_rate=rate, clipped_with="reward model") for part, rate in rates],
+            job.config.optimizer,
         )
 
     def snapshot(self) -> LearnerSnapshot:
@@ -88,7 +91,7 @@ class RewardModelLearner:
         (loss_gradient_B,) = torch.autograd.grad(output.loss, scores_B)
         self._optimizer.zero_grad()
         own_scores_N.backward(loss_gradient_B[rows_N])
-        sum_gradients(self._optimizer.parameters, self._world_size)
+        sum_gradients(self._optimizer.parameters.values(), self._world_size)
         loss = output.loss.item()
         grad_norm, _ = self._optimizer.step(loss, total_steps=self.num_steps)
         self.num_steps_done += 1

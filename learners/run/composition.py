@@ -81,6 +81,7 @@ def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, sta
                 model_path=start_policy,
                 temperature=config.sampling.temperature,
                 max_completion_tokens=config.sampling.max_completion_tokens,
+                samples_per_prompt=config.sampling.samples_per_prompt,
                 seed=config.seed,
             ),
             config.learner,

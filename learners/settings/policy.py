@@ -85,6 +85,11 @@ class KLConfig(StrictConfig):
     """After so many steps the reference becomes a copy of the policy, again and again; 0 is never. The KL of training is to
     this reference; evaluations measure the KL to the start, and then keep one more copy of it."""
 
+    @property
+    def is_used(self) -> bool:
+        """Where it is not, updates run no reference, and the KL is measured by evaluations only."""
+        return self.coef > 0
+
 
 class MismatchConfig(StrictConfig):
     """Rollouts come from an engine whose numbers differ from the learner's, and perhaps from older weights."""
@@ -105,9 +110,10 @@ class MismatchConfig(StrictConfig):
 class RewardShapingConfig(StrictConfig):
     """What is done to scores before they become rewards, in this order."""
 
-    truncation: Literal["bootstrap", "terminal", "penalty"] = "bootstrap"
-    """A completion cut at the length limit. bootstrap: the critic's value of its last state follows. terminal: nothing
-    follows. penalty: nothing follows and its score is `truncation_score`."""
+    truncation: Literal["terminal", "penalty", "bootstrap"] = "terminal"
+    """A completion cut at the length limit. terminal: nothing follows. penalty: nothing follows and its score is
+    `truncation_score`. bootstrap: the critic's value of its last state follows; only for scores of single steps, because a
+    score of the whole text would count twice."""
     truncation_score: float = 0.0
     clip: float | None = Field(None, gt=0)
     """The score of a completion, and that of each step, is limited to -clip .. clip."""

@@ -18,7 +18,7 @@ Algorithm = Literal[
     "remax",
 ]
 
-WITHOUT_CRITIC = {"critic": {"kind": "none"}, "reward": {"truncation": "terminal"}}
+WITHOUT_CRITIC = {"critic": {"kind": "none"}}
 WITHOUT_KL = {"kl": {"coef": 0.0}}
 
 PRESETS: Mapping[Algorithm, Mapping[str, Any]] = {
@@ -42,9 +42,9 @@ PRESETS: Mapping[Algorithm, Mapping[str, Any]] = {
     },
     # arXiv:2503.14476.
     "dapo": {
+        **WITHOUT_CRITIC,
         **WITHOUT_KL,
-        "critic": {"kind": "none"},
-        "reward": {"truncation": "terminal", "overlong_penalty": 1.0, "overlong_buffer_frac": 0.2},
+        "reward": {"overlong_penalty": 1.0, "overlong_buffer_frac": 0.2},
         "advantage": {"estimator": "grpo", "whiten": False},
         "policy_loss": {"clip_eps": 0.2, "clip_eps_high": 0.28, "aggregation": "token_mean"},
         "group_filter": {"enabled": True},

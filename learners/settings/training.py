@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from actors.config import DType
 from cluster.config import StrictConfig
@@ -35,8 +35,17 @@ class WorkerConfig(StrictConfig):
     num_threads: int = Field(2, ge=1)
     """Torch threads of a rank on CPU."""
     compute_dtype: DType = "bfloat16"
-    """Type of the matrix products; master weights, gradients and losses stay in float32."""
+    """Type of the matrix products; master weights, gradients and losses stay in float32. float16 is refused."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Padded tokens in one forward pass; bounds memory, never changes the update."""
     logprob_chunk_tokens: int = Field(512, ge=1)
     """Completion positions whose logits exist at one time."""
+
+    @field_validator("compute_dtype")
+    @classmethod
+    def _small_gradients_survive(cls, compute_dtype: DType) -> DType:
+        if compute_dtype == "float16":
+            raise ValueError(
+                "float16 turns gradients below 6e-8 into zeros, and learners do not scale the loss; use bfloat16 or float32"
+            )
+        return compute_dtype

@@ -1,5 +1,6 @@
 """Small batches on the tiny model."""
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ from cluster.types import Completion, Message, Prompt, Reward, ScoredBatch, Scor
 from learners.settings.policy import PolicyLearnerConfig
 
 BatchBuilder = Callable[..., ScoredBatch]
+NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))  # `make test-numeric` asks for one and for two
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +21,10 @@ def tiny_model() -> str:
 
 @pytest.fixture
 def ppo_config() -> Callable[..., PolicyLearnerConfig]:
-    """A float32 configuration with one thread; keyword arguments replace fields, also those of `workers`."""
+    """A float32 configuration; keyword arguments replace fields, also those of `workers`."""
 
     def build(**fields: object) -> PolicyLearnerConfig:
-        workers = {"num_threads": 1, "compute_dtype": "float32", "num_cpus": 0.5}
+        workers = {"num_threads": NUM_THREADS, "compute_dtype": "float32", "num_cpus": 0.5}
         workers |= {
             name: fields.pop(name)
             for name in list(fields)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
@@ -30,6 +31,8 @@ from learners.algorithms.losses.policy_gradient import policy_gradient_loss
 from learners.algorithms.losses.ppo_clip import ppo_clip_loss
 from learners.algorithms.masking import on_tokens, whiten
 from learners.algorithms.mismatch import truncated_sequence_weights, truncated_token_weights
+
+pytestmark = pytest.mark.numeric
 
 NUM_TOKENS, MAX_LENGTH, END = 3, 4, 0
 
@@ -54,6 +57,8 @@ TOKEN = torch.tensor([[each[t] if t < len(each) else 0 for t in range(MAX_LENGTH
 _GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(len(PREFIXES), NUM_TOKENS, generator=_GENERATOR, dtype=torch.float64)
 SCORES = torch.randn(NUM, generator=_GENERATOR, dtype=torch.float64).round(decimals=1)  # some are equal
+CUT = torch.tensor([float(each[-1] != END) for each in COMPLETIONS], dtype=torch.float64)
+ENDED = torch.zeros(NUM, dtype=torch.float64)  # bootstrap values of completions after which nothing follows
 SINGLES = torch.arange(NUM)
 PAIRS = torch.tensor(list(itertools.product(range(NUM), repeat=2))).flatten()  # rows 2k and 2k + 1 are a pair
 PAIR_GROUPS = torch.arange(NUM * NUM).repeat_interleave(2)
@@ -113,9 +118,9 @@ def _over_pairs(estimator: Callable[[Tensor, Tensor], Tensor], **settings: Any) 
     return _gradient(PAIRS, advantages, _counted(of_pair / 2), **settings)
 
 
-def _terminal_rewards() -> Tensor:
+def _terminal_rewards(scores: Tensor = SCORES) -> Tensor:
     last = MASK & ~torch.cat([MASK[:, 1:], torch.zeros(NUM, 1, dtype=torch.bool)], 1)
-    return torch.where(last, SCORES.unsqueeze(1), 0.0)
+    return torch.where(last, scores.unsqueeze(1), 0.0)
 
 
 def _true_values() -> Tensor:
@@ -203,8 +208,8 @@ def test_remax_is_unbiased() -> None:
     assert_close(_gradient(SINGLES, advantages, _counted(_probabilities(LOGITS))), _true_gradient())
 
 
-def _gae_gradient(values: Tensor, *, gae_lambda: float) -> Tensor:
-    advantages = gae(_terminal_rewards(), values, torch.zeros(NUM, dtype=torch.float64), MASK, gamma=1.0, gae_lambda=gae_lambda)
+def _gae_gradient(values: Tensor, *, gae_lambda: float, bootstrap_values: Tensor = ENDED) -> Tensor:
+    advantages = gae(_terminal_rewards(), values, bootstrap_values, MASK, gamma=1.0, gae_lambda=gae_lambda)
     return _gradient(SINGLES, advantages, _counted(_probabilities(LOGITS)))
 
 
@@ -217,6 +222,36 @@ def test_gae_is_unbiased_at_any_lambda_with_the_true_values_and_biased_with_othe
     for gae_lambda in (0.0, 0.5, 0.95):
         assert_close(_gae_gradient(_true_values(), gae_lambda=gae_lambda), _true_gradient())
     assert not torch.allclose(_gae_gradient(torch.zeros(NUM, MAX_LENGTH).double(), gae_lambda=0.5), _true_gradient(), atol=1e-3)
+
+
+def _settled_value(rewards: Tensor, *, bootstraps: bool) -> Tensor:
+    """Where a critic settles that says one number in every state, learning the returns of GAE at lambda = gamma = 1."""
+    token_weights = _probabilities(LOGITS).unsqueeze(1) * MASK
+    value = torch.zeros((), dtype=torch.float64)
+    for _ in range(400):
+        values = torch.where(MASK, value, 0.0)
+        advantages = gae(rewards, values, CUT * value * bootstraps, MASK, gamma=1.0, gae_lambda=1.0)
+        value = (token_weights * (advantages + values)).sum() / token_weights.sum()
+    return value
+
+
+def test_a_bootstrapped_critic_counts_the_score_of_a_cut_completion_twice() -> None:
+    # Every completion scores 1, so every state is worth 1.
+    rewards = _terminal_rewards(torch.ones_like(SCORES))
+    token_weights = _probabilities(LOGITS).unsqueeze(1) * MASK
+    share_cut = (token_weights * CUT.unsqueeze(1)).sum() / token_weights.sum()
+    assert share_cut > 0.1
+    assert_close(_settled_value(rewards, bootstraps=False), torch.tensor(1.0, dtype=torch.float64))
+    assert_close(_settled_value(rewards, bootstraps=True), 1 / (1 - share_cut))
+
+
+def test_a_bootstrapped_policy_is_paid_for_being_cut() -> None:
+    value = _settled_value(_terminal_rewards(), bootstraps=True)
+    values = torch.where(MASK, value, 0.0)
+    assert_close(_gae_gradient(values, gae_lambda=1.0), _true_gradient())
+    bootstrapped = _gae_gradient(values, gae_lambda=1.0, bootstrap_values=CUT * value)
+    assert_close(bootstrapped, _true_gradient(SCORES + CUT * value))
+    assert (bootstrapped - _true_gradient()).norm() > 0.05 * _true_gradient().norm()
 
 
 def test_sequence_weights_undo_sampling_from_another_policy_and_token_weights_do_so_in_part() -> None:

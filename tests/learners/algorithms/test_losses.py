@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch import tensor
 from torch.testing import assert_close
@@ -29,6 +30,8 @@ ONES = tensor([[1.0, 1.0]])
 OLD = tensor([[0.0, 0.0]])
 RATIOS = tensor([[math.log(1.5), math.log(0.5)]])  # log-probabilities 1.5 and 0.5 times the old ones
 NAN = float("nan")
+
+pytestmark = pytest.mark.numeric
 
 
 def test_ppo_loss_matches_hand_computation() -> None:

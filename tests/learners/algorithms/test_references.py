@@ -35,6 +35,8 @@ from learners.algorithms.mismatch import (
     truncated_token_weights,
 )
 
+pytestmark = pytest.mark.numeric
+
 MAX_TOKENS = 9  # of constant_length
 EPS, EPS_HIGH, DUAL = 0.2, 0.28, 1.5
 BAND = (0.7, 1.4)

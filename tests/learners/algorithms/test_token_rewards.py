@@ -7,6 +7,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
+from learners.algorithms.kl import k3
 from learners.algorithms.kl_control import adaptive_kl_coef
 from learners.algorithms.masking import masked_mean, on_tokens, row_mean, row_sum, whiten
 from learners.algorithms.reward_shaping import (
@@ -107,3 +108,9 @@ def test_adaptive_kl_turns_with_the_kl_summed_over_tokens_not_with_their_mean() 
     settings = {"target_kl_nats_per_completion": 6.0, "num_completions": 100, "horizon": 1000}
     assert adaptive_kl_coef(0.1, kl_nats_per_completion=0.3 * 40, **settings) > 0.1
     assert adaptive_kl_coef(0.1, kl_nats_per_completion=0.3, **settings) < 0.1
+
+
+def test_k3_is_limited_only_where_it_would_overflow() -> None:
+    logprobs, reference = tensor([0.0, -29.0]), tensor([-29.0, 0.0])
+    # exp(-29) - 1 + 29; exp(20) - 1 - 20, the limit
+    assert_close(k3(logprobs, reference), tensor([28.0, math.exp(20) - 21]))

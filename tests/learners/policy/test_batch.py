@@ -1,16 +1,17 @@
 """Tensors from records, and cutting them for ranks and memory."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from cluster.errors import DataError
-from cluster.types import Completion, Message, Prompt, ScoredBatch, Task, Trajectory
+from cluster.errors import ConfigError, DataError
+from cluster.types import Completion, Message, Prompt, Reward, ScoredBatch, ScoredGroup, StepScore, Task, Trajectory
 from learners.network.micro_batch import collate_tokens, micro_batch, micro_batches, shard
-from learners.policy.batch import collate
+from learners.policy.batch import check_bootstrap, collate
 
 CPU = torch.device("cpu")
 
@@ -70,3 +71,29 @@ def test_micro_batches_hold_every_row_once_within_the_budget() -> None:
 def test_shards_are_disjoint_complete_and_even() -> None:
     shards = [shard([4, 1, 3, 0, 2], rank, 2) for rank in range(2)]
     assert shards == [[4, 3, 2], [1, 0]]
+
+
+def _with_rewards(batch: ScoredBatch, reward_of: Callable[[bool], Reward]) -> ScoredBatch:
+    """`reward_of` takes whether a completion was cut."""
+
+    def rewarded(scored: ScoredGroup) -> ScoredGroup:
+        was_cut = [trajectory.completion.finish_reason == "length" for trajectory in scored.trajectories]
+        return replace(scored, rewards=tuple(reward_of(cut) for cut in was_cut))
+
+    return replace(batch, groups=tuple(rewarded(scored) for scored in batch.groups))
+
+
+def test_step_scores_may_be_bootstrapped_and_so_may_whole_scores_of_what_ended(scored_batch: Callable[..., ScoredBatch]) -> None:
+    steps = tuple(StepScore(token_index=0, score=score) for score in (0.1, 0.2))
+    of_steps = Reward(total=0.1 + 0.2, breakdown={}, steps=steps)
+    whole = Reward(total=5.0, breakdown={})
+    check_bootstrap(_with_rewards(scored_batch(4), lambda cut: of_steps if cut else whole))
+
+
+@pytest.mark.parametrize("steps", [(), (StepScore(token_index=0, score=0.5),)])
+def test_a_whole_score_of_a_cut_completion_is_not_bootstrapped(
+    scored_batch: Callable[..., ScoredBatch], steps: tuple[StepScore, ...]
+) -> None:
+    batch = _with_rewards(scored_batch(4), lambda cut: Reward(total=3.0, breakdown={}, steps=steps))
+    with pytest.raises(ConfigError, match=r"bootstrap, but 2 completions .*\(the first 3\).*truncation=terminal"):
+        check_bootstrap(batch)

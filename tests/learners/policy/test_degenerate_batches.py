@@ -67,7 +67,8 @@ def test_every_method_takes_a_step_on_completions_of_one_token(
     algorithm: str,
 ) -> None:
     config = ppo_config(algorithm=algorithm, minibatch_size=8)
-    learner = PolicyLearner(StartingPoint(model_path=tiny_model, temperature=1.0, max_completion_tokens=8, seed=0), config)
+    start = StartingPoint(model_path=tiny_model, temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0)
+    learner = PolicyLearner(start, config)
     metrics = learner.update(_ends_first(scored_batch(group_size=2))).metrics
     assert all(math.isfinite(value) for value in metrics.values()), metrics
     assert metrics["optim/grad_norm"] > 0

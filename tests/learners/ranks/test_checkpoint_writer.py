@@ -21,9 +21,11 @@ FACTS = {"model": "abc", "seed": "0"}
 
 
 def learner_of(model: str, config: PolicyLearnerConfig) -> PolicyLearner:
-    return PolicyLearner(StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, seed=0), config)
+    start = StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0)
+    return PolicyLearner(start, config)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     "fields",
     [
@@ -74,6 +76,16 @@ def test_a_checkpoint_of_another_shape_is_refused(tiny_model: str, ppo_config: C
     learner.update(scored_batch())
     with pytest.raises(CannotResumeError, match="critic does not fit"):
         learner_of(tiny_model, ppo_config(critic={"kind": "own_model"})).restore(learner.snapshot())
+
+
+def test_a_checkpoint_of_other_frozen_layers_is_refused_by_name(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    learner = learner_of(tiny_model, ppo_config())
+    learner.update(scored_batch())
+    refused = learner_of(tiny_model, ppo_config(num_frozen_layers=1))
+    with pytest.raises(CannotResumeError, match=r"policy\.model\.\S+ was trained and is now frozen .*num_frozen_layers"):
+        refused.restore(learner.snapshot())
 
 
 def test_other_facts_are_refused_by_name(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ BatchBuilder = Callable[..., ScoredBatch]
 def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> PolicyLearnerHandle:
     folders = LearnerFolders(storage=folder / "storage", weights=folder / "weights", weights_dtype="float32")
     return PolicyLearnerHandle(
-        StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, seed=0),
+        StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0),
         config,
         folders,
         CheckpointPlan(directory=folder / "checkpoints", keep=2, facts={"seed": "0"}),
@@ -34,10 +34,16 @@ def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> PolicyLear
 def test_two_ranks_learn_what_one_rank_learns(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
 ) -> None:
+    fields = {
+        # The policy rests in the first step: with a decay it shows whether it does so on two ranks, too.
+        "critic": {"kind": "own_model", "warmup_steps": 1},
+        # An eps far above float32 rounding: Adam's quotient of two roundings would be a step of either sign.
+        "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1, "eps": 1e-3},
+    }
     results = []
     for num_workers in (1, 2):
         # Seven trajectories: the last minibatch has three, and ranks get unequal shares.
-        with _handle(tiny_model, ppo_config(num_workers=num_workers), tmp_path / str(num_workers)) as learner:
+        with _handle(tiny_model, ppo_config(**fields, num_workers=num_workers), tmp_path / str(num_workers)) as learner:
             updates = [learner.submit(scored_batch(7, step=step)) for step in range(2)]
             trajectories = [scored.group.trajectories[0] for scored in scored_batch(7).groups]
             logprobs = learner.completion_logprobs(trajectories)

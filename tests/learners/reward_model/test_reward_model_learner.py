@@ -22,6 +22,7 @@ from learners.reward_model.learner import RewardModelLearner
 from learners.reward_model.records import ComparedTexts, RatedTexts, RewardModelJob
 from learners.reward_model.training import train_reward_model
 from learners.settings.reward_model import RewardModelLearnerConfig
+from tests.learners.conftest import NUM_THREADS
 
 JobBuilder = Callable[..., RewardModelJob]
 WORDS = {"awful": -2.0, "dull": -1.0, "plain": 0.0, "good": 1.0, "splendid": 2.0}  # word -> its text's rating
@@ -32,7 +33,7 @@ def job(tiny_model: str, tmp_path: Path) -> JobBuilder:
     """Short texts whose rating one word decides; keyword arguments replace fields, also those of workers and optimizer."""
 
     def build(*, num_texts: int = 48, output: str = "reward", **fields: Any) -> RewardModelJob:
-        workers = {"num_threads": 1, "compute_dtype": "float32", "num_cpus": 0.5}
+        workers = {"num_threads": NUM_THREADS, "compute_dtype": "float32", "num_cpus": 0.5}
         workers |= {name: fields.pop(name) for name in list(fields) if name in ("num_workers", "micro_batch_tokens")}
         # A large eps keeps Adam's division from turning rounding noise into steps.
         optimizer = {"learning_rate": 1e-3, "eps": 1e-3}
@@ -95,6 +96,7 @@ def test_a_resumed_learner_goes_on_bit_by_bit(job: JobBuilder) -> None:
     assert [name for name, tensor in expected.tensors.items() if not torch.equal(tensor, found.tensors[name])] == []
 
 
+@pytest.mark.numeric
 def test_the_update_does_not_depend_on_the_micro_batches(job: JobBuilder) -> None:
     whole, cut = (_trained(job(output=str(size), micro_batch_tokens=size)) for size in (4096, 30))
     for name, parameter in whole.items():

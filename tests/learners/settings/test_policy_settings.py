@@ -64,6 +64,7 @@ def test_a_resolved_configuration_reads_back_as_itself() -> None:
         ({"kl": {"control": "adaptive", "coef": 0.0}}, "kl.control=adaptive cannot move kl.coef=0"),
         ({"mismatch": {"old_logprobs": "rollout"}}, "a correction would count them twice"),
         ({"mismatch": {"band": [1.2, 2.0]}}, "mismatch.band=1.2, 2 must hold 1"),
+        ({"workers": {"compute_dtype": "float16"}}, "float16 turns gradients below 6e-8 into zeros"),
         ({"algorithm": "ppoo"}, "'ppo', 'decoupled_ppo'"),
     ],
 )
@@ -115,3 +116,7 @@ def test_one_file_serves_every_method(algorithm: str) -> None:
         "optimizer",
         "workers",
     }
+
+
+def test_nothing_follows_a_cut_completion_unless_asked_for() -> None:
+    assert {_config(algorithm=algorithm).reward.truncation for algorithm in PRESETS} == {"terminal"}

@@ -217,7 +217,7 @@ def test_other_ranks_neither_connect_nor_transmit(policy: LlamaForCausalLM, devi
 def test_every_rank_executes_the_calls_of_a_link(
     tiny_model: str, tmp_path: Path, ppo_config: Callable[..., PolicyLearnerConfig], rank: int
 ) -> None:
-    start = StartingPoint(model_path=tiny_model, temperature=1.0, max_completion_tokens=8, seed=0)
+    start = StartingPoint(model_path=tiny_model, temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0)
     learner = PolicyLearner(start, ppo_config(num_workers=2), rank=rank, world_size=2)
     generator = RecordingGenerator()
     writer = CheckpointWriter(CheckpointPlan(directory=tmp_path, keep=1, facts={}))

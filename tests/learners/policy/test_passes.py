@@ -1,0 +1,118 @@
+"""Which networks an update runs, and that what it leaves out changes nothing."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from cluster.types import ScoredBatch
+from learners.network.models import PolicyWithCritic, Reference
+from learners.policy.learner import PolicyLearner
+from learners.policy.objective import StepTerms
+from learners.policy.start import StartingPoint
+from learners.settings.policy import PolicyLearnerConfig
+from tests.learners.same_update import assert_same_gradients, assert_same_weights, recorded_gradients
+from tests.learners.thread_ranks import ThreadRanks
+
+ConfigBuilder = Callable[..., PolicyLearnerConfig]
+BatchBuilder = Callable[..., ScoredBatch]
+LEARNING_RATE = 1e-4
+
+ONE_STEP = {"minibatch_size": 8}
+METHODS = [
+    pytest.param({"algorithm": "dr_grpo", **ONE_STEP}, (1, 0), id="no KL, one step"),
+    pytest.param({"algorithm": "grpo", **ONE_STEP}, (1, 1), id="KL as a loss, one step"),
+    pytest.param({"algorithm": "dapo", **ONE_STEP, "mismatch": {"reject_sequences": True}}, (1, 0), id="rejection, one step"),
+    pytest.param(
+        {"algorithm": "gspo", **ONE_STEP, "mismatch": {"old_logprobs": "rollout", "correction": "none"}},
+        (1, 0),
+        id="the engine's numbers are the old ones",
+    ),
+    pytest.param({"algorithm": "dr_grpo", "minibatch_size": 4}, (1 + 2, 0), id="two steps"),
+    pytest.param({"algorithm": "dr_grpo", **ONE_STEP, "num_epochs": 2}, (1 + 2, 0), id="two epochs"),
+    pytest.param({"algorithm": "rloo", **ONE_STEP}, (1 + 1, 1), id="KL in the reward"),
+    pytest.param({"algorithm": "rloo", **ONE_STEP, "kl": {"coef": 0.0}}, (1, 0), id="no KL in the reward"),
+    pytest.param({**ONE_STEP, "kl": {"coef": 0.0}}, (1 + 1, 0), id="a critic"),
+]
+
+
+def _learner(model: str, config: PolicyLearnerConfig, *, rank: int = 0, world_size: int = 1) -> PolicyLearner:
+    start = StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0)
+    return PolicyLearner(start, config, rank=rank, world_size=world_size)
+
+
+def _policy(learner: PolicyLearner) -> dict[str, Tensor]:
+    return {name.replace("/", ".", 1): each for name, each in learner.snapshot().tensors.items() if name.startswith("policy/")}
+
+
+def _timeless(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
+
+
+@pytest.mark.parametrize(("fields", "expected"), METHODS)
+def test_an_update_runs_no_network_that_nothing_asks_for(
+    tiny_model: str,
+    ppo_config: ConfigBuilder,
+    scored_batch: BatchBuilder,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    expected: tuple[int, int],
+) -> None:
+    config = ppo_config(**fields)
+    learner = _learner(tiny_model, config)
+    ran: list[type] = []
+    for network in (PolicyWithCritic, Reference):
+        monkeypatch.setattr(network, "forward", _noted(network.forward, network, ran))
+    metrics = learner.update(scored_batch(group_size=2)).metrics
+    assert (ran.count(PolicyWithCritic), ran.count(Reference)) == expected  # a batch is one pack, a minibatch too
+    assert ("policy/ref_kl_nats_per_completion" in metrics) is config.kl.is_used
+
+
+def _noted(forward: Callable[..., Any], network: type, ran: list[type]) -> Callable[..., Any]:
+    def noting_forward(*arguments: Any, **settings: Any) -> Any:
+        ran.append(network)
+        return forward(*arguments, **settings)
+
+    return noting_forward
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("fields", [method.values[0] for method in METHODS[:4]])
+def test_the_old_policy_taken_from_the_only_step_gives_the_weights_of_a_pass_before_it(
+    tiny_model: str,
+    ppo_config: ConfigBuilder,
+    scored_batch: BatchBuilder,
+    fields: dict[str, Any],
+) -> None:
+    results = []
+    for passes_first in (False, True):
+        with pytest.MonkeyPatch.context() as patch, recorded_gradients() as gradients:
+            if passes_first:
+                patch.setattr("learners.policy.learner.needs_policy_pass", lambda config, num_trajectories: True)
+                patch.setattr("learners.policy.learner.StepTerms", _terms_of_a_later_step)
+            learner = _learner(tiny_model, ppo_config(**fields))
+            metrics = [_timeless(learner.update(scored_batch(step=step, group_size=2)).metrics) for step in range(3)]
+        results.append((gradients, _policy(learner), metrics))
+    (gradients, weights, metrics), (gradients_of_passes, weights_of_passes, metrics_of_passes) = results
+    assert_same_gradients(gradients, gradients_of_passes)
+    assert_same_weights(weights, weights_of_passes, gradients_of_passes, learning_rate=LEARNING_RATE)
+    assert metrics == [pytest.approx(each, rel=1e-3, abs=1e-5) for each in metrics_of_passes]
+
+
+def _terms_of_a_later_step(**terms: Any) -> StepTerms:
+    return StepTerms(**{**terms, "at_batch_start": False})
+
+
+def test_ranks_report_the_old_policy_of_all_of_them(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
+) -> None:
+    def metrics(rank: int, world_size: int) -> dict[str, float]:
+        config = ppo_config(algorithm="grpo", minibatch_size=8, num_workers=world_size)
+        learner = _learner(tiny_model, config, rank=rank, world_size=world_size)
+        return _timeless([learner.update(scored_batch(step=step, group_size=2)).metrics for step in range(2)][-1])
+
+    expected = metrics(0, 1)
+    assert expected["policy/ref_kl_nats_per_completion"] != 0
+    for found in ThreadRanks(2).run(lambda rank: metrics(rank, 2)):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
