@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-cpu.lock
+REASONING_GYM = command -v cc >/dev/null && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	--requirement requirements-reasoning-gym.lock
 # The CPU build of torch is not on every package index; this is PyTorch's own.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -18,11 +20,12 @@ help:
 setup: $(VENV)/.ready
 
 # The lock holds every package, so nothing is resolved: pip installs exactly what is listed.
-$(VENV)/.ready: requirements-cpu.lock pyproject.toml
+$(VENV)/.ready: requirements-cpu.lock requirements-reasoning-gym.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Rayward needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) || $(INSTALL) --extra-index-url $(TORCH_CPU_INDEX)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(REASONING_GYM) || echo "reasoning-gym is left out: its dependency pycosat needs a C compiler; its tasks and their tests need it"
 	@touch $@
 
 quickstart: setup
@@ -49,7 +52,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Resolves pyproject.toml anew and writes requirements-cpu.lock.
+# Resolves pyproject.toml anew and writes both lock files.
 lock: setup
 	$(BIN)/python .ci/lock.py
 

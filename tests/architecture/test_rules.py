@@ -2,7 +2,8 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,16 @@ from cluster.config import StrictConfig, load_config
 from learners.settings.run import QuickstartConfig, load_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("cluster", "actors", "learners", "serving")
-SOURCES = [ROOT / "rayward.py", *sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
+PACKAGES = ("cluster", "actors", "learners", "serving")
+SOURCES = [ROOT / "rayward.py", *sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_FILES_IN_A_FOLDER = 12  # without __init__.py
 VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "manager.py", "misc.py"}
+Rule = Callable[[str], list[str]]  # what in a source breaks it
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 UNSAFE_CALLS = {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load"}
 
@@ -27,8 +30,9 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def each_file(paths: list[Path]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("path", paths, ids=relative)
+def offenders(paths: list[Path], rule: Rule) -> list[str]:
+    """Everything in `paths` that breaks `rule`, in one list, so that one test reports all of it."""
+    return [f"{relative(path)}: {found}" for path in paths for found in rule(path.read_text(encoding="utf-8"))]
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
@@ -62,9 +66,8 @@ def unsafe_loads(source: str) -> list[str]:
     return found
 
 
-@each_file(SOURCES)
-def test_nothing_that_is_read_can_run(path: Path) -> None:
-    assert unsafe_loads(path.read_text(encoding="utf-8")) == []
+def test_nothing_that_is_read_can_run() -> None:
+    assert offenders(SOURCES, unsafe_loads) == []
 
 
 @pytest.mark.parametrize(
@@ -90,44 +93,70 @@ def test_the_check_lets_safe_loads_pass() -> None:
     assert unsafe_loads("torch.load(path, weights_only=True)\nyaml.safe_load(text)\nmodel.eval()\nimport json") == []
 
 
-@each_file(SOURCES)
-def test_libraries_do_not_print(path: Path) -> None:
-    assert [call.lineno for name, call in calls(ast.parse(path.read_text(encoding="utf-8"))) if name == "print"] == []
+def prints(source: str) -> list[str]:
+    return [f"line {call.lineno}" for name, call in calls(ast.parse(source)) if name == "print"]
 
 
-@each_file(SOURCES)
-def test_no_default_hides_in_getattr(path: Path) -> None:
-    found = calls(ast.parse(path.read_text(encoding="utf-8")))
-    assert [call.lineno for name, call in found if name == "getattr" and len(call.args) > 2] == []
+def hidden_defaults(source: str) -> list[str]:
+    return [f"line {call.lineno}" for name, call in calls(ast.parse(source)) if name == "getattr" and len(call.args) > 2]
 
 
-@each_file(SOURCES)
-def test_no_exception_is_swallowed(path: Path) -> None:
-    """A broad handler must do something: re-raise, log, count."""
-    handlers = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ExceptHandler)]
+def swallowed_exceptions(source: str) -> list[str]:
+    """Broad handlers that do nothing: they must re-raise, log or count."""
+    handlers = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ExceptHandler)]
     broad = [node for node in handlers if node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")]
-    assert [node.lineno for node in broad if all(isinstance(statement, ast.Pass) for statement in node.body)] == []
+    return [f"line {node.lineno}" for node in broad if all(isinstance(statement, ast.Pass) for statement in node.body)]
 
 
-@each_file([*SOURCES, *TESTS])
-def test_code_is_ascii(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert [number for number, line in enumerate(lines, start=1) if not line.isascii()] == []
+def lines_beyond_ascii(source: str) -> list[str]:
+    return [f"line {number}" for number, line in enumerate(source.splitlines(), start=1) if not line.isascii()]
 
 
-@each_file(SOURCES)
-def test_files_and_functions_are_short(path: Path) -> None:
-    source = path.read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= MAX_FILE_LINES
+def what_is_too_long(source: str) -> list[str]:
+    num_lines = len(source.splitlines())
+    found = [f"{num_lines} lines"] if num_lines > MAX_FILE_LINES else []
     functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno is not None}
-    assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES} == {}
+    lengths = [(node.name, node.end_lineno - node.lineno + 1) for node in functions if node.end_lineno is not None]
+    return found + [f"{name}: {length} lines" for name, length in lengths if length > MAX_FUNCTION_LINES]
 
 
-@each_file(SOURCES)
-def test_every_file_says_what_it_is(path: Path) -> None:
-    assert path.name not in VAGUE_NAMES
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+def missing_docstring(source: str) -> list[str]:
+    return [] if ast.get_docstring(ast.parse(source)) else ["no docstring"]
+
+
+def crowded(folders: dict[str, int]) -> list[str]:
+    return [f"{folder}: {count} files" for folder, count in folders.items() if count > MAX_FILES_IN_A_FOLDER]
+
+
+# (rule, files that must keep it, a source that breaks it once)
+RULES = [
+    pytest.param(prints, SOURCES, "print('text')", id="libraries do not print"),
+    pytest.param(hidden_defaults, SOURCES, "getattr(config, 'name', 0)", id="no default hides in getattr"),
+    pytest.param(swallowed_exceptions, SOURCES, "try:\n    f()\nexcept Exception:\n    pass", id="no exception is swallowed"),
+    pytest.param(lines_beyond_ascii, [*SOURCES, *TESTS], "name = 'caf\u00e9'", id="code is ASCII"),
+    pytest.param(what_is_too_long, SOURCES, "pass\n" * (MAX_FILE_LINES + 1), id="files are short"),
+    pytest.param(what_is_too_long, SOURCES, "def f():\n" + "    pass\n" * MAX_FUNCTION_LINES, id="functions are short"),
+    pytest.param(missing_docstring, SOURCES, "import json", id="every file says what it is"),
+]
+
+
+@pytest.mark.parametrize(("rule", "paths", "broken"), RULES)
+def test_every_file_keeps_the_rule(rule: Rule, paths: list[Path], broken: str) -> None:
+    assert len(rule(broken)) == 1, "the check does not see an offender"
+    assert offenders(paths, rule) == []
+
+
+def test_no_file_has_a_vague_name() -> None:
+    assert [relative(path) for path in SOURCES if path.name in VAGUE_NAMES] == []
+
+
+def test_folders_hold_few_files() -> None:
+    names = [relative(path.parent) for path in SOURCES if path.name != "__init__.py"]
+    assert crowded(dict(Counter(names))) == []
+
+
+def test_the_check_sees_a_crowded_folder() -> None:
+    assert crowded({"full": MAX_FILES_IN_A_FOLDER, "crowded": MAX_FILES_IN_A_FOLDER + 1}) == ["crowded: 13 files"]
 
 
 def test_the_command_line_itself_imports_nothing_large() -> None:
@@ -149,9 +178,9 @@ def load_with_its_schema(path: Path) -> StrictConfig:
     return load_config(QuickstartConfig, path)
 
 
-@each_file(CONFIGS)
-def test_every_shipped_configuration_loads(path: Path) -> None:
-    assert load_with_its_schema(path)
+def test_every_shipped_configuration_loads() -> None:
+    for path in CONFIGS:
+        assert load_with_its_schema(path), relative(path)
 
 
 def test_the_files_that_are_checked_are_there() -> None:

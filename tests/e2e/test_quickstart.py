@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FASTER = ["reward_model.num_epochs=0.02", "reward_model.num_eval_pairs=100", "policy.learner.num_steps=2"]
 INTERRUPTED = 130
 
+pytestmark = pytest.mark.usefixtures("ctrl_c_reaches_children")
+
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:

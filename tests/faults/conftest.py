@@ -20,7 +20,7 @@ def clean_run(tmp_path_factory: pytest.TempPathFactory) -> FaultyRun:
 
 
 @pytest.fixture
-def start_run(tmp_path: Path) -> Iterator[RunStarter]:
+def start_run(tmp_path: Path, ctrl_c_reaches_children: None) -> Iterator[RunStarter]:
     """Starts a run; overrides as on the command line. Whatever is left of it is killed after the test."""
     started: list[FaultyRun] = []
 

@@ -1,7 +1,5 @@
 """Answers compared by math-verify in its child process."""
 
-import gzip
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 from actors.rewards.math_verify import MathChecker
 from cluster.errors import DataError
 from cluster.types import Trajectory
+from tests.actors.public_data import each_data_file, records
 
 NEVER_DONE = "It is 9**9**9**9"  # 9**9**9 alone has 370 million digits
 
@@ -70,11 +69,12 @@ def test_a_reference_that_cannot_be_read_is_the_fault_of_the_data(
         checker.score(judged("7", reference="$$"))
 
 
-def test_real_answers_match_themselves_and_their_solutions(
-    checker: MathChecker, judged: Callable[..., Trajectory], shared_data: Callable[[str], Path]
+@each_data_file("math500")
+def test_answers_match_themselves_and_their_solutions(
+    checker: MathChecker, judged: Callable[..., Trajectory], path: Path
 ) -> None:
-    with gzip.open(shared_data("math500.jsonl.gz")) as lines:
-        tasks = [json.loads(line) for line in lines][::4]
+    lines = records(path)
+    tasks = lines[:: max(1, len(lines) // 125)]
     for text in ("answer", "solution"):
         wrong = [
             task["answer"]
@@ -84,12 +84,10 @@ def test_real_answers_match_themselves_and_their_solutions(
         assert wrong == []
 
 
-def test_real_solutions_are_judged_as_people_judged_them(
-    checker: MathChecker, judged: Callable[..., Trajectory], shared_data: Callable[[str], Path]
-) -> None:
-    with gzip.open(shared_data("gsm8k_model_solutions.jsonl.gz")) as lines:
-        records = [json.loads(line) for line in lines][::10]
-    for record in records:
+@each_data_file("gsm8k_model_solutions")
+def test_solutions_are_judged_as_people_judged_them(checker: MathChecker, judged: Callable[..., Trajectory], path: Path) -> None:
+    lines = records(path)
+    for record in lines[:: max(1, len(lines) // 132)]:
         reference = record["ground_truth"].rpartition("A: ")[2].strip()
         for solution in (value for value in record.values() if isinstance(value, dict)):
             assert checker.score(judged(solution["solution"], reference=reference)) == solution["is_correct"]

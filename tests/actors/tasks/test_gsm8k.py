@@ -1,6 +1,5 @@
 """Word problems in the format of GSM8K."""
 
-import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from actors.rewards import REWARD_FUNCTIONS
 from actors.tasks import build_task_sets
 from cluster.errors import DataError
 from cluster.types import Trajectory
+from tests.actors.public_data import each_data_file, records
 
 
 def write(folder: Path, *records: dict[str, Any]) -> GSM8KTaskConfig:
@@ -52,27 +52,28 @@ def test_a_bad_line_is_named(tmp_path: Path, bad: dict[str, Any], reason: str) -
     assert str(caught.value).splitlines()[0] == f"{config.path}:2: {reason}"
 
 
-def test_the_real_training_set_is_read_whole(shared_data: Callable[[str], Path]) -> None:
-    train, held_out = build_task_sets(GSM8KTaskConfig(path=str(shared_data("gsm8k_train.jsonl.gz")), instruction=""))
-    assert len(train) + len(held_out) == 7473
-    assert 600 < len(held_out) < 900
+@each_data_file("gsm8k_train")
+def test_a_training_set_is_read_whole(path: Path) -> None:
+    train, held_out = build_task_sets(GSM8KTaskConfig(path=str(path), instruction=""))
+    lines = records(path)
+    assert len(train) + len(held_out) == len(lines)
+    assert 0.05 < len(held_out) / len(lines) < 0.2
     assert {task.messages for task in train}.isdisjoint(task.messages for task in held_out)
     by_id = {task.task_id: task for task in (*train, *held_out)}
-    assert by_id["gsm8k_train/1"].reference == "72"
-    assert by_id["gsm8k_train/1"].messages[0].content.startswith("Natalia sold clips")
+    for number, line in enumerate(lines, start=1):
+        task = by_id[f"gsm8k_train/{number}"]
+        assert task.messages[0].content == line["question"]
+        assert task.reference == line["answer"].rpartition("#### ")[2].replace(",", "")
 
 
-def test_real_solutions_are_judged_as_people_judged_them(
-    shared_data: Callable[[str], Path], judged: Callable[..., Trajectory]
-) -> None:
+@each_data_file("gsm8k_model_solutions")
+def test_solutions_are_judged_as_people_judged_them(path: Path, judged: Callable[..., Trajectory]) -> None:
     """Their last line is "A: number"; what the authors call correct compares that number with the true one."""
-    with gzip.open(shared_data("gsm8k_model_solutions.jsonl.gz")) as lines:
-        records = [json.loads(line) for line in lines]
     judgements = []
-    for each in records:
+    for each in records(path):
         reference = each["ground_truth"].rpartition("A: ")[2].replace(",", "").strip()
         for solution in (value for value in each.values() if isinstance(value, dict)):
             score = REWARD_FUNCTIONS["final_number"](judged(solution["solution"], reference=reference))
             judgements.append((score, float(solution["is_correct"])))
-    assert len(judgements) == 4 * 1319
+    assert len(judgements) == 4 * len(records(path))
     assert [score for score, _ in judgements] == [is_correct for _, is_correct in judgements]

@@ -14,6 +14,7 @@ from actors.rewards.ifeval.constraint import CHECKERS, constraints_in
 from actors.tasks import build_task_sets
 from cluster.errors import DataError
 from cluster.types import Trajectory
+from tests.actors.public_data import each_data_file, records
 
 NO_COMMA = ("punctuation:no_comma", {})
 THREE_WORDS = ("length_constraints:number_words", {"num_words": 3, "relation": "at least"})
@@ -103,8 +104,9 @@ def test_unknown_constraints_can_be_left_out(tmp_path: Path, caplog: pytest.LogC
     assert "left out 1 tasks" in caplog.text
 
 
-def test_the_real_file_is_read_whole_and_every_checker_is_needed(shared_data: Callable[[str], Path]) -> None:
-    train, held_out = build_task_sets(IFEvalTaskConfig(path=str(shared_data("ifeval_input_data.jsonl"))))
-    assert len(train) + len(held_out) == 541
+@each_data_file("ifeval_input_data")
+def test_a_file_is_read_whole_and_every_checker_is_needed(path: Path) -> None:
+    train, held_out = build_task_sets(IFEvalTaskConfig(path=str(path)))
+    assert len(train) + len(held_out) == len(records(path))
     found = {each.instruction_id for task in (*train, *held_out) for each in constraints_in(task.reference)}
     assert found == set(CHECKERS)

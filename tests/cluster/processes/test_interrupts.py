@@ -11,6 +11,8 @@ from cluster.processes import interrupts
 
 ROOT = Path(interrupts.__file__).parents[2]
 
+pytestmark = pytest.mark.usefixtures("ctrl_c_reaches_children")
+
 
 def started(program: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT)
@@ -131,3 +133,24 @@ def test_a_process_that_has_ended_cleanly_may_go_on() -> None:
     assert process.stdout is not None
     assert process.stdout.read() == b"lived on\n"
     assert process.wait(timeout=10) == 0
+
+
+def test_a_background_job_of_a_shell_ignores_ctrl_c_and_ends_at_sigterm() -> None:
+    ignoring = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    process = started(ignoring + busy(grace_s=0.3, work_s=600.0, end_s=600.0))
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1.0)  # longer than the grace that an interrupt would have
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.read().decode().splitlines() == ["last words", "interrupted"]
+    assert process.wait(timeout=10) == 0
+
+
+def test_these_tests_pass_as_a_background_job_of_a_shell() -> None:
+    """A shell has SIGINT ignored in its background jobs, and children inherit that."""
+    test = f"{Path(__file__).relative_to(ROOT)}::{test_a_process_that_has_ended_cleanly_may_go_on.__name__}"
+    command = f"trap '' INT; exec {sys.executable} -m pytest -q -p no:cacheprovider {test}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
