@@ -195,8 +195,10 @@ class SupervisionConfig(StrictConfig):
     """How lost generators and scorers are noticed and replaced."""
 
     deadline_s: float = Field(60.0, gt=0)
-    """One that has work and finishes none of it for so long is lost, even if its process lives. Raise it where a single
-    completion takes longer."""
+    """One that has work and makes no progress for so long is lost, even if its process lives. A generated token and a scored
+    trajectory are progress; a scorer's own time-out is waited for."""
+    publish_deadline_s: float = Field(600.0, gt=0)
+    """The same for new weights, while which no token is generated. Raise it for models that load longer."""
     start_deadline_s: float = Field(900.0, gt=0)
     """A replacement that has not loaded its model after so long is lost, too. Raise it for models that load longer."""
     max_losses: int = Field(3, ge=0)

@@ -25,8 +25,8 @@ class Generator(Protocol):
     async def generate(self, prompt: Prompt, sampling: SamplingParameters) -> TrajectoryGroup:
         """`sampling.samples_per_prompt` trajectories of one prompt."""
 
-    async def completion_logprobs(self, token_ids: tuple[int, ...], num_prompt_tokens: int) -> tuple[float, ...]:
-        """Log-probabilities in nats, at temperature 1, of `token_ids[num_prompt_tokens:]` under the weights held."""
+    async def progress(self) -> int:
+        """A number that changes whenever the engine has done a step."""
 
     async def load_weights(self, weights: PublishedWeights) -> int:
         """Take over published weights; returns the policy version now held. Raises `WeightMismatchError`, the old ones kept."""

@@ -13,6 +13,7 @@ from cluster.processes.pool import ActorPool, Supervision
 from cluster.processes.watchdog import Pending
 from cluster.types import Prompt, PublishedWeights, SamplingParameters, TrajectoryGroup
 
+SHUTDOWN_S = 10.0  # for all engines together; what still runs then, the end of Ray ends
 QUEUE_FACTOR = 2  # batches' worth of prompts at each engine, so that it never waits for the driver
 
 
@@ -37,6 +38,7 @@ class RolloutPool:
             else Supervision(
                 start=start,
                 admission=self._admission,
+                progress=lambda generator: generator.progress.remote(),
                 deadline_s=supervision.deadline_s,
                 start_deadline_s=supervision.start_deadline_s,
                 max_losses=supervision.max_losses,
@@ -44,6 +46,7 @@ class RolloutPool:
             ),
         )
         self._max_num_sequences = max_num_sequences
+        self._publish_deadline_s = None if supervision is None else supervision.publish_deadline_s
         self._published: PublishedWeights | None = None
 
     @property
@@ -73,27 +76,41 @@ class RolloutPool:
     def publish(self, weights: PublishedWeights) -> None:
         """Load `weights` into every generator; returns only when all of them report this version and this checksum.
 
-        One that was lost and is on its way back loads the weights that are the newest when it comes.
+        One that was lost and is on its way back loads the weights that are the newest when it comes. Where all were lost, this
+        waits for the first of them: what nobody holds is not published.
         """
         self._published = weights
-        self._generators.broadcast(lambda generator: generator.load_weights.remote(weights))
-        held_by_name: dict[str, HeldWeights] = self._generators.broadcast(lambda generator: generator.held_weights.remote())
+        self._generators.broadcast(
+            lambda generator: generator.load_weights.remote(weights), about="new weights", deadline_s=self._publish_deadline_s
+        )
+        held_by_name: dict[str, HeldWeights] = {}
+        while not held_by_name:
+            self._generators.wait_for_an_actor()
+            held_by_name = self._generators.broadcast(lambda generator: generator.held_weights.remote())
         expected = _held(weights)
         differing = {name: held for name, held in held_by_name.items() if held != expected}
         if differing:
             raise WeightMismatchError(f"published {expected}, but generators hold {differing}; restart those generators")
 
     def _admission(self, generator: Any) -> Generator[ObjectRef, Any, None]:
-        """A new generator holds the start's weights: it takes work once it holds what the others hold."""
+        """A new generator holds the start's weights: it takes work once it holds what the others hold.
+
+        Weights that are gone when it comes to load them were followed by newer ones.
+        """
         yield generator.ready.remote()
         held = None
-        while self._published is not None and held != _held(self._published):
-            yield generator.load_weights.remote(self._published)
-            held = yield generator.held_weights.remote()
+        while (weights := self._published) is not None and held != _held(weights):
+            try:
+                yield generator.load_weights.remote(weights)
+            except WeightMismatchError:
+                if self._published is weights:
+                    raise
+            else:
+                held = yield generator.held_weights.remote()
 
     def shutdown(self) -> None:
-        """Stop the engines; the actors themselves stay until Ray ends them."""
-        self._generators.broadcast(lambda generator: generator.shutdown.remote())
+        """Stop the engines, as far as they answer; the actors themselves stay until Ray ends them."""
+        self._generators.shut_down(lambda generator: generator.shutdown.remote(), timeout_s=SHUTDOWN_S)
 
 
 def _held(weights: PublishedWeights) -> HeldWeights:

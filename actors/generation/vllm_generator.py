@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.executor import Executor
 
+    from actors.generation.step_counter import StepCounter
+
 GIB_BYTES = 1 << 30
 MIN_BATCHED_TOKENS = 2048  # of one CPU prefill step
 PLUGIN_GROUP, SHM_PLUGIN = "vllm.general_plugins", "rayward_shm"
@@ -46,7 +48,10 @@ class VLLMGenerator:
         self._request_numbers = itertools.count()
         self._publication = asyncio.Lock()  # one at a time
         with collector_paused(), spawned_lightly():
-            self._engine: AsyncLLM | None = _build_engine(model_path, config)
+            from actors.generation.step_counter import StepCounter
+
+            self._steps = StepCounter()
+            self._engine: AsyncLLM | None = _build_engine(model_path, config, self._steps)
         self._tensor_shapes = folder_tensor_shapes(Path(model_path))
         if self._engine.model_config.hf_config.tie_word_embeddings:
             self._tensor_shapes.pop(TIED_HEAD, None)
@@ -74,21 +79,9 @@ class VLLMGenerator:
             )
         )
 
-    async def completion_logprobs(self, token_ids: tuple[int, ...], num_prompt_tokens: int) -> tuple[float, ...]:
-        """[len(token_ids) - num_prompt_tokens] log-probabilities at temperature 1. vLLM must have room for one token more."""
-        from vllm import SamplingParams
-
-        if not 1 <= num_prompt_tokens < len(token_ids) < self._config.max_model_tokens:
-            raise DataError(
-                f"cannot score {len(token_ids)} tokens after the first {num_prompt_tokens}: need 1 <= prompt < all < "
-                f"generator.max_model_tokens={self._config.max_model_tokens}"
-            )
-        # Scores of prompt tokens skip temperature and top_p in every logprobs_mode.
-        output = await self._finished_output(token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False))
-        scored = zip(token_ids, output.prompt_logprobs or (), strict=True)
-        return tuple(
-            logprobs[token_id].logprob for token_id, logprobs in itertools.islice(scored, num_prompt_tokens, None) if logprobs
-        )
+    async def progress(self) -> int:
+        """Engine steps that gave tokens, so far. Stands still where the engine does, although this actor lives."""
+        return self._steps.num_steps
 
     async def load_weights(self, weights: PublishedWeights) -> int:
         """Take over published weights between requests: those running finish on the old weights, later ones see the new.
@@ -191,7 +184,7 @@ def _process_environment(config: GeneratorConfig) -> dict[str, str]:
     return environment | cpu_engine_environment(config.num_threads, eager=config.enforce_eager)
 
 
-def _build_engine(model_path: str, config: GeneratorConfig) -> "AsyncLLM":
+def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter") -> "AsyncLLM":
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
     from vllm.plugins import load_plugins_by_group
@@ -215,7 +208,7 @@ def _build_engine(model_path: str, config: GeneratorConfig) -> "AsyncLLM":
         disable_log_stats=True,
         **_device_arguments(config),
     )
-    return AsyncLLM.from_engine_args(arguments)
+    return AsyncLLM.from_engine_args(arguments, stat_loggers=[steps.logger])
 
 
 def _executor(config: GeneratorConfig) -> "str | type[Executor]":

@@ -44,6 +44,7 @@ class HttpScorer:
     def __init__(self, config: HttpScorerConfig, sleep: Callable[[float], None] = time.sleep) -> None:
         self._config = config
         self._sleep = sleep
+        self._num_tries = 0
         self._where = f"scorer {config.name!r} at {config.url.scheme}://{config.url.host}:{config.url.port}{config.url.path}"
         self._client = httpx.Client(
             headers={"Accept-Encoding": "identity", **_headers(config)},  # a compressed reply may grow without bound
@@ -58,6 +59,10 @@ class HttpScorer:
         batches = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
         return [score for batch in batches for score in self._score_batch(batch)]
 
+    def progress(self) -> int:
+        """Requests that ended, well or not: a server that is asked again is no hanging scorer."""
+        return self._num_tries
+
     def _score_batch(self, batch: Sequence[Trajectory]) -> Sequence[Score | Unscored]:
         try:
             return [Score(value=value) for value in self._values(batch)]
@@ -70,6 +75,8 @@ class HttpScorer:
                 return self._scores(self._request(batch), num_expected=len(batch))
             except _TryAgainError as error:
                 problem = str(error)
+            finally:
+                self._num_tries += 1
             if num_failures < self._config.max_retries:
                 wait_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2**num_failures) * random.uniform(0.5, 1)
                 logger.warning("%s: %s; trying again in %.1f s", self._where, problem, wait_s)

@@ -53,6 +53,10 @@ class PythonScorer:
         untried = len(trajectories) - len(scores)
         return scores + [self._unscored(f"was not asked, after {MAX_STOPS} others of the call had stopped it")] * untried
 
+    def progress(self) -> int:
+        """Replies of the function's process."""
+        return self._child.num_replies
+
     def close(self) -> None:
         """End the process."""
         self._child.close()

@@ -6,7 +6,10 @@ from actors.scoring.http_scorer import HttpScorer
 from actors.scoring.python_scorer import PythonScorer
 from actors.scoring.scorer import RewardFunctionScorer, RewardModelScorer
 
-RewardModelScorerActor = ray.remote(RewardModelScorer)
-RewardFunctionScorerActor = ray.remote(RewardFunctionScorer)
-PythonScorerActor = ray.remote(PythonScorer)
-HttpScorerActor = ray.remote(HttpScorer)
+PROGRESS_GROUP = "progress"  # answers while a call to `score` runs
+
+_as_actor = ray.remote(concurrency_groups={PROGRESS_GROUP: 1})
+RewardModelScorerActor = _as_actor(RewardModelScorer)
+RewardFunctionScorerActor = _as_actor(RewardFunctionScorer)
+PythonScorerActor = _as_actor(PythonScorer)
+HttpScorerActor = _as_actor(HttpScorer)

@@ -13,6 +13,7 @@ class RewardModel:
 
     def __init__(self, config: RewardModelScorerConfig) -> None:
         self._config = config
+        self.num_batches = 0  # scored
         device = "cuda" if config.num_gpus > 0 else "cpu"
         with collector_paused():
             import torch
@@ -35,6 +36,7 @@ class RewardModel:
             batch = by_length[start : start + self._config.batch_size]
             with torch.inference_mode():
                 batch_scores = last_token_scores(self._model, [token_ids[index] for index in batch])
+            self.num_batches += 1
             for index, score in zip(batch, batch_scores.tolist(), strict=True):
                 scores[index] = score - self._offset
         return scores

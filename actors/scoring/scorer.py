@@ -16,6 +16,9 @@ class Scorer(Protocol):
     def score(self, trajectories: Sequence[Trajectory]) -> Sequence[Score | Unscored]:
         """One score a trajectory, in order, or why there is none. Raises where no trajectory of the run can be judged."""
 
+    def progress(self) -> int:
+        """A number that changes whenever a piece of the work is done. Asked in another thread than `score`."""
+
 
 class RewardModelScorer:
     """Implements `Scorer` with a reward model, which reads prompt and completion as one text."""
@@ -29,6 +32,10 @@ class RewardModelScorer:
         values = self._model.score_texts([self._text(trajectory) for trajectory in trajectories])
         return [Score(value=value) for value in values]
 
+    def progress(self) -> int:
+        """Batches scored."""
+        return self._model.num_batches
+
     def _text(self, trajectory: Trajectory) -> str:
         """A chat is put into the reward model's own template, where it has one; the policy's may be another."""
         if self._prompt_format == "chat" and self._model.tokenizer.chat_template is not None:
@@ -41,7 +48,16 @@ class RewardFunctionScorer:
 
     def __init__(self, config: BuiltInFunctionScorerConfig) -> None:
         self._function = REWARD_FUNCTIONS[config.function]
+        self._num_scored = 0
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         """One score a trajectory, in order."""
-        return [Score(value=self._function(trajectory)) for trajectory in trajectories]
+        scores = []
+        for trajectory in trajectories:
+            scores.append(Score(value=self._function(trajectory)))
+            self._num_scored += 1
+        return scores
+
+    def progress(self) -> int:
+        """Trajectories scored."""
+        return self._num_scored

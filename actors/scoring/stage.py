@@ -9,9 +9,16 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
-from actors.config import RewardModelScorerConfig, ScorerConfig, SupervisionConfig
+from actors.config import HttpScorerConfig, PythonScorerConfig, RewardModelScorerConfig, ScorerConfig, SupervisionConfig
 from actors.generation.rendering import PromptFormat
-from actors.scoring.remote import HttpScorerActor, PythonScorerActor, RewardFunctionScorerActor, RewardModelScorerActor
+from actors.scoring.http_scorer import MAX_WAIT_S
+from actors.scoring.remote import (
+    PROGRESS_GROUP,
+    HttpScorerActor,
+    PythonScorerActor,
+    RewardFunctionScorerActor,
+    RewardModelScorerActor,
+)
 from actors.sources.models import resolve_model
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.processes.pool import LOST, ActorPool, Supervision
@@ -19,6 +26,7 @@ from cluster.processes.watchdog import Pending
 from cluster.types import Reward, Score, ScoredGroup, StepScore, TrajectoryGroup, Unscored
 
 POLL_S = 0.5
+MAX_TRAJECTORIES_PER_CALL = 64  # what a lost scorer costs at most, and what an abandoned call keeps one busy with
 FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorerActor, "http": HttpScorerActor}
 
 
@@ -66,11 +74,14 @@ class Scoring:
         Batches form by themselves: groups that arrive while a scorer is busy wait, and go to it together in its next call.
         """
         stream = _ScoringStream(self._scorers)
-        for group in groups:
-            stream.submit(group)
-            yield from stream.finished(timeout_s=0)
-        while stream.is_busy:
-            yield from stream.finished(timeout_s=None)
+        try:
+            for group in groups:
+                stream.submit(group)
+                yield from stream.finished(timeout_s=0)
+            while stream.is_busy:
+                yield from stream.finished(timeout_s=None)
+        finally:
+            stream.abandon()
 
 
 class _ScoringStream:
@@ -98,6 +109,12 @@ class _ScoringStream:
         for pending in {id(pending): pending for pending in judged}.values():  # perhaps by two scorers at once
             if len(pending.scores) == len(self._scorers):
                 yield self._scored(pending)
+
+    def abandon(self) -> None:
+        """Nobody waits for what is left: its scorers are free for others."""
+        for ref, call in self._running.items():
+            self._scorers[call.scorer].pool.abandon([ref])
+        self._running.clear()
 
     def _wait(self) -> None:
         """Until a call ends, or for a while: each pool looks after its own lost and joining actors when it is asked."""
@@ -129,8 +146,7 @@ class _ScoringStream:
         waiting, pool = self._waiting[name], self._scorers[name].pool
         idle = [actor for actor, load in pool.loads().items() if not load]
         while waiting and idle:
-            share = -(-len(waiting) // len(idle))
-            call = _Call(scorer=name, groups=[waiting.popleft() for _ in range(share)])
+            call = _Call(scorer=name, groups=_taken(waiting, share=-(-len(waiting) // len(idle))))
             trajectories = [trajectory for pending in call.groups for trajectory in pending.group.trajectories]
             about = ", ".join(pending.group.prompt.task.task_id for pending in call.groups)
             ref = pool.start(idle.pop(), lambda actor, given=trajectories: actor.score.remote(given), about=about)  # type: ignore[misc]
@@ -166,6 +182,16 @@ class _ScoringStream:
         )
 
 
+def _taken(waiting: deque[_PendingGroup], *, share: int) -> list[_PendingGroup]:
+    """Groups of one call: a share of those that wait, as long as that is little work, and one in any case."""
+    taken = [waiting.popleft()]
+    num_trajectories = len(taken[0].group.trajectories)
+    while waiting and len(taken) < share and num_trajectories + len(waiting[0].group.trajectories) <= MAX_TRAJECTORIES_PER_CALL:
+        taken.append(waiting.popleft())
+        num_trajectories += len(taken[-1].group.trajectories)
+    return taken
+
+
 def build_scoring(
     configs: Sequence[ScorerConfig],
     *,
@@ -186,7 +212,8 @@ def build_scoring(
             Supervision(
                 start=start,
                 admission=_admission,
-                deadline_s=supervision.deadline_s,
+                progress=lambda scorer: scorer.progress.options(concurrency_group=PROGRESS_GROUP).remote(),
+                deadline_s=supervision.deadline_s + longest_wait_s(config),
                 start_deadline_s=supervision.start_deadline_s,
                 max_losses=supervision.max_losses,
                 note=note,
@@ -194,6 +221,16 @@ def build_scoring(
         )
         scorers[config.name] = WeightedScorer(weight=config.weight, pool=pool)
     return Scoring(scorers)
+
+
+def longest_wait_s(config: ScorerConfig) -> float:
+    """How long a scorer may wait for one piece of its work by its own time-outs, which end that piece and not the scorer."""
+    match config:
+        case HttpScorerConfig():
+            return config.timeout_s + MAX_WAIT_S
+        case PythonScorerConfig():
+            return config.timeout_s
+    return 0.0
 
 
 def _starter(config: ScorerConfig, prompt_format: PromptFormat) -> Callable[[str], Any]:

@@ -90,6 +90,7 @@ class ChildProcess:
         self._environment = {*SAFE_ENVIRONMENT, *environment}
         self._lock = threading.Lock()
         self._running: _Running | None = None
+        self.num_replies = 0  # of all processes so far; may be read while a call runs
 
     def start(self) -> None:
         """Return when the handler is built; raises `ChildStartError`."""
@@ -122,6 +123,7 @@ class ChildProcess:
             child.connection.send(request)
             while "end" not in (reply := self._reply(child, timeout_s)):
                 results.append(reply["result"])
+                self.num_replies += 1
         except TimeoutError as error:
             self._kill()
             raise ChildTimeoutError(f"no reply within {timeout_s:g} s", results) from error

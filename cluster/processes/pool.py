@@ -3,9 +3,9 @@
 A call is a function of the actor handle that returns the reference, for example `lambda actor: actor.ready.remote()`, so that
 remote methods are named in code and never as strings.
 
-An actor is lost when its process or its engine has died, or when it has work and finishes none of it for too long. With a
+An actor is lost when its process or its engine has died, or when it has work and makes no progress for too long. With a
 `Supervision` it is replaced; what it had in flight ends as `LOST`, for its caller to ask another one. The replacement takes work
-only after it was admitted.
+only after it was admitted. A call that failed for a passing reason ends as `LOST`, too, and its actor stays.
 """
 
 import time
@@ -16,34 +16,19 @@ from typing import Any, Generic, TypeVar
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from cluster.errors import ActorLostError, ConfigError, RaywardError
+from cluster.errors import ConfigError, RaywardError
+from cluster.processes.losses import Outcome, outcome_of, reason_of
+from cluster.processes.supervision import ActorT, Pulse, Supervision
 from cluster.processes.watchdog import Pending
 
-ActorT = TypeVar("ActorT")  # handle of a Ray actor
 ItemT = TypeVar("ItemT")
 
 LOST = object()
-"""What a call ended with whose actor was lost."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Supervision(Generic[ActorT]):
-    """How lost actors are replaced. Produced by whoever starts the actors, consumed by `ActorPool`."""
-
-    start: Callable[[str], ActorT]
-    """A new actor in place of the one of that name."""
-    admission: Callable[[ActorT], Generator[ObjectRef, Any, None]]
-    """What a replacement must do before it gets work: yields calls, is sent their results, and ends when the actor may join."""
-    deadline_s: float
-    """An actor that has answered once, has work, and finishes none of it for so long is lost, even if its process lives."""
-    start_deadline_s: float
-    """A replacement that has not joined after so long is lost, too."""
-    max_losses: int
-    """Of one actor and its replacements, with no finished call in between; one more ends the run."""
-    note: Callable[[str], None]
-    """One line to the people who watch."""
+"""What a call ended with whose actor was lost, or that is to be made again."""
+MAX_BLIPS = 20  # calls in a row that found an actor out of reach for a moment, before it counts as lost
+BLIP_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +37,7 @@ class _Call(Generic[ActorT]):
     actor: ActorT  # the one that was asked; another may have its name by now
     about: str
     since_s: float
+    deadline_s: float | None  # of this call; None is the supervision's
 
 
 @dataclass(slots=True)
@@ -73,9 +59,10 @@ class ActorPool(Generic[ActorT]):
         self._in_flight: dict[ObjectRef, _Call[ActorT]] = {}
         self._lost_calls: set[ObjectRef] = set()  # of actors that hang: these references may never resolve
         self._joining: dict[ObjectRef, _Joining[ActorT]] = {}
-        self._progress_s: dict[str, float] = {}  # when an actor last finished a call, or got work after it had none
+        self._pulses: dict[str, Pulse[ActorT]] = {}
         self._has_answered: set[str] = set()  # before, it may still be loading, for which there is no deadline
         self._losses: Counter[str] = Counter()  # since the last finished call
+        self._blips: Counter[str] = Counter()  # likewise
         self.num_lost = 0  # since the start
 
     def __len__(self) -> int:
@@ -133,28 +120,68 @@ class ActorPool(Generic[ActorT]):
                     else:
                         yield item, attempt, result
         finally:
-            for ref in running:
-                self._in_flight.pop(ref, None)
-                ray.cancel(ref)
+            self.abandon(running)
 
-    def broadcast(self, call: Callable[[ActorT], ObjectRef]) -> dict[str, Any]:
-        """Call every actor, wait for all, return results by actor name; lost ones are missing. The first failure is raised."""
-        refs = {self.start(name, call): name for name in list(self._actors)}
+    def broadcast(
+        self, call: Callable[[ActorT], ObjectRef], *, about: str = "an answer", deadline_s: float | None = None
+    ) -> dict[str, Any]:
+        """Call every actor, wait for all, return results by actor name; lost ones are missing. The first failure is raised.
+
+        `deadline_s`: for this call, in place of the supervision's.
+        """
+        asked = dict(self._actors)
+        running = {self.start(name, call, about=about, deadline_s=deadline_s): name for name in asked}
         results: dict[str, Any] = {}
-        while len(results) < len(refs):
-            results |= {refs[ref]: result for ref, result in self.finished([ref for ref in refs if refs[ref] not in results])}
-        for result in (results[name] for name in refs.values()):
+        while running:
+            for ref, result in self.finished(running):
+                name = running.pop(ref)
+                if result is not LOST:
+                    results[name] = result
+                elif self._actors.get(name) is asked[name]:  # the actor is well: only the call is to be made again
+                    running[self.start(name, call, about=about, deadline_s=deadline_s)] = name
+        found = {name: results[name] for name in asked if name in results}
+        for result in found.values():
             if isinstance(result, RaywardError):
                 raise result
-        return {name: results[name] for name in refs.values() if results[name] is not LOST}
+        return found
 
-    def start(self, name: str, call: Callable[[ActorT], ObjectRef], *, about: str = "an answer") -> ObjectRef:
+    def start(
+        self, name: str, call: Callable[[ActorT], ObjectRef], *, about: str = "an answer", deadline_s: float | None = None
+    ) -> ObjectRef:
         """Begin one call; `finished` tells how it ended. `about`: what is asked for, in words for people."""
-        if not self.loads()[name]:
-            self._progress_s[name] = time.monotonic()
-        ref = call(self._actors[name])
-        self._in_flight[ref] = _Call(name, self._actors[name], about, time.monotonic())
+        actor = self._actors[name]
+        if self._supervision is not None and (not self.loads()[name] or self._pulses[name].actor is not actor):
+            self._pulses[name] = Pulse(actor, self._supervision)
+        ref = call(actor)
+        self._in_flight[ref] = _Call(name, actor, about, time.monotonic(), deadline_s)
         return ref
+
+    def abandon(self, refs: Iterable[ObjectRef]) -> None:
+        """Nobody waits for these calls any more; those that have not begun never will."""
+        for ref in refs:
+            self._in_flight.pop(ref, None)
+            self._lost_calls.discard(ref)
+            ray.cancel(ref)
+
+    def wait_for_an_actor(self) -> None:
+        """Return once one actor takes work. Raises where none is left and none is on its way."""
+        while not self._actors:
+            if not self._joining:
+                raise RaywardError("every actor is lost, and none is on its way")
+            self.finished([])
+
+    def shut_down(self, call: Callable[[ActorT], ObjectRef], *, timeout_s: float) -> None:
+        """Call every actor for the last time, unsupervised, and wait for all of them together for so long at most.
+
+        What does not answer is left to the end of Ray; replacements on their way are ended. Never raises for a lost actor: the
+        error that ends a run says more.
+        """
+        self._supervision = None
+        for joining in self._joining.values():
+            ray.kill(joining.actor)
+        self._joining.clear()
+        refs = [call(actor) for actor in self._actors.values()]
+        ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
 
     def finished(self, refs: Collection[ObjectRef], *, timeout_s: float | None = None) -> list[tuple[ObjectRef, Any]]:
         """Calls of `refs` that have ended, with their results, `LOST`, or the error of a failure that is no loss.
@@ -164,7 +191,7 @@ class ActorPool(Generic[ActorT]):
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             num_actors = len(self._actors)
-            ready = self._wait([ref for ref in refs if ref not in self._lost_calls], until_s)
+            ready = self._wait(refs, until_s)
             for ref in [ref for ref in ready if ref in self._joining]:
                 self._admit(ref)
             ended = [(ref, self._result(ref)) for ref in ready if ref in self._in_flight]
@@ -176,15 +203,16 @@ class ActorPool(Generic[ActorT]):
             if ended or has_joined or is_late or not (refs or self._joining):
                 return ended
 
-    def _wait(self, refs: list[ObjectRef], until_s: float | None) -> list[ObjectRef]:
+    def _wait(self, refs: Collection[ObjectRef], until_s: float | None) -> list[ObjectRef]:
         """Those that are ready, after a wait for the first, for the next deadline at most."""
-        awaited = [*refs, *self._joining]
+        lost = self._lost_calls.intersection(refs)
+        awaited = [*(ref for ref in refs if ref not in lost), *self._joining]
         now_s = time.monotonic()
         ends_s = [until_s] if until_s is not None else []
         if self._supervision is not None:
-            ends_s += [self._progress_s[name] + self._supervision.deadline_s for name in self._those_at_work()]
+            ends_s += [min(self._ends_s(name), self._pulses[name].next_look_s) for name in self._those_at_work()]
             ends_s += [joining.since_s + self._supervision.start_deadline_s for joining in self._joining.values()]
-        if self._lost_calls or not awaited:
+        if lost or not awaited:
             ends_s.append(now_s)
         timeout_s = max(0.0, min(ends_s) - now_s) if ends_s else None
         if not awaited:
@@ -208,42 +236,52 @@ class ActorPool(Generic[ActorT]):
         call = self._in_flight.pop(ref)
         try:
             result = ray.get(ref)
-        except RayActorError as error:
-            return self._lost(call, error)
-        except RayTaskError as error:
-            if isinstance(error.cause, ActorLostError):
-                return self._lost(call, error.cause)
-            return error.cause if isinstance(error.cause, RaywardError) else _failure(call.name, error)
-        self._progress_s[call.name] = time.monotonic()
+        except RayError as error:
+            return self._failed(call, error)
+        if call.name in self._pulses:
+            self._pulses[call.name].move()
         self._has_answered.add(call.name)
-        self._losses[call.name] = 0
+        self._losses[call.name] = self._blips[call.name] = 0
         return result
 
-    def _lost(self, call: _Call[ActorT], error: Exception) -> object:
-        """`LOST`, with a replacement on its way, or an error where there is none to be had."""
-        reason = str(error).splitlines()[0]
-        if self._supervision is None or (isinstance(error, RayActorError) and error.actor_init_failed):
-            return RaywardError(f"actor {call.name!r} is lost: {error}")
+    def _failed(self, call: _Call[ActorT], error: RayError) -> object:
+        """`LOST`, with a replacement on its way where the actor is gone, or an error where asking again is of no use."""
+        outcome = outcome_of(error)
+        if outcome is Outcome.AGAIN and self._supervision is not None:
+            self._blips[call.name] += 1
+            if self._blips[call.name] <= MAX_BLIPS:
+                time.sleep(BLIP_PAUSE_S)
+                return LOST
+        if outcome is Outcome.FAILED or self._supervision is None:
+            cause = error.cause if isinstance(error, RayTaskError) else None
+            return cause if isinstance(cause, RaywardError) else _failure(call.name, error)
         if self._actors.get(call.name) is call.actor:
-            self._replace(call.name, reason)
+            self._replace(call.name, reason_of(error))
         return LOST
 
     def _those_at_work(self) -> list[str]:
         """Actors of whom an answer can be expected."""
         return [name for name, load in self.loads().items() if load and name in self._has_answered]
 
+    def _ends_s(self, name: str) -> float:
+        """When an actor at work counts as lost, unless it makes progress before."""
+        assert self._supervision is not None, "without one there is no deadline"
+        own = [call.deadline_s for call in self._in_flight.values() if call.name == name and call.deadline_s is not None]
+        return self._pulses[name].moved_s + max([self._supervision.deadline_s, *own])
+
     def _lose_those_that_hang(self) -> None:
         if self._supervision is None:
             return
-        deadline_s = self._supervision.deadline_s
         for name in self._those_at_work():
-            if time.monotonic() - self._progress_s[name] > deadline_s:
+            self._pulses[name].listen()
+            if time.monotonic() > self._ends_s(name):
                 actor = self._actors[name]
                 hanging = {ref for ref, call in self._in_flight.items() if call.actor is actor}
+                silent_s = time.monotonic() - self._pulses[name].moved_s
                 for ref in hanging:
                     del self._in_flight[ref]
                 self._lost_calls |= hanging
-                self._replace(name, f"{len(hanging)} calls in flight, and none has finished for {deadline_s:g} s")
+                self._replace(name, f"{len(hanging)} calls in flight, and no progress for {silent_s:.0f} s")
         start_deadline_s = self._supervision.start_deadline_s
         for ref, joining in list(self._joining.items()):
             if time.monotonic() - joining.since_s > start_deadline_s:
@@ -263,23 +301,32 @@ class ActorPool(Generic[ActorT]):
         self._joining[next(admission)] = _Joining(name, actor, admission, time.monotonic())
 
     def _admit(self, ref: ObjectRef) -> None:
-        """One more answer of a replacement; after the last it takes work."""
+        """One more answer of a replacement; after the last it takes work. An error of ours is the admission's to judge."""
         assert self._supervision is not None, "only a supervised pool has replacements"
         joining = self._joining.pop(ref)
         try:
-            self._joining[joining.admission.send(ray.get(ref))] = joining
+            try:
+                answer = ray.get(ref)
+            except RayTaskError as error:
+                if not isinstance(error.cause, RaywardError):
+                    raise
+                following = joining.admission.throw(error.cause)
+            else:
+                following = joining.admission.send(answer)
+            self._joining[following] = joining
         except StopIteration:
             self._actors[joining.name] = joining.actor
             self._supervision.note(f"{joining.name} is back")
-        except (RayActorError, RayTaskError) as error:
-            self._replace_joining(joining, str(error).splitlines()[0])
+        except (RayError, RaywardError) as error:
+            self._replace_joining(joining, reason_of(error))
 
     def _replace_joining(self, joining: _Joining[ActorT], reason: str) -> None:
         self._actors[joining.name] = joining.actor
         self._replace(joining.name, reason)
 
 
-def _failure(name: str, error: RayTaskError) -> RaywardError:
-    failure = RaywardError(f"actor {name!r} failed: {error.cause!r}")
+def _failure(name: str, error: RayError) -> RaywardError:
+    verb = "failed" if isinstance(error, RayTaskError) else "is lost"
+    failure = RaywardError(f"actor {name!r} {verb}: {reason_of(error)}")
     failure.__cause__ = error
     return failure

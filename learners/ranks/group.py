@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError
 from cluster.processes.collector_pause import collector_paused
+from cluster.processes.losses import reason_of
 from learners.settings.training import WorkerConfig
 
 TRAIN_ENVIRONMENT: Mapping[str, str] = {
@@ -91,7 +92,7 @@ class TrainGroup:
         try:
             return ray.get(self.end)
         except ray.exceptions.RayError as error:
-            return ActorLostError(f"the {self._name} stopped: the process that ran Ray Train was lost: {error}")
+            return ActorLostError(f"the {self._name} stopped: the process that ran Ray Train was lost: {reason_of(error)}")
 
 
 def _fit(plan: GroupPlan) -> RaywardError | None:
@@ -99,14 +100,15 @@ def _fit(plan: GroupPlan) -> RaywardError | None:
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        _trainer(plan).fit()
+        build_trainer(plan).fit()
     # Whatever ended the group is the caller's to know, as a value: Ray would wrap it, and not every error can be pickled.
     except Exception as error:  # noqa: BLE001
         return _explained(plan.name, error)
     return None
 
 
-def _trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
+def build_trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
+    """Ray Train's own trainer. Losses are limited, also those of groups that never came up: Ray Train would try for ever."""
     with collector_paused():
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -121,7 +123,7 @@ def _trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
         run_config=RunConfig(
             name=plan.name,
             storage_path=str(plan.storage.absolute()),
-            failure_config=FailureConfig(max_failures=plan.max_restarts),
+            failure_config=FailureConfig(max_failures=plan.max_restarts, controller_failure_limit=plan.max_restarts),
         ),
     )
 
@@ -133,14 +135,15 @@ def _resources(workers: WorkerConfig) -> dict[str, float]:
 
 def _explained(name: str, error: Exception) -> RaywardError:
     """The first failing rank's own words, without Ray Train's frame around them; what the user must mend stays as it is."""
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayActorError, RayError
     from ray.train import WorkerGroupError
 
     if isinstance(error, RayActorError):
-        return ActorLostError(f"the {name} stopped: Ray Train's controller was lost: {error}")
+        return ActorLostError(f"the {name} stopped: Ray Train's controller was lost: {reason_of(error)}")
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = min(error.worker_failures.items())
         if isinstance(failure, ConfigError | DataError):
             return failure
-        return RaywardError(f"the {name} stopped: rank {rank}: {type(failure).__name__}: {failure}")
+        said = reason_of(failure) if isinstance(failure, RayError) else f"{type(failure).__name__}: {failure}"
+        return RaywardError(f"the {name} stopped: rank {rank}: {said}")
     return RaywardError(f"the {name} stopped: {type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.errors import ActorLostError, LearnerRestartedError, RaywardError
+from cluster.processes.losses import reason_of
 from cluster.processes.watchdog import Pending
 from cluster.types import SaveReport
 from learners.ranks.group import GroupPlan, TrainGroup
@@ -130,7 +131,9 @@ class RanksHandle:
         try:
             answer: Answer = ray.get(pending, timeout=LAST_WORDS_S if has_ended else None)
         except (RayError, TimeoutError) as error:
-            raise (group.failure() if has_ended else ActorLostError(f"the learner's mailbox was lost: {error}")) from error
+            raise (
+                group.failure() if has_ended else ActorLostError(f"the learner's mailbox was lost: {reason_of(error)}")
+            ) from error
         match answer:
             case Answer(outcome="lost"):
                 raise LearnerRestartedError("the learner's ranks were lost and have started again from the newest checkpoint")

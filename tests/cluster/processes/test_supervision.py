@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,24 @@ class Worker:
     def __init__(self, *, load_s: float = 0.0) -> None:
         time.sleep(load_s)
         self._admitted = False
+        self._num_pieces = 0
+
+    def progress(self) -> int:
+        return self._num_pieces
+
+    def work_long(self, number: int) -> int:
+        """One call of three deadlines, in pieces."""
+        for _ in range(int(3 * DEADLINE_S / 0.5)):
+            time.sleep(0.5)
+            self._num_pieces += 1
+        return number
+
+    def sleep(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    def refuse(self) -> None:
+        raise ActorLostError("refused this once")
 
     def pid(self) -> int:
         return os.getpid()
@@ -48,7 +66,7 @@ class Worker:
         return self.double(number)
 
 
-RemoteWorker = ray.remote(num_cpus=0)(Worker)
+RemoteWorker = ray.remote(num_cpus=0, concurrency_groups={"progress": 1})(Worker)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,11 +79,23 @@ def admission(actor: Any) -> Generator[ray.ObjectRef, Any, None]:
     yield actor.admit.remote()
 
 
+def admission_after_a_refusal(actor: Any) -> Generator[ray.ObjectRef, Any, None]:
+    with pytest.raises(ActorLostError, match="refused this once"):
+        yield actor.refuse.remote()
+    yield actor.admit.remote()
+
+
 class Watched:
     """A pool of two, and what was told about it."""
 
     def __init__(
-        self, *, max_losses: int = 3, load_s: float = 0.0, new_load_s: float = 0.0, start_deadline_s: float = 60.0
+        self,
+        *,
+        max_losses: int = 3,
+        load_s: float = 0.0,
+        new_load_s: float = 0.0,
+        start_deadline_s: float = 60.0,
+        admission: Callable[[Any], Generator[ray.ObjectRef, Any, None]] = admission,
     ) -> None:
         self.notes: list[str] = []
         self.pool: ActorPool[Any] = ActorPool(
@@ -73,6 +103,7 @@ class Watched:
             Supervision(
                 start=lambda name: RemoteWorker.remote(load_s=new_load_s),
                 admission=admission,
+                progress=lambda actor: actor.progress.options(concurrency_group="progress").remote(),
                 deadline_s=DEADLINE_S,
                 start_deadline_s=start_deadline_s,
                 max_losses=max_losses,
@@ -117,7 +148,7 @@ def test_an_actor_that_hangs_is_lost_by_its_deadline() -> None:
     assert sorted((number, double) for number, _, double in results) == [(number, 2 * number) for number in range(30)]
     assert max(attempt for _, attempt, _ in results) == 2
     assert time.monotonic() - started >= DEADLINE_S  # its items were waited for so long
-    assert f"none has finished for {DEADLINE_S:g} s" in watched.notes[0]
+    assert f"no progress for {DEADLINE_S:.0f} s" in watched.notes[0]
     watched.wait_for(2)
 
 
@@ -179,3 +210,50 @@ def test_an_item_that_kills_every_actor_ends_the_run() -> None:
     watched = Watched(max_losses=2)
     with pytest.raises(RaywardError, match="3 actors were lost while they worked on 3|was lost 3 times in a row"):
         list(watched.pool.map_unordered(lambda actor, number: actor.die.remote(number), [3], max_in_flight=1))
+
+
+def test_slow_work_that_makes_progress_is_waited_for() -> None:
+    watched = Watched()
+    results = watched.pool.map_unordered(lambda actor, number: actor.work_long.remote(number), [3], max_in_flight=1)
+    assert [(number, attempt) for number, attempt, _ in results] == [(3, 1)]
+    assert (watched.pool.num_lost, watched.notes) == (0, [])
+
+
+def test_a_call_may_have_a_deadline_of_its_own() -> None:
+    watched = Watched()
+    seconds = DEADLINE_S + 2  # in which no progress is made
+    assert watched.pool.broadcast(lambda actor: actor.sleep.remote(seconds), deadline_s=30) == {"a": seconds, "b": seconds}
+    assert watched.pool.num_lost == 0
+
+
+def test_losses_that_nobody_waits_for_do_not_keep_others_from_waiting() -> None:
+    watched = Watched()
+    hanging = watched.pool.start("a", lambda actor: actor.double.remote(1))
+    os.kill(watched.pids["a"], signal.SIGSTOP)
+    while len(watched.pool) == 2 and not watched.notes:
+        watched.pool.finished([], timeout_s=0.2) or time.sleep(0.2)
+    watched.wait_for(2)
+    started_s, started_cpu_s = time.monotonic(), time.process_time()
+    watched.pool.finished([watched.pool.start("b", lambda actor: actor.sleep.remote(2.0))])
+    assert time.monotonic() - started_s >= 2.0
+    assert time.process_time() - started_cpu_s < 1.0  # it waited, and did not look again and again
+    watched.pool.abandon([hanging])
+
+
+def test_an_answer_of_a_replacement_that_is_an_error_is_the_admissions_to_judge() -> None:
+    watched = Watched(admission=admission_after_a_refusal)
+    os.kill(watched.pids["a"], signal.SIGKILL)
+    list(watched.doubled(range(4)))
+    watched.wait_for(2)
+    assert watched.pool.num_lost == 1  # the replacement was refused once, and asked again
+
+
+def test_shutdown_is_short_and_silent_where_an_actor_is_dead_and_another_hangs() -> None:
+    watched = Watched()
+    os.kill(watched.pids["a"], signal.SIGKILL)
+    os.kill(watched.pids["b"], signal.SIGSTOP)
+    started_s = time.monotonic()
+    watched.pool.shut_down(lambda actor: actor.double.remote(1), timeout_s=1.0)
+    assert time.monotonic() - started_s < DEADLINE_S
+    assert (watched.pool.num_lost, watched.notes) == (0, [])  # nobody is started anew at the end
+    os.kill(watched.pids["b"], signal.SIGKILL)

@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
 
-from learners.ranks.group import GroupPlan, TrainGroup
+from learners.ranks.group import GroupPlan, TrainGroup, build_trainer
 from learners.settings.training import WorkerConfig
 
 ANOTHER_DRIVER = """
@@ -45,3 +45,10 @@ def test_a_killed_group_leaves_the_equal_reservation_of_another_job(tmp_path: Pa
         TrainGroup(plan, fit, earlier_reservations=set()).kill()
         states = {name: reservation["state"] for name, reservation in placement_group_table().items()}
         assert (states[ours.id.hex()], states[theirs]) == ("REMOVED", "CREATED")
+
+
+def test_neither_lost_ranks_nor_a_group_that_cannot_start_are_tried_for_ever(tmp_path: Path) -> None:
+    workers = WorkerConfig(num_workers=1, num_cpus=0.5)
+    plan = GroupPlan(name="ranks", train_loop=print, setup=None, workers=workers, storage=tmp_path, max_restarts=2)
+    failures = build_trainer(plan).run_config.failure_config
+    assert (failures.max_failures, failures.controller_failure_limit) == (2, 2)

@@ -1,0 +1,79 @@
+"""How lost actors are noticed and replaced.
+
+What counts is progress, not finished calls: an actor that works on one long call is well while its counter moves. The counter is
+asked for beside the call, so an actor whose process stands still does not answer, and one whose engine stands still answers the
+same number.
+"""
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError
+
+ActorT = TypeVar("ActorT")  # handle of a Ray actor
+
+PROBES_PER_DEADLINE = 10  # progress is seen a tenth of a deadline late at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervision(Generic[ActorT]):
+    """How lost actors are replaced. Produced by whoever starts the actors, consumed by `ActorPool`."""
+
+    start: Callable[[str], ActorT]
+    """A new actor in place of the one of that name."""
+    admission: Callable[[ActorT], Generator[ObjectRef, Any, None]]
+    """What a replacement must do before it gets work: yields calls, is sent their results, and ends when the actor may join."""
+    progress: Callable[[ActorT], ObjectRef]
+    """Asks for a number that changes whenever the actor has done a piece of its work. Answered beside a running call."""
+    deadline_s: float
+    """An actor that has answered once, has work, and makes no progress for so long is lost, even if its process lives."""
+    start_deadline_s: float
+    """A replacement that has not joined after so long is lost, too."""
+    max_losses: int
+    """Of one actor and its replacements, with no finished call in between; one more ends the run."""
+    note: Callable[[str], None]
+    """One line to the people who watch."""
+
+
+class Pulse(Generic[ActorT]):
+    """When an actor last made progress. Read and asked by the pool, about actors that have work."""
+
+    def __init__(self, actor: ActorT, supervision: Supervision[ActorT]) -> None:
+        self.actor = actor
+        self._supervision = supervision
+        self._last: Any = None  # the number of the last answer
+        self._probe: ObjectRef | None = supervision.progress(actor)  # what later answers are compared with
+        self._probed_s = self.moved_s = time.monotonic()
+
+    def move(self) -> None:
+        """The actor finished a call, or got work after it had none."""
+        self.moved_s = time.monotonic()
+
+    @property
+    def next_look_s(self) -> float:
+        """When `listen` has something to do again, at the latest."""
+        return self._probed_s + self._supervision.deadline_s / PROBES_PER_DEADLINE
+
+    def listen(self) -> None:
+        """Take the answer of the last probe if it has come, and send the next one when it is time."""
+        now_s = time.monotonic()
+        if self._probe is not None and ray.wait([self._probe], timeout=0)[0]:
+            self._hear(self._probe)
+            self._probe = None
+        if now_s >= self.next_look_s:
+            self._probed_s = now_s
+            if self._probe is None:  # an actor that does not answer is asked no second time
+                self._probe = self._supervision.progress(self.actor)
+
+    def _hear(self, probe: ObjectRef) -> None:
+        try:
+            number = ray.get(probe)
+        except RayError:
+            return  # its calls will say what became of it
+        if self._last is not None and number != self._last:
+            self.move()
+        self._last = number
