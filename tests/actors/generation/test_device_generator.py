@@ -66,7 +66,7 @@ class RecordingEngine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> RecordingEngine:
     engine = RecordingEngine()
-    monkeypatch.setattr(vllm_generator, "_build_engine", lambda model_path, config: engine)
+    monkeypatch.setattr(vllm_generator, "_build_engine", lambda model_path, config, steps: engine)
     monkeypatch.setattr(vllm_generator, "folder_tensor_shapes", lambda folder: {**SHAPES, "lm_head.weight": (9, 9)})
     monkeypatch.setattr(vllm_generator.os, "environ", {})
     return engine

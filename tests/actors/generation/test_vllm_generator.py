@@ -153,10 +153,16 @@ def test_a_short_group_arrives_before_a_long_one(running: Fixture) -> None:
     assert [limit for limit, _, _ in pool.map_unordered(call, [64, 1], max_in_flight=2)] == [1, 64]
 
 
-def test_given_tokens_are_scored(running: Fixture) -> None:
-    token_ids = tuple(byte_tokenizer().encode("The plot, such as it is, never thickens."))
-    scored = ray.get(running.actor.completion_logprobs.remote(token_ids, 10))
-    assert scored == pytest.approx(_reference_logprobs(_policy(running.folder), token_ids, 10), abs=TOLERANCE_NATS)
+def test_progress_moves_while_one_call_runs_and_rests_with_the_engine(running: Fixture) -> None:
+    before = ray.get(running.actor.progress.remote())
+    request = running.actor.generate.remote(PROMPTS[0], dataclasses.replace(SAMPLING, max_completion_tokens=64))
+    seen = []
+    while not ray.wait([request], timeout=0)[0]:
+        seen.append(ray.get(running.actor.progress.remote()))
+    after = ray.get(running.actor.progress.remote())
+    assert after >= before + 64  # a step a token, and more than one sample a step
+    assert any(before < number < after for number in seen)
+    assert ray.get(running.actor.progress.remote()) == after
 
 
 def test_a_prompt_that_does_not_fit_names_its_task(running: Fixture) -> None:
@@ -185,7 +191,6 @@ def test_refused_weights_leave_the_old_ones_serving(running: Fixture, tmp_path: 
 
 def test_published_weights_are_the_ones_sampled_from(running: Fixture, tmp_path: Path) -> None:
     before = _policy(running.folder)
-    token_ids = tuple(byte_tokenizer().encode("The plot, such as it is, never thickens."))
     for version in (1, 2):
         after = _policy(running.folder, noise=0.05 * version)
         weights = _published(after, version, tmp_path / f"{version}.safetensors")
@@ -196,10 +201,9 @@ def test_published_weights_are_the_ones_sampled_from(running: Fixture, tmp_path:
         _assert_logprobs_are_the_policys(groups, after)
         assert {trajectory.completion.policy_version for group in groups for trajectory in group.trajectories} == {version}
 
-        scored = ray.get(running.actor.completion_logprobs.remote(token_ids, 5))
-        assert scored == pytest.approx(_reference_logprobs(after, token_ids, 5), abs=TOLERANCE_NATS)
-        old = torch.tensor(_reference_logprobs(before, token_ids, 5))
-        assert (torch.tensor(scored) - old).abs().mean() > 100 * TOLERANCE_NATS  # the change is no rounding
+        token_ids = tuple(byte_tokenizer().encode("The plot, such as it is, never thickens."))
+        new, old = (torch.tensor(_reference_logprobs(policy, token_ids, 5)) for policy in (after, before))
+        assert (new - old).abs().mean() > 100 * TOLERANCE_NATS  # the change is no rounding
 
 
 def test_running_requests_finish_on_the_old_weights(running: Fixture, tmp_path: Path) -> None:
