@@ -302,6 +302,9 @@ class HttpScorerConfig(RewardFunctionScorerConfig):
     """Redirects are not followed."""
     allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
     """Hosts that the url may name, as they stand in it."""
+    allow_private: bool = False
+    """The host may have an address of a private network. This machine may be asked by a loopback name alone; link-local addresses
+    never are."""
     timeout_s: float = Field(30.0, gt=0)
     """For connecting, for each wait for bytes, and for a whole reply."""
     max_retries: int = Field(3, ge=0, le=20)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import httpx
 from pydantic import ConfigDict, ValidationError
 
-from actors.config import HttpScorerConfig
+from actors.config import LOOPBACK_HOSTS, HttpScorerConfig
+from actors.scoring.addresses import CheckedTransport, Resolver, resolved
 from cluster.config import StrictConfig
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.types import Score, Trajectory, Unscored
@@ -41,7 +42,9 @@ class _TryAgainError(Exception):
 class HttpScorer:
     """Implements `Scorer` with requests to one URL. A score that cannot be had is never a zero."""
 
-    def __init__(self, config: HttpScorerConfig, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, config: HttpScorerConfig, sleep: Callable[[float], None] = time.sleep, resolve: Resolver = resolved
+    ) -> None:
         self._config = config
         self._sleep = sleep
         self._num_tries = 0
@@ -51,6 +54,9 @@ class HttpScorer:
             timeout=config.timeout_s,
             follow_redirects=False,
             trust_env=False,  # neither proxies nor passwords that lie about on this machine
+            transport=CheckedTransport(
+                allow_loopback=config.url.host in LOOPBACK_HOSTS, allow_private=config.allow_private, resolve=resolve
+            ),
         )
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[Score | Unscored]:
