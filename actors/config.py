@@ -279,7 +279,7 @@ class PythonScorerConfig(RewardFunctionScorerConfig):
     max_file_mib: float = Field(64.0, gt=0)
     """Of any file that it writes."""
     max_processes: int = Field(64, ge=1)
-    """That it may start, threads among them. Linux does not limit root: there, its process group is killed at the time-out."""
+    """That it may start, threads among them; one that starts more is ended."""
     environment: tuple[str, ...] = ()
     """Variables of this machine that the function may read, such as a key of its own. Others are hidden from it."""
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+THREADS_OF_OTHERS = 8192  # that the same user may start elsewhere while this process lives
+
 Handler = Callable[[Any], Iterable[Any]]
 
 
@@ -39,10 +41,14 @@ def main(file_descriptor: int) -> None:
 
 
 def _limit(*, max_memory_bytes: int | None, max_file_bytes: int | None, max_processes: int | None) -> None:
-    """Of this process and those that it starts, before any code of others runs in it."""
+    """Of this process and those that it starts, before any code of others runs in it.
+
+    The kernel counts threads of the whole user, whose engines start more of them later. So its limit only stops a flood, between
+    two looks of the parent, which counts what this process started.
+    """
     if max_processes is not None:
         own = [each for each in psutil.process_iter(["uids", "num_threads"]) if each.info["uids"].real == os.getuid()]
-        max_processes += sum(each.info["num_threads"] for each in own)
+        max_processes += sum(each.info["num_threads"] for each in own) + THREADS_OF_OTHERS
     limits = (
         (resource.RLIMIT_AS, max_memory_bytes),
         (resource.RLIMIT_FSIZE, max_file_bytes),

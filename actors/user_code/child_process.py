@@ -3,6 +3,7 @@
 Requests go out pickled, as to any process of ours. Replies come back as JSON: nothing that a child sends can run here.
 """
 
+import ctypes
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,11 +20,15 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
+
 from cluster.errors import RaywardError
 
 SAFE_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
 START_TIMEOUT_S = 120.0  # the interpreter and what the handler imports
 EXIT_TIMEOUT_S = 5.0  # of a process that was killed or has hung up; the kernel may be busy with its memory
+LOOK_S = 0.5  # between two looks at how many processes and threads a child has
+PR_SET_DUMPABLE = 4  # linux/prctl.h
 CHILD_STDERR = 2  # what a child prints goes to our stderr; our stdout may be read by a program
 
 
@@ -56,7 +62,7 @@ class ChildLimits:
 
     max_memory_bytes: int | None = None  # of address space
     max_file_bytes: int | None = None  # of any file that it writes
-    max_processes: int | None = None  # that it adds to those of its user, threads among them; the kernel spares root
+    max_processes: int | None = None  # that it starts, threads among them; looked at every LOOK_S while a call runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,10 @@ class _Running:
     process: subprocess.Popen[bytes]
     connection: Connection
     folder: str  # its working folder, empty at the start
+
+
+class _TooManyError(Exception):
+    """A child has started more than it may."""
 
 
 class ChildProcess:
@@ -121,7 +131,7 @@ class ChildProcess:
         results: list[Any] = []
         try:
             child.connection.send(request)
-            while "end" not in (reply := self._reply(child, timeout_s)):
+            while "end" not in (reply := self._reply(child, timeout_s, self._limits.max_processes)):
                 results.append(reply["result"])
                 self.num_replies += 1
         except TimeoutError as error:
@@ -129,6 +139,9 @@ class ChildProcess:
             raise ChildTimeoutError(f"no reply within {timeout_s:g} s", results) from error
         except (EOFError, OSError) as error:
             raise ChildLostError(f"its process {self._how_it_ended(child)}", results) from error
+        except _TooManyError as error:
+            self._kill()
+            raise ChildLostError(f"its process {error}", results) from error
         except BaseException:
             self._kill()  # it may still reply, and the next call would take that for its own
             raise
@@ -137,6 +150,7 @@ class ChildProcess:
         return results
 
     def _started(self) -> _Running:
+        _hide_own_environment()
         ours, theirs = Pipe()
         folder = tempfile.mkdtemp(prefix="rayward-child-")
         environment = {name: value for name, value in os.environ.items() if name in self._environment}
@@ -157,9 +171,13 @@ class ChildProcess:
         return _Running(process=process, connection=ours, folder=folder)
 
     @staticmethod
-    def _reply(child: _Running, timeout_s: float) -> dict[str, Any]:
-        if not child.connection.poll(timeout_s):
-            raise TimeoutError
+    def _reply(child: _Running, timeout_s: float, max_processes: int | None) -> dict[str, Any]:
+        ends_s = time.monotonic() + timeout_s
+        while not child.connection.poll(max(0.0, min(LOOK_S, ends_s - time.monotonic()))):
+            if time.monotonic() >= ends_s:
+                raise TimeoutError
+            if max_processes is not None and _num_started(child.process.pid) > max_processes:
+                raise _TooManyError(f"started more than {max_processes} processes and threads, and was ended")
         return json.loads(child.connection.recv_bytes())
 
     def _how_it_ended(self, child: _Running) -> str:
@@ -181,3 +199,25 @@ class ChildProcess:
             os.killpg(child.process.pid, signal.SIGKILL)
         child.process.wait(EXIT_TIMEOUT_S)
         shutil.rmtree(child.folder, ignore_errors=True)
+
+
+def _hide_own_environment() -> None:
+    """Take /proc/PID/environ of this process, with its keys and tokens, from other processes of the same user.
+
+    Root reads it all the same. The price: a debugger of the same user, and py-spy, cannot look into this process either.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _num_started(pid: int) -> int:
+    """Processes and threads of a child, but for the one that it began with."""
+    try:
+        child = psutil.Process(pid)
+        family = [child, *child.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    num_threads = 0
+    for process in family:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            num_threads += process.num_threads()
+    return num_threads - 1
