@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from actors.attention import short_sequence_attention
 from actors.config import DType
 from cluster.errors import ConfigError, DataError
 from learners.algorithms.logprobs import gather_logprobs
 from learners.network.micro_batch import MicroBatch
+from learners.network.trunk import ForwardSettings, TrunkParts, cut_trunk, hidden_states
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD_PROBE_TOLERANCE = 1e-3  # relative; float32 rounding stays far below, a scaled or capped head far above
@@ -27,19 +27,6 @@ HEAD_PROBE_TOLERANCE = 1e-3  # relative; float32 rounding stays far below, a sca
 # What a policy folder holds besides weights and config.json, by how the names begin.
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
 SENTENCEPIECE_SUFFIX = ".model"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardSettings:
-    """How forward passes are done. Produced by the learner, consumed by the networks."""
-
-    compute_dtype: torch.dtype
-    temperature: float  # of the sampled distribution
-    chunk_tokens: int  # positions whose logits exist at one time
-
-    def autocast(self, device_type: str) -> torch.autocast:
-        """Matrix products in `compute_dtype`; nothing where that is float32."""
-        return torch.autocast(device_type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +43,33 @@ class PolicyWithCritic(nn.Module):
     """The policy, and where there is a critic its scalar head, on the policy's own trunk or on a second one."""
 
     def __init__(
-        self, policy: PreTrainedModel, critic_trunk: PreTrainedModel | None, settings: ForwardSettings, *, has_critic: bool
+        self,
+        policy: PreTrainedModel,
+        critic_trunk: PreTrainedModel | None,
+        settings: ForwardSettings,
+        *,
+        has_critic: bool,
+        num_frozen_layers: int,
     ) -> None:
         super().__init__()
         self.policy = policy
+        self.parts = cut_trunk(policy.base_model, num_frozen_layers, settings)
         self.critic_trunk = critic_trunk
         self.value_head = _value_head((critic_trunk or policy).config.hidden_size) if has_critic else None
         self.value_mean, self.value_std = 0.0, 1.0  # score points: what the head's 0 and 1 mean
         self._settings = settings
 
-    def forward(self, batch: MicroBatch, *, with_entropy: bool = False, trains_trunk: bool = True) -> PolicyOutput:
-        """`trains_trunk` False keeps the value head's gradient away from a trunk that the policy shares."""
-        hidden_BSD = _hidden_states(self.policy.base_model, batch.token_ids_BS, self._settings)
+    def forward(
+        self, batch: MicroBatch, below_BSD: Tensor | None, *, with_entropy: bool = False, trains_trunk: bool = True
+    ) -> PolicyOutput:
+        """`below_BSD` are the hidden states above the frozen layers; None starts from the tokens.
+
+        `trains_trunk` False keeps the value head's gradient away from a trunk that the policy shares.
+        """
+        hidden_BSD = _continued(self.policy, self.parts, batch, below_BSD, self._settings)
         logprobs_N, entropy_N = _head_logprobs(self.policy, hidden_BSD, batch, self._settings, with_entropy=with_entropy)
         if self.critic_trunk is not None:
-            hidden_BSD = _hidden_states(self.critic_trunk, batch.token_ids_BS, self._settings)
+            hidden_BSD = hidden_states(self.critic_trunk, batch.token_ids_BS, self._settings)
         elif not trains_trunk:
             hidden_BSD = hidden_BSD.detach()
         rows_B = torch.arange(len(batch.last_position_B), device=hidden_BSD.device)
@@ -101,13 +100,14 @@ class PolicyWithCritic(nn.Module):
 class Reference(nn.Module):
     """A frozen copy of a policy. Its matrices are kept in the compute type; what autocast leaves alone stays float32."""
 
-    def __init__(self, policy: PreTrainedModel, settings: ForwardSettings) -> None:
+    def __init__(self, policy: PreTrainedModel, settings: ForwardSettings, *, num_frozen_layers: int) -> None:
         super().__init__()
         self.policy = copy.deepcopy(policy).requires_grad_(False)
         self._settings = settings
         for module in self.policy.base_model.modules():
             if isinstance(module, nn.Linear):
                 module.to(settings.compute_dtype)
+        self._parts = cut_trunk(self.policy.base_model, num_frozen_layers, settings)
 
     @torch.no_grad()
     def refresh(self, policy: PreTrainedModel) -> None:
@@ -116,9 +116,9 @@ class Reference(nn.Module):
             own.copy_(theirs)
 
     @torch.no_grad()
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """logprobs_N."""
-        hidden_BSD = _hidden_states(self.policy.base_model, batch.token_ids_BS, self._settings)
+    def forward(self, batch: MicroBatch, below_BSD: Tensor | None) -> Tensor:
+        """logprobs_N. The frozen layers are the policy's, and so may `below_BSD` be."""
+        hidden_BSD = _continued(self.policy, self._parts, batch, below_BSD, self._settings)
         return _head_logprobs(self.policy, hidden_BSD, batch, self._settings, with_entropy=False)[0]
 
 
@@ -190,11 +190,16 @@ def _value_head(hidden_size: int) -> nn.Linear:
     return head
 
 
-def _hidden_states(trunk: PreTrainedModel, token_ids_BS: Tensor, settings: ForwardSettings) -> Tensor:
-    # No attention mask: a valid token sees only tokens before it, and padding comes after all of them.
-    device_type = token_ids_BS.device.type
-    with settings.autocast(device_type), short_sequence_attention(device_type):
-        return trunk(input_ids=token_ids_BS, use_cache=False).last_hidden_state
+def _continued(
+    policy: PreTrainedModel,
+    parts: TrunkParts | None,
+    batch: MicroBatch,
+    below_BSD: Tensor | None,
+    settings: ForwardSettings,
+) -> Tensor:
+    if parts is None or below_BSD is None:
+        return hidden_states(policy.base_model, batch.token_ids_BS, settings)
+    return hidden_states(parts.upper, batch.token_ids_BS, settings, below_BSD=below_BSD)
 
 
 def _head_logprobs(

@@ -23,10 +23,10 @@ from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResul
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
 from learners.network.collectives import sum_gradients, sum_over_ranks
+from learners.network.frozen_layers import FrozenStates
 from learners.network.micro_batch import MicroBatch, TokenBatch, collate_tokens, micro_batch, micro_batches, shard
 from learners.network.models import (
     TORCH_DTYPES,
-    ForwardSettings,
     PolicyWithCritic,
     Reference,
     export_policy,
@@ -35,6 +35,7 @@ from learners.network.models import (
     load_policy,
 )
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
+from learners.network.trunk import ForwardSettings
 from learners.policy.batch import PreparedBatch, check_bootstrap, collate
 from learners.policy.objective import Objective, StepCounts, StepTerms
 from learners.policy.preparation import FrozenPass, importance_weights, judged_totals, needs_policy_pass, prepare
@@ -71,10 +72,13 @@ class PolicyLearner:
         freeze_lowest_layers(policy, config.num_frozen_layers, settings.compute_dtype)
         critic = config.critic
         critic_trunk = load_critic_trunk(critic.model or start.model_path) if critic.kind == "own_model" else None
-        self._network = PolicyWithCritic(policy, critic_trunk, settings, has_critic=critic.kind != "none").to(self.device)
-        self._reference = Reference(policy, settings).to(self.device)
+        self._network = PolicyWithCritic(
+            policy, critic_trunk, settings, has_critic=critic.kind != "none", num_frozen_layers=config.num_frozen_layers
+        ).to(self.device)
+        self._reference = Reference(policy, settings, num_frozen_layers=config.num_frozen_layers).to(self.device)
         # Evaluations measure the KL to the start; where the reference follows the policy, that needs a copy of its own.
         self._start_policy = copy.deepcopy(self._reference) if config.kl.refresh_reference_steps else self._reference
+        self._frozen_states = FrozenStates(self._network.parts, settings)
         self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
         self._objective = Objective(config)
         self._state = LearnerState(kl_coef=config.kl.coef)
@@ -196,6 +200,7 @@ class PolicyLearner:
 
     def _finish(self, step: int, metrics: Mapping[str, float], *, num_completions: int) -> None:
         """What changes from one batch to the next."""
+        self._frozen_states.clear()
         if self._config.kl.is_used:
             kl = metrics["policy/ref_kl_nats_per_completion"]
             self._state = self._state.with_kl(kl, num_completions=num_completions, config=self._config.kl)
@@ -209,15 +214,19 @@ class PolicyLearner:
         old_logprobs_BT = torch.zeros_like(tokens.rollout_logprobs_BT)
         ref_logprobs_BT, values_BT = torch.zeros_like(old_logprobs_BT), torch.zeros_like(old_logprobs_BT)
         final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])
+        self._frozen_states.clear()
         for part in self._micro_batches(tokens, range(len(tokens.lengths_B))):
+            if not with_policy and reference is None:
+                break
+            below_BSD = self._frozen_states.of(part)
             place = (part.rows_B[part.row_N], part.column_N)
             if with_policy:
-                output = self._network(part)
+                output = self._network(part, below_BSD)
                 old_logprobs_BT[place] = output.logprobs_N
                 values_BT[place] = output.values_N
                 final_values_B[part.rows_B] = output.final_values_B
             if reference is not None:
-                ref_logprobs_BT[place] = reference(part)
+                ref_logprobs_BT[place] = reference(part, below_BSD)
         for tensor in (old_logprobs_BT, ref_logprobs_BT, values_BT, final_values_B):
             sum_over_ranks(tensor, self._world_size)  # every entry is set on exactly one rank
         return FrozenPass(
@@ -277,7 +286,9 @@ class PolicyLearner:
         sums_K = torch.zeros(len(names), device=self.device)  # a rank without rows contributes zeros
         self._optimizer.zero_grad()
         for part in self._micro_batches(prepared.tokens, rows):
-            output = self._network(part, with_entropy=self._objective.needs_entropy, trains_trunk=terms.policy_learns)
+            output = self._network(
+                part, self._frozen_states.of(part), with_entropy=self._objective.needs_entropy, trains_trunk=terms.policy_learns
+            )
             loss, metrics = self._objective.loss(output, prepared, part, counts, terms)
             loss.backward()
             if terms.at_batch_start:

@@ -1,6 +1,7 @@
 """Which networks an update runs, and that what it leaves out changes nothing."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,6 +103,38 @@ def test_the_old_policy_taken_from_the_only_step_gives_the_weights_of_a_pass_bef
 
 def _terms_of_a_later_step(**terms: Any) -> StepTerms:
     return StepTerms(**{**terms, "at_batch_start": False})
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_frozen_layers_run_once_a_batch_and_the_update_is_the_same(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, world_size: int
+) -> None:
+    def trained(rank: int, rows_run: list[int], *, shares: bool) -> dict[str, Tensor]:
+        config = ppo_config(num_frozen_layers=1, num_epochs=2, micro_batch_tokens=30, num_workers=world_size)
+        with pytest.MonkeyPatch.context() as patch:
+            if not shares:
+                patch.setattr("learners.network.models.cut_trunk", lambda trunk, num_layers, settings: None)
+            learner = _learner(tiny_model, config, rank=rank, world_size=world_size)
+        for network in (learner._network, learner._reference):
+            lowest = network.policy.model.layers[0]
+            lowest.register_forward_pre_hook(lambda layer, arguments: rows_run.append(len(arguments[0])))
+        for step in range(2):
+            learner.update(scored_batch(step=step))
+        return _policy(learner)
+
+    results = []
+    for shares in (True, False):
+        rows_run: list[int] = []
+        with recorded_gradients() as gradients:
+            weights = ThreadRanks(world_size).run(partial(trained, rows_run=rows_run, shares=shares))[0]
+        results.append((weights, gradients, sum(rows_run)))
+    (weights, gradients, num_run), (expected, expected_gradients, num_run_apart) = results
+    assert_same_gradients(gradients, expected_gradients)
+    assert_same_weights(weights, expected, expected_gradients, learning_rate=LEARNING_RATE)
+    # Two batches of eight rows: policy, reference and two epochs each. Ranks hold other rows from pass to pass.
+    assert num_run_apart == 2 * 8 * (2 + 2)
+    assert num_run == 2 * 8 if world_size == 1 else 2 * 8 < num_run < num_run_apart
 
 
 def test_ranks_report_the_old_policy_of_all_of_them(

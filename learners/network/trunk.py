@@ -1,0 +1,78 @@
+"""Running the trunk of a language model, whole or in two parts.
+
+Shapes: B trajectories, S tokens of prompt + completion, D hidden units.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from actors.attention import short_sequence_attention
+
+PROBE_TOLERANCE = 1e-3  # relative; the same layers in the same order differ by rounding, other inputs by far more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardSettings:
+    """How forward passes are done. Produced by the learner, consumed by the networks."""
+
+    compute_dtype: torch.dtype
+    temperature: float  # of the sampled distribution
+    chunk_tokens: int  # positions whose logits exist at one time
+
+    def autocast(self, device_type: str) -> torch.autocast:
+        """Matrix products in `compute_dtype`; nothing where that is float32."""
+        return torch.autocast(device_type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrunkParts:
+    """Two parts of a trunk, which share their weights with it. Produced by `cut_trunk`, consumed by networks."""
+
+    lower: nn.Module  # from tokens to hidden states, without the final norm
+    upper: nn.Module  # from these to the trunk's own hidden states
+
+
+def hidden_states(
+    trunk: nn.Module, token_ids_BS: Tensor, settings: ForwardSettings, *, below_BSD: Tensor | None = None
+) -> Tensor:
+    """What a trunk makes of tokens, or, where it is the upper part of one, of the hidden states below it."""
+    # No attention mask: a valid token sees only tokens before it, and padding comes after all of them.
+    device_type = token_ids_BS.device.type
+    with settings.autocast(device_type), short_sequence_attention(device_type):
+        inputs = {"input_ids": token_ids_BS} if below_BSD is None else {"inputs_embeds": below_BSD}
+        return trunk(**inputs, use_cache=False).last_hidden_state
+
+
+def cut_trunk(trunk: PreTrainedModel, num_layers: int, settings: ForwardSettings) -> TrunkParts | None:
+    """The lowest `num_layers` and the rest; None where there is nothing to cut.
+
+    Also None for an architecture whose parts, one after the other, are not the whole: one that scales what comes in, for
+    example. Its layers then run from the tokens each time, as any others.
+    """
+    if num_layers == 0 or not hasattr(trunk, "norm"):
+        return None
+    lower = _part(trunk, slice(0, num_layers))
+    lower.norm = nn.Identity()
+    upper = _part(trunk, slice(num_layers, None))
+    probe_BS = torch.arange(4, device=trunk.device).unsqueeze(0)
+    with torch.no_grad():
+        expected = hidden_states(trunk, probe_BS, settings)
+        found = hidden_states(upper, probe_BS, settings, below_BSD=hidden_states(lower, probe_BS, settings))
+    error = (found - expected).abs().max() / expected.abs().max()
+    return TrunkParts(lower=lower, upper=upper) if error <= PROBE_TOLERANCE else None
+
+
+def _part(trunk: PreTrainedModel, layers: slice) -> nn.Module:
+    part = copy.copy(trunk)
+    part._modules = dict(trunk._modules)  # so that the next line replaces nothing in the trunk itself
+    part.layers = trunk.layers[layers]
+    part.config = copy.copy(trunk.config)
+    part.config.num_hidden_layers = len(part.layers)
+    layer_types = vars(trunk.config).get("layer_types")  # some architectures have none
+    if layer_types is not None:
+        part.config.layer_types = layer_types[layers]
+    return part
