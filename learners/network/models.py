@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from actors.attention import short_sequence_attention
+from actors.attention import attention_for
 from actors.config import DType
 from cluster.errors import ConfigError, DataError
 from learners.algorithms.logprobs import gather_logprobs
@@ -193,7 +193,7 @@ def _value_head(hidden_size: int) -> nn.Linear:
 def _hidden_states(trunk: PreTrainedModel, token_ids_BS: Tensor, settings: ForwardSettings) -> Tensor:
     # No attention mask: a valid token sees only tokens before it, and padding comes after all of them.
     device_type = token_ids_BS.device.type
-    with settings.autocast(device_type), short_sequence_attention(device_type):
+    with settings.autocast(device_type), attention_for(device_type, num_tokens=token_ids_BS.shape[1]):
         return trunk(input_ids=token_ids_BS, use_cache=False).last_hidden_state
 
 
