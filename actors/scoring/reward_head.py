@@ -7,7 +7,7 @@ the hidden state of a text's last token, which is the end-of-sequence token.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from actors.attention import short_sequence_attention
+from actors.attention import attention_for
 from cluster.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def last_token_scores(model: "PreTrainedModel", token_ids: Sequence[Sequence[int
     for row, ids in enumerate(token_ids):
         ids_BT[row, : len(ids)] = torch.tensor(ids)
     # No attention mask: the trunk is causal, and padding comes after the last token.
-    with short_sequence_attention(device.type):
+    with attention_for(device.type, num_tokens=ids_BT.shape[1]):
         hidden_BTD = model.base_model(input_ids=ids_BT.to(device), use_cache=False).last_hidden_state
     last_BD = hidden_BTD[torch.arange(len(token_ids), device=device), (lengths_B - 1).to(device)]
     with torch.autocast(device.type, enabled=False):

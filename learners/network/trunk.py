@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from actors.attention import short_sequence_attention
+from actors.attention import attention_for
 
 PROBE_TOLERANCE = 1e-3  # relative; the same layers in the same order differ by rounding, other inputs by far more
 
@@ -42,7 +42,7 @@ def hidden_states(
     """What a trunk makes of tokens, or, where it is the upper part of one, of the hidden states below it."""
     # No attention mask: a valid token sees only tokens before it, and padding comes after all of them.
     device_type = token_ids_BS.device.type
-    with settings.autocast(device_type), short_sequence_attention(device_type):
+    with settings.autocast(device_type), attention_for(device_type, num_tokens=token_ids_BS.shape[1]):
         inputs = {"input_ids": token_ids_BS} if below_BSD is None else {"inputs_embeds": below_BSD}
         return trunk(**inputs, use_cache=False).last_hidden_state
 

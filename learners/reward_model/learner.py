@@ -83,14 +83,22 @@ class RewardModelLearner:
     def update(self, batch: Sequence[int]) -> dict[str, float]:
         """One optimizer step on all comparisons in `batch`; returns its metrics, the same on every rank but for time."""
         started_s = time.monotonic()
-        rows_N, own_scores_N = self._own_scores([self._job.train.token_ids[text] for text in batch])
-        scores_B = self._gathered(rows_N, own_scores_N, len(batch)).requires_grad_()
+        token_ids = [self._job.train.token_ids[text] for text in batch]
+        *earlier_packs, last_pack = self._own_packs(token_ids)
+        # One pack's graph at a time: the last keeps the one of its scores, the others are run again.
+        with torch.no_grad():
+            own_scores = self._pack_scores(earlier_packs, token_ids)
+        (last_scores_N,) = self._pack_scores([last_pack], token_ids)
+        scores_B = self._gathered([*earlier_packs, last_pack], [*own_scores, last_scores_N], len(batch)).requires_grad_()
         ratings_B = torch.tensor([self._job.train.ratings[text] for text in batch], dtype=torch.float64, device=self.device)
         output = preference_loss(scores_B, comparisons(ratings_B, min_rating_gap=self._config.min_rating_gap))
         # The loss needs all scores, the network this rank's only: so the gradient is cut at the scores and sent on from there.
         (loss_gradient_B,) = torch.autograd.grad(output.loss, scores_B)
         self._optimizer.zero_grad()
-        own_scores_N.backward(loss_gradient_B[rows_N])
+        last_scores_N.backward(loss_gradient_B[last_pack])
+        for pack in earlier_packs:
+            (pack_scores_N,) = self._pack_scores([pack], token_ids)
+            pack_scores_N.backward(loss_gradient_B[pack])
         sum_gradients(self._optimizer.parameters.values(), self._world_size)
         loss = output.loss.item()
         grad_norm, _ = self._optimizer.step(loss, total_steps=self.num_steps)
@@ -127,25 +135,26 @@ class RewardModelLearner:
 
     @torch.no_grad()
     def _scores(self, token_ids: Sequence[tuple[int, ...]]) -> list[float]:
-        rows_N, own_scores_N = self._own_scores(token_ids)
-        return self._gathered(rows_N, own_scores_N, len(token_ids)).tolist()
+        packs = self._own_packs(token_ids)  # none where there are fewer texts than ranks
+        return self._gathered(packs, self._pack_scores(packs, token_ids), len(token_ids)).tolist()
 
-    def _own_scores(self, token_ids: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """(rows_N, scores_N): which of the texts are this rank's share, and their scores, with gradient where enabled."""
+    def _own_packs(self, token_ids: Sequence[tuple[int, ...]]) -> list[list[int]]:
+        """This rank's share of the texts, in packs that fit the token budget."""
         own = shard(range(len(token_ids)), self._rank, self._world_size)
         lengths = [len(ids) for ids in token_ids]
-        packs = list(micro_batches(own, lengths, max_tokens=self._config.workers.micro_batch_tokens))
-        scores = [torch.zeros(0, device=self.device)]  # there are fewer texts than ranks where few are held out
+        return list(micro_batches(own, lengths, max_tokens=self._config.workers.micro_batch_tokens))
+
+    def _pack_scores(self, packs: Sequence[Sequence[int]], token_ids: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """scores_N of each pack, with gradient where enabled."""
         # One autocast region over all packs, so that each weight is converted once.
         with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=self._compute_dtype != torch.float32):
-            scores += [last_token_scores(self._model, [token_ids[row] for row in pack]) for pack in packs]
-        rows = [row for pack in packs for row in pack]
-        return torch.tensor(rows, dtype=torch.long, device=self.device), torch.cat(scores)
+            return [last_token_scores(self._model, [token_ids[row] for row in pack]) for pack in packs]
 
-    def _gathered(self, rows_N: Tensor, own_scores_N: Tensor, num_texts: int) -> Tensor:
-        """scores_B of all ranks, without gradient."""
+    def _gathered(self, packs: Sequence[Sequence[int]], scores: Sequence[Tensor], num_texts: int) -> Tensor:
+        """scores_B of all ranks, without gradient, from those of this rank's packs."""
         scores_B = torch.zeros(num_texts, device=self.device)
-        scores_B[rows_N] = own_scores_N.detach()
+        for pack, scores_N in zip(packs, scores, strict=True):
+            scores_B[list(pack)] = scores_N.detach()
         sum_over_ranks(scores_B, self._world_size)
         return scores_B
 

@@ -16,7 +16,6 @@ from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.reward_model import RewardModelLearnerConfig
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-MASTER_BYTES = 4  # float32 weights
 TRAINED_BYTES = 12  # float32 gradient and two Adam moments, for weights that are not frozen
 FLOAT32_BYTES = 4
 BYTES_PER_GIB = 2**30
@@ -31,6 +30,7 @@ class ModelShape:
 
     embedding: int
     layer: int  # of one transformer block
+    layer_norms: int  # of these, those of norms; the others are matrices and biases
     num_layers: int
     final_norm: int
     head: int  # 0 where it is tied to the embedding
@@ -45,6 +45,15 @@ class ModelShape:
     @property
     def total(self) -> int:
         return self.trunk + self.head
+
+    def frozen(self, num_frozen_layers: int) -> int:
+        """Parameters that are not trained: the lowest layers, with the embedding and a head that is tied to it."""
+        return self.embedding + num_frozen_layers * self.layer if num_frozen_layers else 0
+
+    def weight_bytes(self, num_converted_layers: int, matrix_bytes: int, *, parameters: int) -> int:
+        """`parameters` in float32, but for the matrices of so many layers, at `matrix_bytes` a number."""
+        converted = num_converted_layers * (self.layer - self.layer_norms)
+        return (parameters - converted) * FLOAT32_BYTES + converted * matrix_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +94,11 @@ def model_shape(config: dict[str, Any]) -> ModelShape | None:
     head_dim = config.get("head_dim") or hidden // num_heads
     num_layers = config["num_hidden_layers"]
     tied = config.get("tie_word_embeddings", False)
+    layer_norms = 2 * hidden + (2 * head_dim if config["model_type"] == "qwen3" else 0)
     return ModelShape(
         embedding=vocabulary * hidden,
-        layer=_layer_parameters(config, query=num_heads * head_dim, kv=num_kv_heads * head_dim, head_dim=head_dim),
+        layer=_layer_matrices(config, query=num_heads * head_dim, kv=num_kv_heads * head_dim) + layer_norms,
+        layer_norms=layer_norms,
         num_layers=num_layers,
         final_norm=hidden,
         head=0 if tied else vocabulary * hidden,
@@ -98,30 +109,42 @@ def model_shape(config: dict[str, Any]) -> ModelShape | None:
 
 
 def policy_learner_memory(policy: ModelShape | None, critic: ModelShape | None, config: PolicyLearnerConfig) -> RoleMemory:
-    """One rank: policy and critic with their optimizer, the frozen reference, one chunk of float32 logits."""
+    """One rank: policy and critic with their optimizer, the frozen reference, one chunk of float32 logits.
+
+    Of the policy's frozen layers and of all layers of the reference, matrices are in the compute type, the rest in float32.
+    """
     parts = None
     if policy is not None and (critic is not None or config.critic.kind != "own_model"):
         # A value head is hidden + 1 weights on the policy's trunk; an own critic is a trunk of its own under one.
         head_parameters = 0 if config.critic.kind == "none" else policy.hidden + 1
         critic_parameters = head_parameters if critic is None else critic.trunk + critic.hidden + 1
+        matrix_bytes, num_frozen = DTYPE_BYTES[config.workers.compute_dtype], min(config.num_frozen_layers, policy.num_layers)
+        trained_bytes = (policy.total - policy.frozen(num_frozen)) * TRAINED_BYTES
+        num_references = 2 if config.kl.refresh_reference_steps else 1  # a reference that moves leaves the start behind
         parts = {
-            "policy": policy.total * (MASTER_BYTES + TRAINED_BYTES),
-            "critic": critic_parameters * (MASTER_BYTES + TRAINED_BYTES),
-            "reference": policy.total * DTYPE_BYTES[config.workers.compute_dtype],
+            "policy": policy.weight_bytes(num_frozen, matrix_bytes, parameters=policy.total) + trained_bytes,
+            "critic": critic_parameters * (FLOAT32_BYTES + TRAINED_BYTES),
+            "reference": num_references * policy.weight_bytes(policy.num_layers, matrix_bytes, parameters=policy.total),
             "logits": config.workers.logprob_chunk_tokens * policy.vocabulary * FLOAT32_BYTES,
         }
     return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
 
 
 def reward_model_learner_memory(model: ModelShape | None, config: RewardModelLearnerConfig) -> RoleMemory:
-    """One rank: trunk and scalar head; frozen layers, and the embedding under them, have no gradient and no moments."""
+    """One rank: trunk and scalar head; frozen layers, and the embedding under them, have no gradient and no moments.
+
+    Matrices of frozen layers are in the compute type.
+    """
     parts = None
     if model is not None:
         num_layers = min(config.num_layers or model.num_layers, model.num_layers)
         num_frozen = min(config.num_frozen_layers, num_layers)
-        frozen = model.embedding + num_frozen * model.layer if num_frozen else 0
         weights = model.trunk - (model.num_layers - num_layers) * model.layer + model.hidden
-        parts = {"weights": weights * MASTER_BYTES, "optimizer": (weights - frozen) * TRAINED_BYTES}
+        matrix_bytes = DTYPE_BYTES[config.workers.compute_dtype]
+        parts = {
+            "weights": model.weight_bytes(num_frozen, matrix_bytes, parameters=weights),
+            "optimizer": (weights - model.frozen(num_frozen)) * TRAINED_BYTES,
+        }
     return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
 
 
@@ -150,7 +173,8 @@ def kv_cache_sequences(policy: ModelShape, config: GeneratorConfig, *, longest_t
     return int(config.kv_cache_gib * BYTES_PER_GIB // bytes_per_sequence)
 
 
-def _layer_parameters(config: dict[str, Any], *, query: int, kv: int, head_dim: int) -> int:
+def _layer_matrices(config: dict[str, Any], *, query: int, kv: int) -> int:
+    """With their biases."""
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
     attention = 2 * hidden * query + 2 * hidden * kv
     feed_forward = 3 * hidden * intermediate
@@ -161,8 +185,7 @@ def _layer_parameters(config: dict[str, Any], *, query: int, kv: int, head_dim: 
         biases += query + 2 * kv + hidden
     if config.get("mlp_bias", False):
         biases += 2 * intermediate + hidden
-    head_norms = 2 * head_dim if config["model_type"] == "qwen3" else 0
-    return attention + feed_forward + biases + head_norms + 2 * hidden
+    return attention + feed_forward + biases
 
 
 def _shape_of_file(path: Path) -> ModelShape | None:

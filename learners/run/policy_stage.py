@@ -1,9 +1,10 @@
 """The stages that align a policy: roles started, evaluated, trained step by step, evaluated again, exported."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from actors.rewards import REWARD_FUNCTIONS
@@ -41,8 +42,7 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
         with session.stage("start"):
             roles = start_roles(stack, session, config, prompts.model_path)
             stack.enter_context(session.watched(roles.pending))
-            roles.wait_until_ready(config.generator)
-            check_logprob_contract(roles, prompts.held_out[:NUM_CONTRACT_PROMPTS], _sampling(config, 1, "contract"), config)
+            _until_ranks_are_kept(session, partial(_connect_and_check, roles, prompts, config))
         evaluator = Evaluator(
             prompts=prompts.held_out,
             rollouts=roles.rollouts,
@@ -52,7 +52,7 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
             sampling=_sampling(config, config.evaluation.samples_per_prompt, "evaluation"),
         )
         if not (session.path / BEFORE).exists():
-            _evaluate(session, config, evaluator, BEFORE, num_steps_done=0)
+            _until_ranks_are_kept(session, partial(_evaluate, session, config, evaluator, BEFORE, num_steps_done=0))
         driver = _driver(session, config, roles, prompts.train)
         while True:  # until the learner keeps its ranks from the last step to the export
             with session.stage("train"):
@@ -62,10 +62,30 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
                 with session.stage("export"):
                     _export(session, roles.learner, version)
             except LearnerRestartedError as error:
+                session.interrupts.check()
                 session.view.note(str(error))
             else:
                 report.begin(session.path)
                 return
+
+
+def _until_ranks_are_kept(session: Session, action: Callable[[], None]) -> None:
+    """Do it, and do it again where the learner's ranks are lost meanwhile; the group says when it gives up.
+
+    For what comes before the first step: ranks come back with the weights that they had, those of the start or of the
+    checkpoint that the run goes on from.
+    """
+    while True:
+        try:
+            return action()
+        except LearnerRestartedError as error:
+            session.interrupts.check()
+            session.view.note(str(error))
+
+
+def _connect_and_check(roles: Roles, prompts: RunPrompts, config: PolicyRunConfig) -> None:
+    roles.wait_until_ready(config.generator)
+    check_logprob_contract(roles, prompts.held_out[:NUM_CONTRACT_PROMPTS], _sampling(config, 1, "contract"), config)
 
 
 def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Sequence[Prompt]) -> Driver:

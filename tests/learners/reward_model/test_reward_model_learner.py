@@ -1,6 +1,7 @@
 """Learning a reward model: the loss by hand, the learner on the tiny model in float32, and its ranks under Ray Train."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, tensor
 from torch.testing import assert_close
+from transformers import PreTrainedModel
 
 from actors.config import RewardModelScorerConfig
-from actors.scoring.reward_head import encode_texts
+from actors.scoring.reward_head import encode_texts, last_token_scores
 from actors.scoring.reward_model import RewardModel
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.ranks.mailbox import CheckpointPlan
+from learners.reward_model import learner as learner_module
 from learners.reward_model.learner import RewardModelLearner
 from learners.reward_model.records import ComparedTexts, RatedTexts, RewardModelJob
 from learners.reward_model.training import train_reward_model
@@ -101,6 +104,44 @@ def test_the_update_does_not_depend_on_the_micro_batches(job: JobBuilder) -> Non
     whole, cut = (_trained(job(output=str(size), micro_batch_tokens=size)) for size in (4096, 30))
     for name, parameter in whole.items():
         assert_close(cut[name], parameter, atol=1e-6, rtol=0)
+
+
+def test_one_pack_at_a_time_has_a_graph(job: JobBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a backward pass needs is what fills memory, so `micro_batch_tokens` bounds it."""
+    graphs: list[int] = []  # that are alive, after each pack with a gradient
+
+    def recording_scores(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        scores_N = last_token_scores(model, token_ids)
+        if scores_N.requires_grad:
+            graphs.append(1 + (graphs[-1] if graphs else 0))
+            scores_N.register_hook(lambda gradient_N: graphs.append(graphs[-1] - 1))
+        return scores_N
+
+    monkeypatch.setattr(learner_module, "last_token_scores", recording_scores)
+    learner = RewardModelLearner(job(micro_batch_tokens=60))
+    learner.update(next(learner.batches()))
+    assert graphs == [1, 0] * (len(graphs) // 2)
+    assert len(graphs) > 2  # several packs
+
+
+def test_packs_add_up_to_the_gradient_of_the_whole_batch(job: JobBuilder) -> None:
+    """Against one graph over all texts."""
+    learner = RewardModelLearner(job(micro_batch_tokens=60))
+    batches = learner.batches()
+    learner.update(next(batches))  # else the head is at zero, and the trunk has no gradient
+    batch = next(batches)
+    model, data = copy.deepcopy(learner._model), job().train
+    model.zero_grad()
+    ratings_B = tensor([data.ratings[text] for text in batch], dtype=torch.float64)
+    scores_B = last_token_scores(model, [data.token_ids[text] for text in batch])
+    preference_loss(scores_B, comparisons(ratings_B, min_rating_gap=learner._config.min_rating_gap)).loss.backward()
+    norm = learner.update(batch)["optim/grad_norm"]
+    scale = min(1.0, learner._config.optimizer.max_grad_norm / norm)
+    assert norm > 0
+    for ours, expected in zip(learner._model.parameters(), model.parameters(), strict=True):
+        assert ours.grad is not None
+        assert expected.grad is not None
+        assert_close(ours.grad, expected.grad * scale, atol=1e-6, rtol=1e-4)
 
 
 def test_each_pass_is_one_permutation_and_a_fraction_is_a_part_of_one(job: JobBuilder) -> None:

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from actors.sources.models import resolve_model
 from cluster.errors import DataError
 from cluster.processes import placement
 from cluster.processes.placement import check_placement, this_machine
 from learners.run import plan as plan_module
-from learners.run.memory_estimate import local_model_shape, model_shape
+from learners.run.memory_estimate import local_model_shape, model_shape, policy_learner_memory
 from learners.run.plan import plan_run, plan_table, role_requests
+from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.run import PolicyRunConfig, RewardModelRunConfig, TrainingRunConfig, load_run_config
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -29,6 +32,7 @@ SMALL_LLAMA: dict[str, Any] = {
 }
 # embedding 10*4 = 40; a layer: q 4*4, k and v 4*2 each, o 4*4 = 48; gate, up, down 3*4*8 = 96; two norms 8: 152; last norm 4
 SMALL_LLAMA_PARAMETERS = 40 + 3 * 152 + 4
+REFERENCE_BYTES = 2 * 3 * 144 + 4 * (40 + 3 * 8 + 4)  # matrices in bfloat16; embedding and norms in float32
 
 SMOLLM2: dict[str, Any] = {
     "model_type": "llama",
@@ -156,7 +160,6 @@ def test_the_quickstart_model_has_its_published_size() -> None:
 
 
 def test_transformers_counts_the_same() -> None:
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     for changes in (
@@ -180,10 +183,10 @@ def test_memory_of_each_role(empty_cache: Path) -> None:
     assert learner["parts_bytes"] == {
         "policy": 16 * 500,  # float32 weights, gradients and two Adam moments
         "critic": 16 * 5,  # a head of 4 weights and a bias
-        "reference": 2 * 500,  # bfloat16
+        "reference": REFERENCE_BYTES,
         "logits": 16 * 10 * 4,  # 16 positions, 10 words, float32
     }
-    assert learner["bytes_each"] == 8000 + 80 + 1000 + 640
+    assert learner["bytes_each"] == 8000 + 80 + REFERENCE_BYTES + 640
     assert learner["bytes"] == 2 * learner["bytes_each"]
     assert generator["parts_bytes"] == {"weights": 2 * 500, "kv_cache": 2**29}
     assert scorer["parts_bytes"] == {"weights": 2 * 504}
@@ -232,7 +235,56 @@ def test_frozen_layers_need_no_optimizer_state(empty_cache: Path) -> None:
     (all_trained,) = plan_run(reward_model_config())["memory"]
     assert all_trained["parts_bytes"] == {"weights": 4 * 504, "optimizer": 12 * 504}
     (partly,) = plan_run(reward_model_config(num_frozen_layers=2))["memory"]
-    assert partly["parts_bytes"] == {"weights": 4 * 504, "optimizer": 12 * (504 - 40 - 2 * 152)}
+    assert partly["parts_bytes"] == {
+        "weights": 4 * (504 - 2 * 144) + 2 * 2 * 144,
+        "optimizer": 12 * (504 - 40 - 2 * 152),
+    }
+
+
+@pytest.mark.parametrize("head", [0, 40])
+def test_frozen_layers_of_a_policy_are_not_trained_and_their_matrices_are_smaller(empty_cache: Path, head: int) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA | {"tie_word_embeddings": not head})
+    learner = ppo_config().learner.model_dump() | {"num_frozen_layers": 2}
+    parts = plan_run(ppo_config(learner=learner))["memory"][0]["parts_bytes"]
+    # 40 of the embedding, and two layers of 152, of which 144 are matrices, in bfloat16.
+    assert parts["policy"] == 4 * (500 + head - 2 * 144) + 2 * 2 * 144 + 12 * (500 + head - 40 - 2 * 152)
+    assert parts["reference"] == REFERENCE_BYTES + 4 * head
+
+
+def test_a_reference_that_moves_is_a_copy_beside_that_of_the_start(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    learner = ppo_config().learner.model_dump() | {"kl": {"refresh_reference_steps": 2}}
+    assert plan_run(ppo_config(learner=learner))["memory"][0]["parts_bytes"]["reference"] == 2 * REFERENCE_BYTES
+
+
+@pytest.mark.parametrize("num_frozen_layers", [0, 1])
+@pytest.mark.parametrize("refresh_reference_steps", [0, 2])
+def test_a_learner_holds_the_bytes_that_were_estimated(num_frozen_layers: int, refresh_reference_steps: int) -> None:
+    from learners.policy.learner import PolicyLearner
+    from learners.policy.start import StartingPoint
+
+    config = PolicyLearnerConfig.model_validate(
+        {
+            "algorithm": "grpo",
+            "num_steps": 1,
+            "prompts_per_step": 1,
+            "minibatch_size": 1,
+            "num_frozen_layers": num_frozen_layers,
+            "kl": {"refresh_reference_steps": refresh_reference_steps},
+        }
+    )
+    folder = resolve_model("tiny")
+    learner = PolicyLearner(StartingPoint(model_path=folder, temperature=1.0, max_completion_tokens=4, seed=0), config)
+    parts = policy_learner_memory(local_model_shape(folder), None, config).parts
+    assert parts is not None
+    trained = sum(parameter.numel() for parameter in learner._optimizer.parameters)
+    assert parts["policy"] == _bytes_of(learner._network.policy) + 12 * trained
+    references = {id(reference): reference for reference in (learner._reference, learner._start_policy)}.values()
+    assert parts["reference"] == sum(_bytes_of(reference.policy) for reference in references)
+
+
+def _bytes_of(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def test_a_model_that_is_not_here_has_no_memory_estimate() -> None:

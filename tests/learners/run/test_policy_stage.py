@@ -1,0 +1,168 @@
+"""The stages of a policy run with fakes for its roles: ranks that are lost outside of a step do not end the run."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster.display.view import build_view
+from cluster.errors import LearnerRestartedError
+from cluster.processes.interrupts import Interrupts
+from cluster.storage.ledger import read_ledger
+from cluster.storage.metrics import MetricsLog
+from cluster.storage.run_directory import RunDirectory
+from cluster.types import (
+    Completion,
+    Message,
+    Prompt,
+    PublishedWeights,
+    Reward,
+    SamplingParameters,
+    ScoredBatch,
+    ScoredGroup,
+    Task,
+    Trajectory,
+    TrajectoryGroup,
+    UpdateResult,
+)
+from learners.run import policy_stage
+from learners.run.composition import Roles
+from learners.run.policy_stage import POLICY_STAGES, align_policy
+from learners.run.prompt_loading import RunPrompts
+from learners.run.session import Session
+from learners.settings.run import PolicyRunConfig, load_run_config
+
+CONFIG = Path(policy_stage.__file__).parents[2] / "configs" / "train" / "ppo_tiny.yaml"
+OVERRIDES = ["learner.num_steps=2", "learner.prompts_per_step=2", "learner.minibatch_size=4", "evaluation.every_num_steps=1"]
+
+
+def _prompt(index: int) -> Prompt:
+    task = Task(task_id=f"task-{index}", messages=(Message(role="user", content="go"),))
+    return Prompt(task=task, text="go", token_ids=(1,))
+
+
+class Rollouts:
+    """One completion of one token, with the log-probability that the learner gives it."""
+
+    def __init__(self) -> None:
+        self.version = 0
+
+    def wait_until_ready(self) -> None: ...
+
+    def pending(self) -> list[Any]:
+        return []
+
+    def publish(self, weights: PublishedWeights) -> None:
+        self.version = weights.policy_version
+
+    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
+        for prompt in prompts:
+            completion = Completion(
+                token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=self.version
+            )
+            yield TrajectoryGroup(trajectories=(Trajectory(prompt=prompt, sample_index=0, completion=completion),))
+
+
+class Scorers:
+    def wait_until_ready(self) -> None: ...
+
+    def pending(self) -> list[Any]:
+        return []
+
+    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+        for group in groups:
+            yield ScoredGroup(group=group, rewards=(Reward(total=1.0, breakdown={"length": 1.0}),))
+
+
+class Learner:
+    """Loses its ranks once at the n-th call of one method, and comes back without the steps that are not saved."""
+
+    def __init__(self, lost_in: str, at_call: int) -> None:
+        self._lost_in, self._calls_to_go = lost_in, at_call
+        self._num_done = self._num_saved = 0
+
+    def pending(self) -> list[Any]:
+        return []
+
+    def wait_until_ready(self) -> int:
+        self._count("wait_until_ready")
+        return self._num_done
+
+    def completion_logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
+        self._count("completion_logprobs")
+        return ((-1.0,),) * len(trajectories)
+
+    def start_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
+        self._count("start_kl")
+        return (0.0,) * len(trajectories)
+
+    def publish(self) -> PublishedWeights:
+        return PublishedWeights(policy_version=self._num_done, path="weights", checksum="0")
+
+    def submit(self, batch: ScoredBatch) -> UpdateResult:
+        self._num_done = batch.step + 1
+        return UpdateResult(policy_version=self._num_done, metrics={})
+
+    def save(self) -> None:
+        self._num_saved = self._num_done
+
+    def finish_saving(self) -> None: ...
+
+    def export(self, folder: Path) -> None:
+        self._count("export")
+        folder.mkdir(parents=True)
+
+    def _count(self, method: str) -> None:
+        self._calls_to_go -= method == self._lost_in
+        if self._calls_to_go == 0:
+            self._calls_to_go = -1
+            self._num_done = self._num_saved
+            raise LearnerRestartedError("the ranks were lost")
+
+
+def _align(folder: Path, monkeypatch: pytest.MonkeyPatch, learner: Learner) -> Session:
+    config = load_run_config(CONFIG, OVERRIDES)
+    assert isinstance(config, PolicyRunConfig)
+    roles = Roles(rollouts=Rollouts(), scoring=Scorers(), learner=learner)  # type: ignore[arg-type]
+    monkeypatch.setattr(policy_stage, "start_roles", lambda *given: roles)
+    prompts = RunPrompts(
+        model_path="tiny",
+        train=tuple(_prompt(index) for index in range(6)),
+        held_out=tuple(_prompt(index) for index in range(6, 10)),
+        note="",
+    )
+    with (
+        RunDirectory.create(folder, "run") as directory,
+        build_view(POLICY_STAGES, directory.path, Console(quiet=True)) as view,
+        MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
+    ):
+        session = Session(directory, view, metrics, Interrupts(), SimpleNamespace(), stall_s=600.0)  # type: ignore[arg-type]
+        align_policy(session, config, prompts, SimpleNamespace(begin=lambda path: None))  # type: ignore[arg-type]
+    return session
+
+
+@pytest.mark.parametrize(
+    ("lost_in", "at_call"),
+    [
+        ("wait_until_ready", 1),
+        ("completion_logprobs", 1),  # the contract of log-probabilities
+        ("start_kl", 1),  # the evaluation before
+        ("start_kl", 2),  # the one after the first step
+        ("start_kl", 3),  # the evaluation after
+        ("export", 1),
+    ],
+)
+def test_ranks_lost_outside_of_a_step_do_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_in: str, at_call: int
+) -> None:
+    path = _align(tmp_path, monkeypatch, Learner(lost_in, at_call)).path
+    assert [entry.step for entry in read_ledger(path / "trajectories")] == [0, 0, 1, 1]
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "stage" not in line] == [0, 1]
+    assert {line["step"] for line in lines if line.get("stage") == "evaluation"} == {0, 1, 2}
+    assert (path / "policies" / "v000002").is_dir()
+    assert "after" in json.loads((path / "summary.json").read_text())
