@@ -26,7 +26,8 @@ def test_a_reward_model_uses_plain_products_for_short_texts_only(num_tokens: int
 def test_a_policy_uses_plain_products_for_short_sequences_only(num_tokens: int, uses_flash: bool) -> None:
     config = PolicyLearnerConfig(num_steps=1, prompts_per_step=1, minibatch_size=1)
     learner = PolicyLearner(
-        StartingPoint(model_path=resolve_model("tiny"), temperature=1.0, max_completion_tokens=4, seed=0), config
+        StartingPoint(model_path=resolve_model("tiny"), temperature=1.0, max_completion_tokens=4, samples_per_prompt=1, seed=0),
+        config,
     )
     task = Task(task_id="task", messages=(Message(role="user", content="text"),))
     completion = Completion(token_ids=(1, 2), rollout_logprobs=(-1.0, -1.0), text="", finish_reason="stop", policy_version=0)

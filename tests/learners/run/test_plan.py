@@ -274,10 +274,12 @@ def test_a_learner_holds_the_bytes_that_were_estimated(num_frozen_layers: int, r
         }
     )
     folder = resolve_model("tiny")
-    learner = PolicyLearner(StartingPoint(model_path=folder, temperature=1.0, max_completion_tokens=4, seed=0), config)
+    learner = PolicyLearner(
+        StartingPoint(model_path=folder, temperature=1.0, max_completion_tokens=4, samples_per_prompt=1, seed=0), config
+    )
     parts = policy_learner_memory(local_model_shape(folder), None, config).parts
     assert parts is not None
-    trained = sum(parameter.numel() for parameter in learner._optimizer.parameters)
+    trained = sum(parameter.numel() for parameter in learner._optimizer.parameters.values())
     assert parts["policy"] == _bytes_of(learner._network.policy) + 12 * trained
     references = {id(reference): reference for reference in (learner._reference, learner._start_policy)}.values()
     assert parts["reference"] == sum(_bytes_of(reference.policy) for reference in references)

@@ -36,7 +36,7 @@ from learners.run.prompt_loading import RunPrompts
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig, load_run_config
 
-CONFIG = Path(policy_stage.__file__).parents[2] / "configs" / "train" / "ppo_tiny.yaml"
+CONFIG = Path(policy_stage.__file__).parents[2] / "configs" / "train" / "tiny.yaml"
 OVERRIDES = ["learner.num_steps=2", "learner.prompts_per_step=2", "learner.minibatch_size=4", "evaluation.every_num_steps=1"]
 
 
