@@ -131,7 +131,7 @@ class DynamicSampling:
         left_out = list(collected.left_out)
         asked, rounds = list(prompts), 0
         while len(useful) < len(prompts) and rounds < self._max_rounds:
-            further = self._schedule.further_prompts(step, asked, count=len(prompts) - len(useful))
+            further = self._schedule.further_prompts(step, asked, count=_num_to_ask(len(useful), len(asked), len(prompts)))
             if not further:
                 break
             more = self._inner.collect(step, further)
@@ -151,6 +151,15 @@ class DynamicSampling:
                 "buffer/groups_filled_up": float(max(0, len(prompts) - len(useful))),
             },
         )
+
+
+def _num_to_ask(num_useful: int, num_asked: int, num_wanted: int) -> int:
+    """As many prompts as should bring the groups still missing, at the share that was useful so far; at most a step's worth.
+
+    A further round costs a whole rollout's time, surplus groups only their own tokens.
+    """
+    missing = num_wanted - num_useful
+    return min(num_wanted, -(-missing * num_asked // max(1, num_useful)))
 
 
 def has_contrast(scored: ScoredGroup) -> bool:

@@ -63,14 +63,26 @@ def test_groups_without_contrast_are_replaced_by_other_prompts() -> None:
     collected = DynamicSampling(inner, _schedule(), max_rounds=3).collect(0, PROMPTS[:4])
     assert len(collected.groups) == 4
     assert all(has_contrast(scored) for scored in collected.groups)
-    assert [len(asked) for asked in inner.asked] == [4, 2]  # tasks 2 and 3 are replaced, and only those
-    assert [scored.group.prompt.task.task_id for scored in collected.left_out] == ["task-2", "task-3"]
+    # Tasks 2 and 3 are replaced. Half of the prompts were useful, so four should bring two groups; two are then too many.
+    assert [len(asked) for asked in inner.asked] == [4, 4]
+    assert _ids(collected) == ["task-0", "task-1", *inner.asked[1][:2]]
+    assert [each.group.prompt.task.task_id for each in collected.left_out] == [*inner.asked[1][2:], "task-2", "task-3"]
     assert collected.metrics == {
         "rounds": 1.0,
         "buffer/resampling_rounds": 1.0,
         "buffer/groups_without_contrast": 2.0,
         "buffer/groups_filled_up": 0.0,
     }
+
+
+def test_one_round_asks_for_what_is_missing_at_the_share_that_was_useful() -> None:
+    inner = RecordingCollector(useful=[0, 1, 2, *range(4, 12, 2)])
+    collected = DynamicSampling(inner, _schedule(), max_rounds=3).collect(0, PROMPTS[:4])
+    assert [len(asked) for asked in inner.asked][:2] == [4, 2]  # 1 missing at 3 of 4
+    assert all(has_contrast(scored) for scored in collected.groups)
+    hopeless = RecordingCollector(useful=[])
+    DynamicSampling(hopeless, _schedule(), max_rounds=2).collect(0, PROMPTS[:4])
+    assert [len(asked) for asked in hopeless.asked] == [4, 4, 4]  # a step's worth at most
 
 
 def test_no_prompt_is_asked_twice_in_a_step() -> None:
@@ -87,7 +99,7 @@ def test_the_search_is_bounded_and_fills_up_in_the_order_asked() -> None:
     assert _ids(collected)[0] == "task-2"
     assert _ids(collected)[1:] == ["task-0", "task-1", "task-3"]
     assert collected.metrics["buffer/groups_filled_up"] == 3
-    assert collected.metrics["buffer/groups_without_contrast"] == 6
+    assert collected.metrics["buffer/groups_without_contrast"] == 7  # of eight asked
 
 
 def test_a_task_that_is_used_up_ends_the_search() -> None:
