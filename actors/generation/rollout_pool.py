@@ -63,15 +63,22 @@ class RolloutPool:
 
     def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
         """Yield one group a prompt, in order of completion, so that scoring starts while others generate."""
-        max_in_flight = max(1, QUEUE_FACTOR * self._max_num_sequences // sampling.samples_per_prompt)
+        for _, group in self.collect_each([(prompt, sampling) for prompt in prompts]):
+            yield group
+
+    def collect_each(
+        self, requests: Sequence[tuple[Prompt, SamplingParameters]]
+    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup]]:
+        """Like `collect`, in one wave for prompts that are sampled in several ways; each group comes with its own way."""
+        largest_group = max((sampling.samples_per_prompt for _, sampling in requests), default=1)
         results = self._generators.map_unordered(
-            lambda generator, prompt: generator.generate.remote(prompt, sampling),
-            prompts,
-            max_in_flight=max_in_flight,
-            about=lambda prompt: prompt.task.task_id,
+            lambda generator, request: generator.generate.remote(*request),
+            requests,
+            max_in_flight=max(1, QUEUE_FACTOR * self._max_num_sequences // largest_group),
+            about=lambda request: request[0].task.task_id,
         )
-        for _, attempt, group in results:
-            yield group if attempt == 1 else replace(group, attempt=attempt)
+        for (_, sampling), attempt, group in results:
+            yield sampling, group if attempt == 1 else replace(group, attempt=attempt)
 
     def publish(self, weights: PublishedWeights) -> None:
         """Load `weights` into every generator; returns only when all of them report this version and this checksum.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -126,8 +126,7 @@ def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule) 
     min_rewards = 2 if config.learner.advantage.estimator in GROUP_ESTIMATORS else 1
     collector: Collector = PlainCollector(roles.rollouts, roles.scoring, sampling, min_rewards=min_rewards)
     if config.learner.advantage.estimator == "remax":
-        greedy = replace(sampling, temperature=0.0, samples_per_prompt=1)
-        collector = GreedyBaseline(collector, PlainCollector(roles.rollouts, roles.scoring, greedy))
+        collector = GreedyBaseline(roles.rollouts, roles.scoring, sampling)
     if config.learner.group_filter.enabled:
         collector = DynamicSampling(collector, schedule, max_rounds=config.learner.group_filter.max_rounds)
     return collector

@@ -1,6 +1,6 @@
 """From the prompts of a step to scored groups: the plain way, with a greedy baseline, and with dynamic sampling.
 
-Each way is a `Collector`; the last two wrap another one.
+Each way is a `Collector`; the last wraps another one.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,11 +17,16 @@ class Rollouts(Protocol):
 
     def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]: ...
 
+    def collect_each(
+        self, requests: Sequence[tuple[Prompt, SamplingParameters]]
+    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup]]: ...
+
 
 class Scoring(Protocol):
     """The scorers, seen from a collector."""
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]: ...
+    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+        """Each `ScoredGroup.group` is the object that was given, not a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +57,7 @@ class PlainCollector:
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
         """Sample with seeds derived from the step."""
         sampling = replace(self._sampling, seed=derive_seed(self._sampling.seed, "rollout", step))
-        scored = list(self._scoring.score_stream(self._rollouts.collect(prompts, sampling)))
-        position = {prompt.task.task_id: index for index, prompt in enumerate(prompts)}
-        scored.sort(key=lambda group: position[group.group.prompt.task.task_id])
+        scored = _in_order(self._scoring.score_stream(self._rollouts.collect(prompts, sampling)), prompts)
         return Collected(
             groups=tuple(group for group in scored if len(group.rewards) >= self._min_rewards),
             left_out=tuple(group for group in scored if len(group.rewards) < self._min_rewards),
@@ -63,31 +66,53 @@ class PlainCollector:
 
 
 class GreedyBaseline:
-    """Also decodes each prompt greedily; the score of that completion is the group's baseline. Source: arXiv:2310.10505."""
+    """Also decodes each prompt greedily, in the same wave; the score of that completion is the group's baseline.
 
-    def __init__(self, sampled: Collector, greedy: Collector) -> None:
-        """`greedy` samples at temperature 0, once a prompt."""
-        self._sampled = sampled
-        self._greedy = greedy
+    Source: arXiv:2310.10505.
+    """
+
+    def __init__(self, rollouts: Rollouts, scoring: Scoring, sampling: SamplingParameters) -> None:
+        self._rollouts = rollouts
+        self._scoring = scoring
+        self._sampling = sampling
 
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
         """The sampled groups, each with its baseline."""
+        sampling = replace(self._sampling, seed=derive_seed(self._sampling.seed, "rollout", step))
+        greedy = replace(sampling, temperature=0.0, samples_per_prompt=1)
+        greedy_groups: list[TrajectoryGroup] = []
+        scored = list(self._scoring.score_stream(self._one_wave(prompts, sampling, greedy, greedy_groups)))
+        is_greedy = {id(group) for group in greedy_groups}
         baselines = {
-            scored.group.prompt.task.task_id: scored.rewards[0].total for scored in self._greedy.collect(step, prompts).groups
+            each.group.prompt.task.task_id: each.rewards[0].total
+            for each in scored
+            if id(each.group) in is_greedy and each.rewards
         }
-        collected = self._sampled.collect(step, prompts)
-        groups = tuple(
-            replace(scored, greedy_score=baselines[scored.group.prompt.task.task_id])
-            for scored in collected.groups
-            if scored.group.prompt.task.task_id in baselines
-        )
-        without_baseline = tuple(scored for scored in collected.groups if scored.group.prompt.task.task_id not in baselines)
-        mean = sum(baselines.values()) / max(1, len(baselines))
+        sampled = _in_order([each for each in scored if id(each.group) not in is_greedy], prompts)
+        has_both = [bool(each.rewards) and each.group.prompt.task.task_id in baselines for each in sampled]
         return Collected(
-            groups=groups,
-            left_out=collected.left_out + without_baseline,
-            metrics={**collected.metrics, "score/greedy_mean": mean},
+            groups=tuple(
+                replace(each, greedy_score=baselines[each.group.prompt.task.task_id])
+                for each, is_whole in zip(sampled, has_both, strict=True)
+                if is_whole
+            ),
+            left_out=tuple(each for each, is_whole in zip(sampled, has_both, strict=True) if not is_whole),
+            metrics={"score/greedy_mean": sum(baselines.values()) / max(1, len(baselines))},
         )
+
+    def _one_wave(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParameters,
+        greedy: SamplingParameters,
+        greedy_groups: list[TrajectoryGroup],
+    ) -> Iterator[TrajectoryGroup]:
+        """All groups as they finish; the greedy ones are also added to `greedy_groups`."""
+        requests = [(prompt, way) for prompt in prompts for way in (sampling, greedy)]
+        for way, group in self._rollouts.collect_each(requests):
+            if way is greedy:  # sampling at temperature 0 would be equal to it
+                greedy_groups.append(group)
+            yield group
 
 
 class DynamicSampling:
@@ -106,7 +131,7 @@ class DynamicSampling:
         left_out = list(collected.left_out)
         asked, rounds = list(prompts), 0
         while len(useful) < len(prompts) and rounds < self._max_rounds:
-            further = self._schedule.further_prompts(step, asked, count=len(prompts) - len(useful))
+            further = self._schedule.further_prompts(step, asked, count=_num_to_ask(len(useful), len(asked), len(prompts)))
             if not further:
                 break
             more = self._inner.collect(step, further)
@@ -128,6 +153,20 @@ class DynamicSampling:
         )
 
 
+def _num_to_ask(num_useful: int, num_asked: int, num_wanted: int) -> int:
+    """As many prompts as should bring the groups still missing, at the share that was useful so far; at most a step's worth.
+
+    A further round costs a whole rollout's time, surplus groups only their own tokens.
+    """
+    missing = num_wanted - num_useful
+    return min(num_wanted, -(-missing * num_asked // max(1, num_useful)))
+
+
 def has_contrast(scored: ScoredGroup) -> bool:
     """Whether two completions of the group differ in score."""
     return len({reward.total for reward in scored.rewards}) > 1
+
+
+def _in_order(scored: Iterable[ScoredGroup], prompts: Sequence[Prompt]) -> list[ScoredGroup]:
+    position = {prompt.task.task_id: index for index, prompt in enumerate(prompts)}
+    return sorted(scored, key=lambda each: position[each.group.prompt.task.task_id])

@@ -1,10 +1,20 @@
 """Greedy baselines and dynamic sampling, over a collector that records what it is asked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
 
-from cluster.types import Completion, Message, Prompt, Reward, ScoredGroup, Task, Trajectory, TrajectoryGroup
+from cluster.types import (
+    Completion,
+    Message,
+    Prompt,
+    Reward,
+    SamplingParameters,
+    ScoredGroup,
+    Task,
+    Trajectory,
+    TrajectoryGroup,
+)
 from learners.steps.collection import Collected, DynamicSampling, GreedyBaseline, has_contrast
 from learners.steps.prompt_schedule import PromptSchedule
 
@@ -14,15 +24,15 @@ def _prompt(index: int) -> Prompt:
     return Prompt(task=task, text=f"go {index}", token_ids=(index + 1,))
 
 
+SAMPLING = SamplingParameters(temperature=0.7, top_p=1.0, max_completion_tokens=4, samples_per_prompt=1, seed=5)
 PROMPTS = [_prompt(index) for index in range(12)]
 
 
 class RecordingCollector:
     """Scores both completions of a prompt 0, or 0 and 1 where the prompt's task is among the useful ones."""
 
-    def __init__(self, useful: Sequence[int], *, scores: Mapping[str, float] | None = None) -> None:
+    def __init__(self, useful: Sequence[int]) -> None:
         self._useful = {f"task-{index}" for index in useful}
-        self._scores = scores or {}
         self.asked: list[list[str]] = []
 
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
@@ -30,14 +40,13 @@ class RecordingCollector:
         return Collected(groups=tuple(self._group(prompt) for prompt in prompts), metrics={"rounds": 1.0})
 
     def _group(self, prompt: Prompt) -> ScoredGroup:
-        first = self._scores.get(prompt.task.task_id, 0.0)
-        second = first + (prompt.task.task_id in self._useful)
+        second = float(prompt.task.task_id in self._useful)
         completion = Completion(token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=0)
         return ScoredGroup(
             group=TrajectoryGroup(
                 trajectories=tuple(Trajectory(prompt=prompt, sample_index=index, completion=completion) for index in range(2))
             ),
-            rewards=tuple(Reward(total=score, breakdown={}) for score in (first, second)),
+            rewards=tuple(Reward(total=score, breakdown={}) for score in (0.0, second)),
         )
 
 
@@ -54,14 +63,26 @@ def test_groups_without_contrast_are_replaced_by_other_prompts() -> None:
     collected = DynamicSampling(inner, _schedule(), max_rounds=3).collect(0, PROMPTS[:4])
     assert len(collected.groups) == 4
     assert all(has_contrast(scored) for scored in collected.groups)
-    assert [len(asked) for asked in inner.asked] == [4, 2]  # tasks 2 and 3 are replaced, and only those
-    assert [scored.group.prompt.task.task_id for scored in collected.left_out] == ["task-2", "task-3"]
+    # Tasks 2 and 3 are replaced. Half of the prompts were useful, so four should bring two groups; two are then too many.
+    assert [len(asked) for asked in inner.asked] == [4, 4]
+    assert _ids(collected) == ["task-0", "task-1", *inner.asked[1][:2]]
+    assert [each.group.prompt.task.task_id for each in collected.left_out] == [*inner.asked[1][2:], "task-2", "task-3"]
     assert collected.metrics == {
         "rounds": 1.0,
         "buffer/resampling_rounds": 1.0,
         "buffer/groups_without_contrast": 2.0,
         "buffer/groups_filled_up": 0.0,
     }
+
+
+def test_one_round_asks_for_what_is_missing_at_the_share_that_was_useful() -> None:
+    inner = RecordingCollector(useful=[0, 1, 2, *range(4, 12, 2)])
+    collected = DynamicSampling(inner, _schedule(), max_rounds=3).collect(0, PROMPTS[:4])
+    assert [len(asked) for asked in inner.asked][:2] == [4, 2]  # 1 missing at 3 of 4
+    assert all(has_contrast(scored) for scored in collected.groups)
+    hopeless = RecordingCollector(useful=[])
+    DynamicSampling(hopeless, _schedule(), max_rounds=2).collect(0, PROMPTS[:4])
+    assert [len(asked) for asked in hopeless.asked] == [4, 4, 4]  # a step's worth at most
 
 
 def test_no_prompt_is_asked_twice_in_a_step() -> None:
@@ -78,7 +99,7 @@ def test_the_search_is_bounded_and_fills_up_in_the_order_asked() -> None:
     assert _ids(collected)[0] == "task-2"
     assert _ids(collected)[1:] == ["task-0", "task-1", "task-3"]
     assert collected.metrics["buffer/groups_filled_up"] == 3
-    assert collected.metrics["buffer/groups_without_contrast"] == 6
+    assert collected.metrics["buffer/groups_without_contrast"] == 7  # of eight asked
 
 
 def test_a_task_that_is_used_up_ends_the_search() -> None:
@@ -95,9 +116,47 @@ def test_further_prompts_depend_on_the_step_alone() -> None:
 
 
 def test_the_greedy_score_of_a_prompt_is_the_baseline_of_its_group() -> None:
-    greedy = RecordingCollector(useful=[], scores={"task-0": 3.0, "task-1": 5.0})
-    sampled = RecordingCollector(useful=[0, 1])
-    collected = GreedyBaseline(sampled, greedy).collect(0, PROMPTS[:2])
-    assert [scored.greedy_score for scored in collected.groups] == [3.0, 5.0]
-    assert collected.metrics["score/greedy_mean"] == pytest.approx(4.0)
-    assert [reward.total for reward in collected.groups[0].rewards] == [0.0, 1.0]  # untouched
+    rollouts = RecordingRollouts()
+    collected = GreedyBaseline(rollouts, ScoringByText(), SAMPLING).collect(0, PROMPTS[:3])
+    assert len(rollouts.waves) == 1  # no engine waits for the last greedy completion before it samples
+    assert [(task_id, way.temperature, way.samples_per_prompt) for task_id, way in rollouts.waves[0]] == [
+        (f"task-{task}", *way) for task in range(3) for way in ((0.7, 1), (0.0, 1))
+    ]
+    assert _ids(collected) == ["task-0", "task-1"]  # though the last one finished first
+    assert [scored.greedy_score for scored in collected.groups] == [10.0, 11.0]
+    assert [[reward.total for reward in scored.rewards] for scored in collected.groups] == [[0.0], [1.0]]  # untouched
+    assert collected.metrics["score/greedy_mean"] == pytest.approx(10.5)
+    assert [scored.group.prompt.task.task_id for scored in collected.left_out] == ["task-2"]  # no score for its baseline
+
+
+class RecordingRollouts:
+    """Completions whose text is the task's number, 10 more where they are greedy; the last request finishes first."""
+
+    def __init__(self) -> None:
+        self.waves: list[list[tuple[str, SamplingParameters]]] = []
+
+    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
+        return (group for _, group in self.collect_each([(prompt, sampling) for prompt in prompts]))
+
+    def collect_each(
+        self, requests: Sequence[tuple[Prompt, SamplingParameters]]
+    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup]]:
+        self.waves.append([(prompt.task.task_id, sampling) for prompt, sampling in requests])
+        for prompt, sampling in reversed(requests):
+            number = int(prompt.task.task_id.split("-")[1]) + 10 * (sampling.temperature == 0)
+            completion = Completion(
+                token_ids=(1,), rollout_logprobs=(-1.0,), text=str(number), finish_reason="stop", policy_version=0
+            )
+            yield sampling, TrajectoryGroup(trajectories=(Trajectory(prompt=prompt, sample_index=0, completion=completion),))
+
+
+class ScoringByText:
+    """A completion's score is its text; 12 has none."""
+
+    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+        for group in groups:
+            score = float(group.trajectories[0].completion.text)
+            if score == 12:
+                yield ScoredGroup(group=group, rewards=(), problems={0: "the judge fell asleep"})
+            else:
+                yield ScoredGroup(group=group, rewards=(Reward(total=score, breakdown={}),))

@@ -310,12 +310,14 @@ def test_what_dynamic_sampling_does_not_choose_is_written_down_and_counted(tmp_p
     assert flat not in trained
     outcomes = {(entry.task_id, entry.sample_index): entry.outcome for entry in read_ledger(tmp_path / "trajectories")}
     assert (outcomes[f"task-{flat}", 0], outcomes[f"task-{flat}", 1]) == ("left_out", "unscored")
-    assert len(outcomes) == 8
-    assert metrics["score/unscored_frac"] == 1 / 8
+    assert len(outcomes) == 10  # two of three had contrast, so two more were asked for the one missing: one is surplus
+    assert list(outcomes.values()).count("trained") == 6
+    assert metrics["score/unscored_frac"] == 1 / 10
     scores = [task + sample / 10 for task in trained for sample in (0, 1)]
     assert metrics["score/length_mean"] == pytest.approx(sum(scores) / 6)
-    assert metrics["score/sampled_mean"] == pytest.approx((sum(scores) + flat) / 7)
-    assert metrics["rollout/tokens_per_s"] == pytest.approx(8 * 3 / metrics["time/rollout_s"])
+    sampled = [int(task.split("-")[1]) + sample / 10 for (task, sample), outcome in outcomes.items() if outcome != "unscored"]
+    assert metrics["score/sampled_mean"] == pytest.approx(sum(sampled) / 9)
+    assert metrics["rollout/tokens_per_s"] == pytest.approx(10 * 3 / metrics["time/rollout_s"])
 
 
 def test_too_many_without_a_score_end_the_run_before_it_learns(tmp_path: Path) -> None:
