@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.errors import CannotResumeError, ConfigError, DataError, RunDirectoryInUseError
+from cluster.errors import CannotResumeError, ConfigError, DataError, NotWrittenError, RunDirectoryInUseError
+from cluster.storage import run_directory
 from cluster.storage.run_directory import FOLDERS, RunDirectory, check_not_in_use, read_summary
 
 REPOSITORY = Path(__file__).parents[3]
@@ -137,3 +138,33 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> N
     with pytest.raises(ConfigError, match="run name"):
         RunDirectory.create(tmp_path, name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_that_a_full_disk_has_torn_are_cut_when_the_run_opens_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt), RunDirectory.create(tmp_path, "run") as run:
+        raise KeyboardInterrupt
+    metrics, ledger = run.path / "metrics.jsonl", run.path / "trajectories" / "step-000000.jsonl"
+    for file in (metrics, ledger):
+        file.write_text('{"step": 0}\n{"st')
+    with RunDirectory.open(run.path):
+        assert metrics.read_text() == ledger.read_text() == '{"step": 0}\n'
+    assert f"{metrics}:2: the last line is torn" in caplog.text
+    assert f"{ledger}:2: the last line is torn" in caplog.text
+
+
+def test_a_summary_that_cannot_be_written_does_not_hide_what_ended_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, content: str) -> None:
+        raise NotWrittenError(f"{path} could not be written")
+
+    run = RunDirectory.create(tmp_path, "run")
+    monkeypatch.setattr(run_directory, "write_atomically", full)
+    with pytest.raises(RuntimeError, match="broken"), run:
+        raise RuntimeError("broken")
+    assert "summary.json could not be written" in caplog.text
+    monkeypatch.undo()
+    with RunDirectory.open(run.path):  # the lock was let go
+        pass
