@@ -66,6 +66,19 @@ def ray_cluster() -> Machine:
     return Machine(num_cpus=resources.get("CPU", 0.0), num_gpus=resources.get("GPU", 0.0), name=name)
 
 
+def cluster_nodes() -> list[Machine]:
+    """What each living node of the connected cluster has."""
+    return [
+        Machine(
+            num_cpus=node["Resources"].get("CPU", 0.0),
+            num_gpus=node["Resources"].get("GPU", 0.0),
+            name=node["NodeManagerHostname"],
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
 def num_nodes() -> int:
     """Of the connected cluster, those that live."""
     return sum(node["Alive"] for node in ray.nodes())

@@ -12,8 +12,8 @@ from cluster.display.view import build_view
 from cluster.errors import NotWrittenError, RunInterruptedError
 from cluster.host.versions import machine, versions
 from cluster.processes.interrupts import Interrupts, interruptible
-from cluster.processes.placement import RoleRequest, check_placement, cluster_address, this_machine
-from cluster.processes.runtime import RaySession, prints_to, ray_cluster, ray_session
+from cluster.processes.placement import RoleRequest, check_nodes, check_placement, cluster_address, this_machine
+from cluster.processes.runtime import RaySession, cluster_nodes, prints_to, ray_cluster, ray_session
 from cluster.processes.watchdog import ALL_PROCESSES, OF_THE_DRIVER, Pending, watched
 from cluster.storage.metrics import MetricsLog, StageClock
 from cluster.storage.run_directory import METRICS_NAME, RunDirectory
@@ -107,6 +107,7 @@ def open_session(
             ):
                 if address is not None:
                     check_placement(requests, ray_cluster())
+                    check_nodes(requests, cluster_nodes())
                 if ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
                 yield Session(directory, view, metrics, interrupts, ray_connection, stall_s=config.stall_s)

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from actors.config import HttpScorerConfig, PythonScorerConfig
+from actors.config import GeneratorConfig, HttpScorerConfig, PythonScorerConfig
 from cluster.config import parse_config
 from cluster.errors import ConfigError
 from learners.settings.run import PolicyRunConfig
@@ -150,3 +151,10 @@ def test_nothing_of_the_user_runs_when_settings_are_read(tmp_path: Path, monkeyp
     (tmp_path / "explosive_of_a_test.py").write_text("def score(trajectory): ...\nraise RuntimeError\n")
     monkeypatch.chdir(tmp_path)
     assert PythonScorerConfig(path="explosive_of_a_test:score").timeout_s == 10.0
+
+
+@pytest.mark.parametrize("num_gpus", [0.5, 1.0])
+def test_an_engine_on_two_devices_needs_two(num_gpus: float) -> None:
+    with pytest.raises(ValidationError, match="tensor_parallel_size=2 needs as many GPUs"):
+        GeneratorConfig(num_gpus=num_gpus, tensor_parallel_size=2)
+    assert GeneratorConfig(num_gpus=0.5).num_gpus == 0.5
