@@ -184,7 +184,7 @@ class GeneratorConfig(StrictConfig):
     def _backend_fits_the_device(self) -> Self:
         if self.weight_transfer != "shm" and self.num_gpus == 0:
             raise ValueError(f"weight_transfer={self.weight_transfer!r} needs GPUs, but num_gpus=0; use weight_transfer=shm")
-        if self.num_gpus and self.num_gpus >= 1 and self.num_gpus < self.tensor_parallel_size:
+        if 0 < self.num_gpus < self.tensor_parallel_size and self.tensor_parallel_size > 1:
             raise ValueError(
                 f"tensor_parallel_size={self.tensor_parallel_size} needs as many GPUs a replica, but num_gpus={self.num_gpus:g}"
             )

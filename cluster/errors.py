@@ -49,6 +49,10 @@ class FeedbackNotKeptError(RaywardError):
     """A preference could not be written, for example because the disk is full; the same key may be sent again."""
 
 
+class NotWrittenError(RaywardError, OSError):
+    """A file could not be written, for example because the disk is full; the message says how much space is left."""
+
+
 class CannotResumeError(RaywardError):
     """A run directory holds something that cannot be continued safely."""
 

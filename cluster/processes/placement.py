@@ -10,6 +10,9 @@ from cluster.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 5.0
 NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one folder a GPU, readable without any library
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+NO_DEVICES = ("", "-1", "NoDevFiles")  # of CUDA_VISIBLE_DEVICES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +44,15 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """CPUs that this process may use, and NVIDIA devices."""
+    """CPUs and NVIDIA devices that this process may use.
+
+    CPUs are whole, as Ray wants them: a container's quota of 2.5 is 2, and one below 1 is 1.
+    """
     gpus = len(list(NVIDIA_DEVICES.iterdir())) if NVIDIA_DEVICES.is_dir() else 0
-    return Machine(num_cpus=len(os.sched_getaffinity(0)), num_gpus=gpus)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = 0 if visible.strip() in NO_DEVICES else min(gpus, len(visible.split(",")))
+    return Machine(num_cpus=max(1, int(min(len(os.sched_getaffinity(0)), _cpu_quota()))), num_gpus=gpus)
 
 
 def cluster_address() -> str | None:
@@ -85,6 +94,55 @@ def check_placement(requests: Sequence[RoleRequest], machine: Machine) -> None:
             )
     if problems:
         raise ConfigError(problems)
+
+
+def check_nodes(requests: Sequence[RoleRequest], nodes: Sequence[Machine]) -> None:
+    """Raise `ConfigError` where processes fit the cluster in sum, but one of them finds no node with enough left.
+
+    Largest first, each on the first node that holds it. Ray places them one by one as well, and moves none afterwards.
+    """
+    left = [[node.num_cpus, node.num_gpus] for node in nodes]
+    for request in sorted(requests, key=lambda request: (request.num_gpus, request.num_cpus), reverse=True):
+        for number in range(1, request.count + 1):
+            need = (request.num_cpus, request.num_gpus)
+            fitting = (free for free in left if all(have + 1e-9 >= want for have, want in zip(free, need, strict=True)))
+            node = next(fitting, None)
+            if node is None:
+                raise ConfigError(
+                    f"placement: {request.role} {number} of {request.count} needs {request.num_cpus:g} CPUs and "
+                    f"{request.num_gpus:g} GPUs on one node, and beside the larger processes none has so much; lower "
+                    f"{_remedy(request, 'GPU' if request.num_gpus else 'CPU')}; nodes: {', '.join(map(_described, nodes))}"
+                )
+            node[0], node[1] = node[0] - need[0], node[1] - need[1]
+
+
+def _described(node: Machine) -> str:
+    return f"{node.name} ({node.num_cpus:g} CPUs, {node.num_gpus:g} GPUs)"
+
+
+def _cpu_quota() -> float:
+    """CPUs that the cgroups of this process allow, of version 2 or 1; infinite where they set no limit."""
+    quotas = [float("inf")]
+    for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.is_file() else []:
+        _, controllers, own = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = CGROUPS / "cpu" if controllers else CGROUPS
+        folder = mount / own.strip("/")
+        for level in [folder, *folder.parents]:
+            if level.is_relative_to(mount):
+                quotas.append(_quota_of(level))
+    return min(quotas)
+
+
+def _quota_of(cgroup: Path) -> float:
+    if (cgroup / "cpu.max").is_file():
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    elif (cgroup / "cpu.cfs_quota_us").is_file():
+        quota, period = (cgroup / "cpu.cfs_quota_us").read_text().strip(), (cgroup / "cpu.cfs_period_us").read_text()
+    else:
+        return float("inf")
+    return float("inf") if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def _remedy(request: RoleRequest, unit: str) -> str:

@@ -4,6 +4,8 @@ What workers need from the environment is set before `ray.init`, because the pro
 a cluster that runs already get it with the job.
 """
 
+import itertools
+import logging
 import os
 import secrets
 import shutil
@@ -21,6 +23,8 @@ from cluster.errors import ConfigError
 from cluster.processes.orphan_guard import SessionGuard, wait_for_end
 from cluster.processes.placement import Machine, this_machine
 
+logger = logging.getLogger(__name__)
+
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_process_group_cleanup_enabled": "1",  # an engine's child processes die with the actor that started them
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -33,6 +37,7 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 """Defaults for every process of a cluster; a value that the user has set stays."""
 
 SHARED_MEMORY = Path("/dev/shm")
+MAX_SAID = 300  # characters; a failed copy lists every file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,19 @@ def ray_cluster() -> Machine:
     resources = ray.cluster_resources()
     name = f"the Ray cluster at {ray.get_runtime_context().gcs_address}"
     return Machine(num_cpus=resources.get("CPU", 0.0), num_gpus=resources.get("GPU", 0.0), name=name)
+
+
+def cluster_nodes() -> list[Machine]:
+    """What each living node of the connected cluster has."""
+    return [
+        Machine(
+            num_cpus=node["Resources"].get("CPU", 0.0),
+            num_gpus=node["Resources"].get("GPU", 0.0),
+            name=node["NodeManagerHostname"],
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def num_nodes() -> int:
@@ -184,22 +202,29 @@ def _protect_token_file() -> None:
 
 
 def _link_logs(session: RaySession) -> None:
+    """Logs of an earlier process of the run, which may tell how it crashed, stay beside the new ones as ray-1, ray-2, ..."""
     if session.run_logs is None or not session.session_logs.is_dir():
         return
-    session.run_logs.parent.mkdir(parents=True, exist_ok=True)
-    _remove(session.run_logs)
-    session.run_logs.symlink_to(session.session_logs, target_is_directory=True)
+    with _logs_matter_less(session.run_logs):
+        session.run_logs.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(session.run_logs):
+            names = (session.run_logs.with_name(f"{session.run_logs.name}-{number}") for number in itertools.count(1))
+            session.run_logs.rename(next(name for name in names if not os.path.lexists(name)))
+        session.run_logs.symlink_to(session.session_logs, target_is_directory=True)
 
 
 def _keep_logs(session: RaySession) -> None:
     if session.run_logs is None or not session.session_logs.is_dir():
         return
-    _remove(session.run_logs)
-    shutil.copytree(session.session_logs, session.run_logs, symlinks=True)
+    with _logs_matter_less(session.run_logs):
+        session.run_logs.unlink(missing_ok=True)
+        shutil.copytree(session.session_logs, session.run_logs, symlinks=True)
 
 
-def _remove(path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()
-    elif path.is_dir():
-        shutil.rmtree(path)
+@contextmanager
+def _logs_matter_less(run_logs: Path) -> Iterator[None]:
+    """What the run has made is whole without them: a failure inside is told, and the run ends as it would have."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("Ray's logs are not all in %s: %s", run_logs, str(error)[:MAX_SAID])

@@ -3,6 +3,7 @@
 The watchdog ends nothing: an update of a large model may rightly take long. Deadlines that replace an actor are the pools'.
 """
 
+import itertools
 import shutil
 import subprocess
 import sysconfig
@@ -20,6 +21,8 @@ from cluster.storage.atomic_file import write_atomically
 
 LOOKS_PER_DEADLINE = 20
 MAX_LOOK_S = 1.0  # from one look to the next
+ALL_PROCESSES = "stacks of all processes"
+OF_THE_DRIVER = "stacks of the driver, and of the others with `ray stack` on each node"  # of a cluster that was joined
 MAX_SHOWN = 4  # things that one actor owes
 DUMP_TIMEOUT_S = 10.0  # of one process
 
@@ -35,14 +38,22 @@ class Pending:
 
 @contextmanager
 def watched(
-    pending: Callable[[], Sequence[Pending]], *, deadline_s: float, note: Callable[[str], None], stacks: Path
+    pending: Callable[[], Sequence[Pending]],
+    *,
+    deadline_s: float,
+    note: Callable[[str], None],
+    stacks: Path,
+    covered: str = ALL_PROCESSES,
 ) -> Iterator[None]:
     """Inside, whenever `pending()` has stayed the same for `deadline_s`, once a stall: one line to `note`, and a file of stacks.
 
-    `pending` is asked from another thread. `stacks`: the folder for files `stacks-1.txt`, `stacks-2.txt`, ...
+    `pending` is asked from another thread. `stacks`: the folder for files `stacks-1.txt`, `stacks-2.txt`, ..., also of several
+    stages and of a resumed run. A file that cannot be written is told, and the watch goes on.
     """
     over = threading.Event()
-    watchdog = threading.Thread(target=_watch, args=(over, pending, deadline_s, note, stacks), name="watchdog", daemon=True)
+    watchdog = threading.Thread(
+        target=_watch, args=(over, pending, deadline_s, note, stacks, covered), name="watchdog", daemon=True
+    )
     watchdog.start()
     try:
         yield
@@ -57,18 +68,26 @@ def _watch(
     deadline_s: float,
     note: Callable[[str], None],
     stacks: Path,
+    covered: str,
 ) -> None:
     seen: frozenset[Pending] = frozenset()
-    seen_s, is_told, num_stalls = time.monotonic(), False, 0
+    seen_s, is_told = time.monotonic(), False
     while not over.wait(min(MAX_LOOK_S, deadline_s / LOOKS_PER_DEADLINE)):
         now = frozenset(pending())
         if now != seen:
             seen, seen_s, is_told = now, time.monotonic(), False
         elif now and not is_told and time.monotonic() - seen_s >= deadline_s:
-            is_told, num_stalls = True, num_stalls + 1
-            file = stacks / f"stacks-{num_stalls}.txt"
-            note(f"nothing has moved for {deadline_s:g} s; waiting for {waiting_for(now)}; stacks of all processes: {file}")
-            write_atomically(file, _all_stacks(over))
+            is_told = True
+            file = next(name for name in _names(stacks) if not name.exists())
+            note(f"nothing has moved for {deadline_s:g} s; waiting for {waiting_for(now)}; {covered}: {file}")
+            try:
+                write_atomically(file, _all_stacks(over))
+            except (OSError, psutil.Error) as error:
+                note(f"no stacks: {error}")
+
+
+def _names(stacks: Path) -> Iterator[Path]:
+    return (stacks / f"stacks-{number}.txt" for number in itertools.count(1))
 
 
 def waiting_for(pending: Collection[Pending]) -> str:

@@ -2,6 +2,9 @@
 
 A folder is written under another name, its manifest last, everything flushed to disk, and only then renamed to `step-000010`.
 The newest is found by reading manifests; no pointer file can be torn. What a checkpoint holds is its writer's business.
+
+The first one leaves a mark beside the folder. So a folder that was moved away is told from one that no checkpoint has reached
+yet: with the first, training must not begin again; with the second, it may.
 """
 
 import hashlib
@@ -19,7 +22,7 @@ from pydantic import ConfigDict
 
 from cluster.config import StrictConfig
 from cluster.errors import CannotResumeError
-from cluster.storage.atomic_file import sync_directory
+from cluster.storage.atomic_file import sync_directory, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "MANIFEST.json"
 FOLDER_NAME = re.compile(r"step-(\d{6,})")
 PARTIAL_PREFIX = "tmp-"
+MARK_PREFIX = "written-"  # not the folder's own name first: `mv checkpoints*` leaves it
 
 
 class FileRecord(StrictConfig):
@@ -76,6 +80,7 @@ class CheckpointFolder:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._mark = directory.with_name(f"{MARK_PREFIX}{directory.name}")
 
     def write(
         self, step: int, *, policy_version: int, facts: Mapping[str, str], write_files: Callable[[Path], None]
@@ -105,6 +110,8 @@ class CheckpointFolder:
                 path.rename(partial.with_name(f"{partial.name}-replaced"))
             partial.rename(path)
             sync_directory(self._directory)
+            if not self._mark.exists():
+                write_atomically(self._mark, f"Checkpoints were written to {self._directory}. The run goes on from there only.\n")
         finally:
             self.remove_partial()
         return Checkpoint(path=path, manifest=manifest)
@@ -112,7 +119,7 @@ class CheckpointFolder:
     def newest_intact(self) -> Checkpoint | None:
         """The newest checkpoint whose every file is what its manifest says; None where none was ever completed.
 
-        Damaged ones are logged and passed over. Raises `CannotResumeError` where all are damaged.
+        Damaged ones are logged and passed over. Raises `CannotResumeError` where all are damaged, or were taken away.
         """
         problems = []
         for path in self._newest_first():
@@ -129,7 +136,19 @@ class CheckpointFolder:
                     [*problems, f"no checkpoint in {self._directory} is intact; resume with --fresh to start again from step 0"]
                 )
             )
+        if self._mark.exists():
+            raise CannotResumeError(
+                f"{self._directory} holds no checkpoint, but {self._mark.name} says that it did; put the folder back, or resume "
+                "with --fresh to start again from step 0"
+            )
         return None
+
+    def remove(self) -> None:
+        """Remove all checkpoints: what they were for is done. Killed at any instant, it leaves intact ones or none."""
+        self._mark.unlink(missing_ok=True)
+        for path in list(self._newest_first()):
+            path.rename(path.with_name(f"{PARTIAL_PREFIX}{path.name}"))
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def verified(self, step: int) -> Checkpoint:
         """The checkpoint of a step. Raises `DamagedCheckpointError`."""

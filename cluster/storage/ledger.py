@@ -72,6 +72,11 @@ class TrajectoryLedger:
                 path.unlink()
 
 
+def num_recorded_steps(directory: Path) -> int:
+    """How many steps have a file, whole or not."""
+    return sum(1 for _ in directory.glob("step-*.jsonl"))
+
+
 def read_ledger(directory: Path) -> Iterator[LedgerEntry]:
     """All entries in order of step. Raises `DataError` with file and line for one that is broken."""
     for path in sorted(directory.glob("step-*.jsonl"), key=lambda path: (len(path.name), path.name)):

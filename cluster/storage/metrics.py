@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,56 +11,84 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cluster.storage.atomic_file import write_atomically
+from cluster.errors import DataError
+from cluster.storage.atomic_file import append_line, write_atomically, write_errors_explained
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
 
 class MetricsLog:
-    """Appends one flat object a step to a JSON-lines file and the same numbers to TensorBoard."""
+    """Appends one flat object a step to a JSON-lines file and the same numbers to TensorBoard.
+
+    Both are on disk when a method returns. Raises `NotWrittenError` where one cannot be, without half a line left behind.
+    """
 
     def __init__(self, path: Path, tensorboard_dir: Path) -> None:
-        # Not tensorboardX, which imports torch; and here because it takes half a second.
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
-        self._writer = EventFileWriter(str(tensorboard_dir))
+        self._events = _EventFile(tensorboard_dir)
+        with write_errors_explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
 
     def log(self, step: int, metrics: Mapping[str, float], *, stage: str = "") -> None:
-        """Write `metrics` (`stage/quantity[_unit]`), flushed. A number that is not finite becomes null: JSON has no NaN."""
+        """Write `metrics` (`stage/quantity[_unit]`). A number that is not finite becomes null: JSON has no NaN."""
         values = {name: float(value) for name, value in metrics.items()}
         head: dict[str, int | str] = {"step": step, "stage": stage} if stage else {"step": step}
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({**head, **line}, allow_nan=False) + "\n")
-        self._file.flush()
-        self._writer.add_event(_scalars(step, values))
+        append_line(self._path, json.dumps({**head, **line}, allow_nan=False))
+        self._events.add(_scalars(step, values))
 
     def last_step(self, stage: str) -> int:
         """Of the lines of a stage so far, also of an earlier process of the run; 0 where there is none."""
-        lines = (json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines())
-        return max((line["step"] for line in lines if line.get("stage", "") == stage), default=0)
+        return max((values["step"] for _, values in self._lines() if values.get("stage", "") == stage), default=0)
 
     def discard(self, is_given_up: Callable[[Mapping[str, Any]], bool], *, from_step: int) -> None:
         """Remove the lines that `is_given_up` says; TensorBoard hides its points from `from_step` on."""
-        lines = [line for line in self._path.read_text(encoding="utf-8").splitlines() if not is_given_up(json.loads(line))]
-        self._file.close()
+        lines = [line for line, values in self._lines() if not is_given_up(values)]
         write_atomically(self._path, "".join(f"{line}\n" for line in lines))
-        self._file = self._path.open("a", encoding="utf-8")
-        self._writer.add_event(_restart(from_step))
+        self._events.add(_restart(from_step))
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, line in enumerate(self._path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                yield line, json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{self._path}:{number}: not a line of metrics: {error}; remove the line") from error
 
     def close(self) -> None:
-        """Wait until both are on disk."""
-        self._file.close()
-        self._writer.close()
+        """No more is written."""
+        self._events.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class _EventFile:
+    """TensorBoard's file. Written at once: their own writer has a thread, where a full disk shows late, as a traceback."""
+
+    def __init__(self, directory: Path) -> None:
+        # Not tensorboardX, which imports torch; and here because it takes half a second.
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        started_s = time.time()
+        self._path = directory / f"events.out.tfevents.{started_s:.6f}.{socket.gethostname()}.{os.getpid()}"
+        with write_errors_explained(self._path):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+        self._records = RecordWriter(self._file)
+        self.add(Event(wall_time=started_s, file_version="brain.Event:2"))
+
+    def add(self, event: "Event") -> None:
+        with write_errors_explained(self._path):
+            self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class StageClock:

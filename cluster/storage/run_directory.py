@@ -12,14 +12,15 @@ from typing import Any, Self
 
 import yaml
 
-from cluster.errors import CannotResumeError, ConfigError, DataError, RunInterruptedError
-from cluster.storage.atomic_file import write_atomically
+from cluster.errors import CannotResumeError, ConfigError, DataError, NotWrittenError, RunInterruptedError
+from cluster.storage.atomic_file import cut_torn_line, write_atomically
 from cluster.storage.run_lock import LOCK_NAME, RunLock
 
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.yaml"
 SUMMARY_NAME = "summary.json"
+METRICS_NAME = "metrics.jsonl"
 RUNS_DIR = Path("runs")  # where a bare name is looked for
 FOLDERS = ("trajectories", "policies", "evaluation", "tensorboard", "logs")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -63,7 +64,10 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Own an existing run directory again, to go on with it. A dead owner's lock is taken over."""
+        """Own an existing run directory again, to go on with it. A dead owner's lock is taken over.
+
+        Lines that the end of the machine or a full disk has torn are cut, and named in the log.
+        """
         if not (path / SUMMARY_NAME).is_file():
             raise DataError(f"{path} is not a run directory: it has no {SUMMARY_NAME}")
         run = cls(path, RunLock(path))
@@ -72,6 +76,9 @@ class RunDirectory:
             state = run.read_summary()["state"]
             if "running" not in NEXT_STATES[state]:
                 raise CannotResumeError(f"{path} is {state}; there is nothing to resume")
+            for file in sorted([*path.glob(METRICS_NAME), *path.glob("trajectories/*.jsonl")]):
+                if said := cut_torn_line(file):
+                    logger.warning("%s", said)
             run.write_summary({"state": "running", "error": None})
         except BaseException:
             run._lock.release()
@@ -122,6 +129,10 @@ class RunDirectory:
         try:
             if self.read_summary()["state"] == "running":
                 self.write_summary({**_outcome(error), "ended_at": _now()})
+        except NotWrittenError as not_written:
+            if error is None:
+                raise
+            logger.warning("%s", not_written)  # and what ended the run is raised
         finally:
             self._lock.release()
 

@@ -1,11 +1,14 @@
 """The commands that run learners: which stages a run has, new, resumed or from step 0 again."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from actors.config import RewardModelScorerConfig
 from actors.sources.fetching import announced
+from cluster.errors import CannotResumeError
 from cluster.storage.checkpoint import CheckpointFolder
+from cluster.storage.ledger import num_recorded_steps
 from cluster.storage.run_directory import RunDirectory, find_run
 from cluster.storage.run_lock import RunLock
 from learners.report.page import ReportInTheMaking
@@ -16,6 +19,8 @@ from learners.run.prompt_loading import prompts_meanwhile
 from learners.run.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_FOLDER, REWARD_MODEL_STAGE, learn_reward_model
 from learners.run.session import open_session
 from learners.settings.run import PolicyRunConfig, QuickstartConfig, RewardModelRunConfig, TrainingRunConfig, load_resolved_config
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_FOLDERS = (POLICY_CHECKPOINTS, REWARD_MODEL_CHECKPOINTS)
 
@@ -58,14 +63,13 @@ def resume_run(run: Path, overrides: Sequence[str], *, fresh: bool) -> Path:
     """Go on with a run where it stopped; `fresh`: from step 0 again, what there was set aside. Returns the run directory.
 
     `overrides` become part of the run's configuration, for example another number of workers. Raises `CannotResumeError` for
-    a run that is complete, or whose checkpoints are all damaged.
+    a run that is complete, or whose checkpoints are all damaged or gone; then nothing is touched.
     """
     path = find_run(run)
     config = load_resolved_config(path, overrides)
     RunLock(path).release()  # a run that lives is refused first: it may be writing the checkpoints that are looked at next
     if not fresh:
-        for name in CHECKPOINT_FOLDERS:
-            CheckpointFolder(path / name).newest_intact()  # now, and not after a minute in the learner's ranks
+        _check_checkpoints(path, config)  # now, and not after a minute in the learner's ranks
     resumed = RunDirectory.open(path)
     if fresh:
         resumed.set_aside()
@@ -84,6 +88,26 @@ def _judged_by(config: PolicyRunConfig, reward_model: Path) -> PolicyRunConfig:
         for scorer in config.scorers
     )
     return config.model_copy(update={"scorers": scorers})
+
+
+def _check_checkpoints(run: Path, config: QuickstartConfig | TrainingRunConfig) -> None:
+    """Raise `CannotResumeError` where going on would begin again at step 0 and drop the records of steps that were done.
+
+    A run killed before its first checkpoint rightly begins again; the steps that it may have done until then are few: the first
+    checkpoint is on disk before the second is begun.
+    """
+    newest = {name: CheckpointFolder(run / name).newest_intact() for name in CHECKPOINT_FOLDERS}
+    num_steps = num_recorded_steps(run / "trajectories")
+    if isinstance(config, RewardModelRunConfig) or newest[POLICY_CHECKPOINTS] is not None or not num_steps:
+        return
+    policy = config.policy if isinstance(config, QuickstartConfig) else config
+    every = policy.checkpoint.every_num_steps
+    if num_steps > 2 * every:
+        raise CannotResumeError(
+            f"{run} has records of {num_steps} steps, a checkpoint was due every {every}, and {run / POLICY_CHECKPOINTS} holds "
+            "none; put the folder back, or resume with --fresh to start again from step 0"
+        )
+    logger.info("%s stopped before its first checkpoint; its %d steps are done again", run, num_steps)
 
 
 def _reported(run: Path, report: ReportInTheMaking) -> Path:

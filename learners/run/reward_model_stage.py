@@ -1,6 +1,5 @@
 """The stage that turns people's judgements into a reward model."""
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from actors.sources.movie_reviews import (
 )
 from cluster.processes.watchdog import Pending
 from cluster.seeding import derive_seed
+from cluster.storage.checkpoint import CheckpointFolder
 from learners.ranks.mailbox import CheckpointPlan
 from learners.reward_model.records import ComparedTexts, RatedTexts, RewardModelJob
 from learners.reward_model.training import train_reward_model
@@ -49,7 +49,7 @@ def learn_reward_model(session: Session, model: str, config: RewardModelLearnerC
             seed=derive_seed(seed, "human agreement"),
         )
         session.directory.write_summary({SUMMARY_KEY: {**asdict(result), "human_agreement": agreement}})
-        shutil.rmtree(job.checkpoints.directory, ignore_errors=True)  # the reward model itself is on disk, whole
+        CheckpointFolder(job.checkpoints.directory).remove()  # the reward model itself is on disk, whole
         session.view.note(f"reward model: {result.accuracy:.3f} of held-out pairs right; one human rater: {agreement:.3f}")
     return folder
 

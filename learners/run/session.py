@@ -2,21 +2,21 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from cluster.display.progress import RunView
 from cluster.display.view import build_view
-from cluster.errors import RunInterruptedError
+from cluster.errors import NotWrittenError, RunInterruptedError
 from cluster.host.versions import machine, versions
 from cluster.processes.interrupts import Interrupts, interruptible
-from cluster.processes.placement import RoleRequest, check_placement, cluster_address, this_machine
-from cluster.processes.runtime import RaySession, prints_to, ray_cluster, ray_session
-from cluster.processes.watchdog import Pending, watched
+from cluster.processes.placement import RoleRequest, check_nodes, check_placement, cluster_address, this_machine
+from cluster.processes.runtime import RaySession, cluster_nodes, prints_to, ray_cluster, ray_session
+from cluster.processes.watchdog import ALL_PROCESSES, OF_THE_DRIVER, Pending, watched
 from cluster.storage.metrics import MetricsLog, StageClock
-from cluster.storage.run_directory import RunDirectory
+from cluster.storage.run_directory import METRICS_NAME, RunDirectory
 from learners.settings.run import RunConfig
 
 END_S = 8.5  # for a clean end after an interrupt: whoever sent it sends SIGKILL soon
@@ -50,7 +50,13 @@ class Session:
 
     def watched(self, pending: Callable[[], Sequence[Pending]]) -> AbstractContextManager[None]:
         """Inside, a stall is told, with what `pending` says that the run waits for."""
-        return watched(pending, deadline_s=self._stall_s, note=self.view.note, stacks=self.path / "logs")
+        return watched(
+            pending,
+            deadline_s=self._stall_s,
+            note=self.view.note,
+            stacks=self.path / "logs",
+            covered=ALL_PROCESSES if self.ray.is_local else OF_THE_DRIVER,
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -58,8 +64,14 @@ class Session:
         try:
             with self.view.stage(name), self._clock.stage(name):
                 yield
-        finally:
-            self.directory.write_summary({"wall_s": self._clock.wall_s})
+        except BaseException:
+            with suppress(NotWrittenError):  # what ended the stage is raised, and the seconds are lost
+                self._write_seconds()
+            raise
+        self._write_seconds()
+
+    def _write_seconds(self) -> None:
+        self.directory.write_summary({"wall_s": self._clock.wall_s})
 
 
 @contextmanager
@@ -87,7 +99,7 @@ def open_session(
             directory.write_summary({"seed": config.seed, "versions": versions(), "machine": machine()})
             with (
                 build_view(stages, directory.path, Console(stderr=True)) as view,
-                MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
+                MetricsLog(directory.path / METRICS_NAME, directory.path / "tensorboard") as metrics,
                 ray_session(
                     address=address, log_dir=directory.path / "logs", include_dashboard=config.dashboard
                 ) as ray_connection,
@@ -95,6 +107,7 @@ def open_session(
             ):
                 if address is not None:
                     check_placement(requests, ray_cluster())
+                    check_nodes(requests, cluster_nodes())
                 if ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
                 yield Session(directory, view, metrics, interrupts, ray_connection, stall_s=config.stall_s)
@@ -104,10 +117,21 @@ def open_session(
         interrupts.over()
 
 
+class _LogFile(logging.FileHandler):
+    """Lines that a full disk does not take are dropped: whatever the run needs on disk says so itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _logs_to(path: Path) -> Iterator[None]:
     """Send what libraries log in this process to a file, away from the screen."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     loggers = [logging.getLogger(name) for name in FILE_LOGGERS]

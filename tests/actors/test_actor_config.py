@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from actors.config import GeneratorConfig, HttpScorerConfig, PythonScorerConfig
 from cluster.config import parse_config
@@ -165,3 +166,10 @@ def test_the_defaults_of_an_engine_follow_its_device(num_gpus: float, given: dic
     config = GeneratorConfig.model_validate({"num_gpus": num_gpus, **given})
     found = (config.enforce_eager, config.max_num_sequences, config.max_model_tokens, config.gpu_memory_utilization)
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_gpus", [0.5, 1.0])
+def test_an_engine_on_two_devices_needs_two(num_gpus: float) -> None:
+    with pytest.raises(ValidationError, match="tensor_parallel_size=2 needs as many GPUs"):
+        GeneratorConfig(num_gpus=num_gpus, tensor_parallel_size=2)
+    assert GeneratorConfig(num_gpus=0.5).num_gpus == 0.5

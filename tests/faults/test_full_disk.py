@@ -1,4 +1,5 @@
-"""A disk that fills up: training goes on, the older checkpoints stay whole, and after three failures in a row the run ends."""
+"""A disk that fills up under checkpoints: training goes on, the older ones stay whole, and after three failures in a row the run
+ends. Under the whole run directory: the run ends at once and names the file. Both resume once there is space."""
 
 import os
 import subprocess
@@ -61,6 +62,48 @@ def test_a_full_disk(clean_run: FaultyRun, start_run: RunStarter, measured: Call
     assert is_told
     assert kept is not None
     assert leftovers == []
+    assert is_clean
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.faults
+def test_a_full_disk_under_the_whole_run(
+    clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None], small_disk: Path, tmp_path: Path
+) -> None:
+    (small_disk / "run").mkdir()
+    (tmp_path / "run-0").symlink_to(small_disk / "run")  # where the run puts its directory
+    run = start_run()
+    run.wait_for_step(CHECKPOINT_EVERY + 2)
+    filler = small_disk / "filler"
+    fill(filler)
+    exit_code = run.wait()
+    told = run.output.splitlines()[-1]
+    kept = CheckpointFolder(run.path / "checkpoints").newest_intact()
+    num_done = run.num_steps_done
+    filler.unlink()
+    for file in (run.path / "metrics.jsonl", *sorted((run.path / "trajectories").iterdir())[-1:]):
+        with file.open("ab") as lines:
+            lines.write(b'{"step": 1')  # as where the machine is lost in the midst of a write
+    is_clean = run.resume().ends_as(clean_run)
+    is_told = "could not be written: No space left on device" in told and "MiB are free" in told
+    is_named = run.output.count("the last line is torn") == 2
+    measured(
+        FaultRow(
+            row="23",
+            fault="disk full under the whole run directory, last lines torn, resumed with space",
+            num_injected=1,
+            num_survived=int(is_clean),
+            losses=replace(run.losses(clean_run), num_steps_again=num_done - (kept.manifest.step if kept else 0)),
+            measured=f"exit {exit_code}, {'one line with path and space' if is_told else 'NOT TOLD'}, torn lines "
+            f"{'cut and named' if is_named else 'NOT NAMED'}",
+            bar="exit 1, told, resumable",
+            holds=exit_code == 1 and is_told and is_named and is_clean,
+        )
+    )
+    assert exit_code == 1, run.output
+    assert is_told, told
+    assert kept is not None
+    assert is_named, run.output
     assert is_clean
 
 

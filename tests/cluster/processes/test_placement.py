@@ -7,7 +7,7 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.processes import placement
-from cluster.processes.placement import Machine, RoleRequest, check_placement, cluster_address, this_machine
+from cluster.processes.placement import Machine, RoleRequest, check_nodes, check_placement, cluster_address, this_machine
 
 TWO_CPUS = Machine(num_cpus=2, num_gpus=0)
 
@@ -58,7 +58,11 @@ def test_gpus_are_counted_from_the_drivers_folders(tmp_path: Path, monkeypatch: 
     for name in ("0000:01:00.0", "0000:02:00.0"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(placement, "NVIDIA_DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert this_machine().num_gpus == 2
+    for visible, number in (("1", 1), ("0,1,2,3", 2), ("", 0), ("-1", 0)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert this_machine().num_gpus == number
     monkeypatch.setattr(placement, "NVIDIA_DEVICES", tmp_path / "absent")
     assert this_machine().num_gpus == 0
     assert this_machine().num_cpus >= 1
@@ -97,3 +101,35 @@ def test_what_does_not_fit_a_cluster_names_it() -> None:
         check_placement(
             [request("generator", 2, num_cpus=1.0)], Machine(num_cpus=1.5, num_gpus=0, name="the Ray cluster at 10.0.0.1:6379")
         )
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 2.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, float("inf")),
+        ("0::/pod/run\n", {"pod/cpu.max": "100000 100000\n", "pod/run/cpu.max": "max 100000\n"}, 1.0),  # the tightest above
+        ("4:cpu,cpuacct:/\n3:memory:/\n", {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, float("inf")),
+    ],
+)
+def test_a_containers_cpu_quota_counts(
+    own: str, files: dict[str, str], quota: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "self").write_text(own)
+    for name, content in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(content)
+    monkeypatch.setattr(placement, "OWN_CGROUPS", tmp_path / "self")
+    monkeypatch.setattr(placement, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(placement.os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert this_machine().num_cpus == max(1, int(min(quota, 64)))
+
+
+def test_what_fits_in_sum_must_fit_on_nodes() -> None:
+    nodes = [Machine(num_cpus=2, num_gpus=1, name=name) for name in ("left", "right")]
+    check_nodes([request("generator", 2, num_cpus=1.5, num_gpus=1.0), request("learner", 2, num_cpus=0.5)], nodes)
+    with pytest.raises(ConfigError, match=r"generator 1 of 1 needs 1 CPUs and 2 GPUs on one node.*left \(2 CPUs, 1 GPUs\)"):
+        check_nodes([request("generator", 1, num_cpus=1.0, num_gpus=2.0)], nodes)
+    with pytest.raises(ConfigError, match=r"learner 3 of 3 .* lower learner.num_replicas \(now 3\)"):
+        check_nodes([request("learner", 3, num_cpus=1.25)], nodes)

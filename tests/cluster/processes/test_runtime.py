@@ -1,9 +1,11 @@
 """The environment of workers, and a Ray that comes and goes."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import psutil
 import pytest
 
 import cluster.processes.runtime as runtime
-from cluster.processes.runtime import WORKER_ENVIRONMENT, ray_session, start_ray
+from cluster.processes.orphan_guard import SessionGuard
+from cluster.processes.runtime import WORKER_ENVIRONMENT, RaySession, ray_session, start_ray
 
 JOB_OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
 
@@ -115,3 +118,38 @@ def test_a_session_leaves_logs_and_no_process(tmp_path: Path) -> None:
     assert session.dashboard_url == ""
     assert not (tmp_path / "logs" / "ray").is_symlink()
     assert (tmp_path / "logs" / "ray" / "raylet.out").is_file()
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[RaySession]:
+    """Of a Ray whose logs are one file."""
+    logs = tmp_path / "session" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "raylet.out").write_text("new")
+    guard = SessionGuard()
+    yield RaySession(dashboard_url="", session_logs=logs, run_logs=tmp_path / "run" / "ray", is_local=True, guard=guard)
+    guard.dismiss()
+
+
+def test_a_failed_copy_of_logs_is_told_and_fails_nothing(
+    session: RaySession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def disk_full(*arguments: object, **options: object) -> None:
+        raise shutil.Error([("raylet.out", "ray/raylet.out", "No space left on device")])
+
+    runtime._link_logs(session)
+    monkeypatch.setattr(runtime.shutil, "copytree", disk_full)
+    runtime._keep_logs(session)
+    assert "No space left on device" in caplog.text
+
+
+def test_logs_of_a_crash_stay_beside_those_of_the_resumed_run(session: RaySession, tmp_path: Path) -> None:
+    runs = tmp_path / "run"
+    (runs / "ray").mkdir(parents=True)
+    (runs / "ray" / "raylet.out").write_text("crash")
+    (runs / "ray-1").symlink_to(tmp_path / "gone")  # of a killed driver, whose machine is gone
+    runtime._link_logs(session)
+    runtime._keep_logs(session)
+    assert (runs / "ray-2" / "raylet.out").read_text() == "crash"
+    assert (runs / "ray-1").is_symlink()
+    assert (runs / "ray" / "raylet.out").read_text() == "new"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.processes.watchdog import Pending, waiting_for, watched
+from cluster.processes.watchdog import OF_THE_DRIVER, Pending, waiting_for, watched
 
 DEADLINE_S = 0.4
 STALLED = [Pending(whom="generator 0", what="reviews/1", since_s=0.0)]
@@ -69,6 +69,25 @@ def test_each_stall_is_told_once_and_none_while_things_move(tmp_path: Path) -> N
         pending[:] = [Pending(whom="the learner's ranks", what="update", since_s=9.0)]
         until(notes, 2)
     assert "the learner's ranks (update)" in notes[1]
+
+
+def test_stacks_that_cannot_be_written_do_not_end_the_watch(tmp_path: Path) -> None:
+    pending, notes = list(STALLED), list[str]()
+    with watched(lambda: pending, deadline_s=DEADLINE_S, note=notes.append, stacks=tmp_path / "gone"):
+        until(notes, 2)
+        assert "stacks-1.txt could not be written" in notes[1]
+        pending[:] = [Pending(whom="the learner's ranks", what="update", since_s=9.0)]
+        until(notes, 3)
+    assert "the learner's ranks (update)" in notes[2]
+
+
+def test_stacks_of_an_earlier_stage_stay(tmp_path: Path) -> None:
+    (tmp_path / "stacks-1.txt").write_text("earlier")
+    notes: list[str] = []
+    with watched(lambda: STALLED, deadline_s=0.05, note=notes.append, stacks=tmp_path, covered=OF_THE_DRIVER):
+        until(notes, 1)
+    assert notes[0].endswith(f"`ray stack` on each node: {tmp_path / 'stacks-2.txt'}")
+    assert (tmp_path / "stacks-1.txt").read_text() == "earlier"
 
 
 def test_nothing_pending_is_no_stall(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, found newest first, and never believed when a byte of them is wrong."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,3 +134,27 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     write(folder, 5, content=b"again")
     assert folder.newest_intact() is not None
     assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+
+
+def test_checkpoints_that_were_taken_away_are_missed(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    write(folder, 5)
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    with pytest.raises(CannotResumeError, match="checkpoints holds no checkpoint, but written-checkpoints says that it did"):
+        folder.newest_intact()
+
+
+def test_checkpoints_that_are_no_longer_needed_are_not_missed(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    write(folder, 5)
+    folder.remove()
+    assert folder.newest_intact() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_removal_that_is_killed_leaves_nothing_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    write(folder, 5)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors: next(Path(path).rglob("*.json")).unlink())
+    folder.remove()
+    assert folder.newest_intact() is None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import DataError, NotWrittenError
 from cluster.storage.metrics import MetricsLog, StageClock
 
 REPOSITORY = Path(__file__).parents[3]
@@ -83,3 +84,20 @@ def test_stage_seconds_add_up_also_through_exceptions() -> None:
     with clock.stage("rollout"):
         pass
     assert clock.wall_s == {"rollout": 7.0, "update": 1.0}  # 2 + 5; 1
+
+
+def test_a_disk_that_takes_no_more_is_named_and_closing_says_nothing_else(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard") as log:
+        log.log(1, {"score/mean": 0.5})
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+        with pytest.raises(NotWrittenError, match=r"metrics\.jsonl could not be written: No space left on device; .* MiB"):
+            log.log(2, {"score/mean": 0.5})
+
+
+def test_a_line_that_is_none_is_named(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard") as log:
+        log.log(1, {"score/mean": 0.5})
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+        with pytest.raises(DataError, match=r"metrics\.jsonl:2"):
+            log.discard(lambda line: line["step"] >= 2, from_step=2)

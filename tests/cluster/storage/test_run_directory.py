@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.errors import CannotResumeError, ConfigError, DataError, RunDirectoryInUseError
+from cluster.errors import CannotResumeError, ConfigError, DataError, NotWrittenError, RunDirectoryInUseError
+from cluster.storage import run_directory, run_lock
 from cluster.storage.run_directory import FOLDERS, RunDirectory, check_not_in_use, read_summary
 
 REPOSITORY = Path(__file__).parents[3]
@@ -99,13 +100,31 @@ def test_an_end_at_once_leaves_an_interrupted_run_that_opens_again(tmp_path: Pat
     assert again.read_summary()["state"] == "completed"
 
 
-def test_an_owner_on_another_host_is_believed(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.lock").write_text(
-        json.dumps({"pid": 12, "host": "elsewhere", "started_at": "2026-01-01T00:00:00+00:00"})
-    )
-    with pytest.raises(RunDirectoryInUseError, match=re.escape("pid 12 on elsewhere")):
-        RunDirectory.create(tmp_path, "run")
+@pytest.fixture
+def quick_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "RENEW_S", 0.05)
+    monkeypatch.setattr(run_lock, "SILENCE_S", 1.0)
+
+
+@pytest.mark.usefixtures("quick_signs")
+def test_a_killed_pod_resumes_under_a_new_host_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with pytest.raises(KeyboardInterrupt), RunDirectory.create(tmp_path, "run") as run:
+        raise KeyboardInterrupt
+    (run.path / "run.lock").write_text(json.dumps({"pid": 12, "host": "elsewhere", "started_at": "2026-01-01T00:00:00+00:00"}))
+    with RunDirectory.open(run.path) as resumed:
+        assert resumed.read_summary()["state"] == "running"
+    assert "pid 12 on elsewhere, which is gone" in caplog.text
+
+
+@pytest.mark.usefixtures("quick_signs")
+def test_a_live_owner_on_another_host_is_seen_where_locks_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock.fcntl, "flock", lambda descriptor, operation: None)
+    monkeypatch.setattr(run_lock.socket, "gethostname", lambda: "elsewhere")
+    with RunDirectory.create(tmp_path, "run"):
+        monkeypatch.setattr(run_lock.socket, "gethostname", lambda: "here")
+        with pytest.raises(RunDirectoryInUseError, match=re.escape(f"pid {os.getpid()} on elsewhere")):
+            RunDirectory.create(tmp_path, "run")
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
@@ -137,3 +156,33 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> N
     with pytest.raises(ConfigError, match="run name"):
         RunDirectory.create(tmp_path, name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_that_a_full_disk_has_torn_are_cut_when_the_run_opens_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt), RunDirectory.create(tmp_path, "run") as run:
+        raise KeyboardInterrupt
+    metrics, ledger = run.path / "metrics.jsonl", run.path / "trajectories" / "step-000000.jsonl"
+    for file in (metrics, ledger):
+        file.write_text('{"step": 0}\n{"st')
+    with RunDirectory.open(run.path):
+        assert metrics.read_text() == ledger.read_text() == '{"step": 0}\n'
+    assert f"{metrics}:2: the last line is torn" in caplog.text
+    assert f"{ledger}:2: the last line is torn" in caplog.text
+
+
+def test_a_summary_that_cannot_be_written_does_not_hide_what_ended_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, content: str) -> None:
+        raise NotWrittenError(f"{path} could not be written")
+
+    run = RunDirectory.create(tmp_path, "run")
+    monkeypatch.setattr(run_directory, "write_atomically", full)
+    with pytest.raises(RuntimeError, match="broken"), run:
+        raise RuntimeError("broken")
+    assert "summary.json could not be written" in caplog.text
+    monkeypatch.undo()
+    with RunDirectory.open(run.path):  # the lock was let go
+        pass

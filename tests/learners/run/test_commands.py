@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,55 @@ def test_a_run_without_an_intact_checkpoint_stays_as_it_is(interrupted_run: Path
     commands.resume_run(interrupted_run, [], fresh=True)
     assert started == [interrupted_run]
     assert (interrupted_run / "earlier-1" / "checkpoints").is_dir()
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Ledger, metrics and summary."""
+    files = [run / "metrics.jsonl", run / "summary.json", *(run / "trajectories").iterdir()]
+    return {str(file): file.read_bytes() for file in files}
+
+
+def record_steps(run: Path, count: int) -> None:
+    for step in range(count):
+        (run / "trajectories" / f"step-{step:06d}.jsonl").write_text("{}\n")
+    (run / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(count)))
+
+
+def test_checkpoints_that_were_moved_away_are_missed_and_nothing_is_touched(
+    interrupted_run: Path, started: list[Path], tmp_path: Path
+) -> None:
+    record_steps(interrupted_run, 3)
+    (interrupted_run / "checkpoints").rename(tmp_path / "away")
+    before = contents(interrupted_run)
+    with pytest.raises(CannotResumeError, match="checkpoints holds no checkpoint.*put the folder back.*--fresh") as caught:
+        commands.resume_run(interrupted_run, [], fresh=False)
+    assert caught.value.exit_code == 3
+    assert contents(interrupted_run) == before
+    (tmp_path / "away").rename(interrupted_run / "checkpoints")
+    commands.resume_run(interrupted_run, [], fresh=False)
+    assert started == [interrupted_run]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on(
+    interrupted_run: Path, started: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    CheckpointFolder(interrupted_run / "checkpoints").remove()
+    record_steps(interrupted_run, 3)
+    with caplog.at_level(logging.INFO):
+        commands.resume_run(interrupted_run, [], fresh=False)
+    assert started == [interrupted_run]
+    assert "stopped before its first checkpoint; its 3 steps are done again" in caplog.text
+
+
+def test_more_steps_than_can_precede_a_first_checkpoint_are_not_dropped(interrupted_run: Path, started: list[Path]) -> None:
+    every = load_run_config(CONFIG).checkpoint.every_num_steps
+    shutil.rmtree(interrupted_run / "checkpoints")
+    (interrupted_run / "written-checkpoints").unlink()  # as an older Rayward leaves it
+    record_steps(interrupted_run, 2 * every + 1)
+    before = contents(interrupted_run)
+    with pytest.raises(CannotResumeError, match=f"records of {2 * every + 1} steps.*--fresh"):
+        commands.resume_run(interrupted_run, [], fresh=False)
+    assert (started, contents(interrupted_run)) == ([], before)
 
 
 def test_a_living_run_is_not_resumed(interrupted_run: Path, started: list[Path]) -> None:

@@ -140,7 +140,7 @@ def _align(folder: Path, monkeypatch: pytest.MonkeyPatch, learner: Learner) -> S
         build_view(POLICY_STAGES, directory.path, Console(quiet=True)) as view,
         MetricsLog(directory.path / "metrics.jsonl", directory.path / "tensorboard") as metrics,
     ):
-        session = Session(directory, view, metrics, Interrupts(), SimpleNamespace(), stall_s=600.0)  # type: ignore[arg-type]
+        session = Session(directory, view, metrics, Interrupts(), SimpleNamespace(is_local=True), stall_s=600.0)  # type: ignore[arg-type]
         align_policy(session, config, prompts, SimpleNamespace(begin=lambda path: None))  # type: ignore[arg-type]
     return session
 
