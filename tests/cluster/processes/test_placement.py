@@ -129,9 +129,7 @@ def test_a_containers_cpu_quota_counts(
 def test_what_fits_in_sum_must_fit_on_nodes() -> None:
     nodes = [Machine(num_cpus=2, num_gpus=1, name=name) for name in ("left", "right")]
     check_nodes([request("generator", 2, num_cpus=1.5, num_gpus=1.0), request("learner", 2, num_cpus=0.5)], nodes)
-    with pytest.raises(
-        ConfigError, match=r"generator 1 of 1 needs 1 CPUs and 2 GPUs on one node.*left \(2 CPUs, 1 GPUs\)"
-    ):
+    with pytest.raises(ConfigError, match=r"generator 1 of 1 needs 1 CPUs and 2 GPUs on one node.*left \(2 CPUs, 1 GPUs\)"):
         check_nodes([request("generator", 1, num_cpus=1.0, num_gpus=2.0)], nodes)
     with pytest.raises(ConfigError, match=r"learner 3 of 3 .* lower learner.num_replicas \(now 3\)"):
         check_nodes([request("learner", 3, num_cpus=1.25)], nodes)
