@@ -12,6 +12,7 @@ CONNECT_TIMEOUT_S = 5.0
 NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one folder a GPU, readable without any library
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+BYTES_PER_MIB = 2**20
 NO_DEVICES = ("", "-1", "NoDevFiles")  # of CUDA_VISIBLE_DEVICES
 
 
@@ -143,6 +144,19 @@ def _quota_of(cgroup: Path) -> float:
     else:
         return float("inf")
     return float("inf") if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def check_shared_memory(needed_bytes: int, folder: Path) -> None:
+    """Raise `ConfigError` where published weights do not fit into shared memory; a folder that does not exist is not used."""
+    if not folder.is_dir():
+        return
+    stats = os.statvfs(folder)
+    free_mib, needed_mib = stats.f_bavail * stats.f_frsize / BYTES_PER_MIB, needed_bytes / BYTES_PER_MIB
+    if needed_mib > free_mib:
+        raise ConfigError(
+            f"{folder} has {free_mib:,.1f} MiB free, and the policy's weights need {needed_mib:,.1f} MiB there: a new version "
+            "lies beside the one that it replaces; give the container more, for example with docker run --shm-size, or free some"
+        )
 
 
 def _remedy(request: RoleRequest, unit: str) -> str:

@@ -11,10 +11,11 @@ import secrets
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -86,10 +87,17 @@ def num_nodes() -> int:
 
 @contextmanager
 def ray_session(
-    *, num_cpus: float | None = None, address: str | None = None, log_dir: Path | None = None, include_dashboard: bool = True
+    *,
+    num_cpus: float | None = None,
+    address: str | None = None,
+    log_dir: Path | None = None,
+    include_dashboard: bool = True,
+    variables: Sequence[str] = (),
 ) -> Iterator[RaySession]:
     """`start_ray` and, whatever happens, `stop_ray`."""
-    session = start_ray(num_cpus=num_cpus, address=address, log_dir=log_dir, include_dashboard=include_dashboard)
+    session = start_ray(
+        num_cpus=num_cpus, address=address, log_dir=log_dir, include_dashboard=include_dashboard, variables=variables
+    )
     try:
         yield session
     finally:
@@ -97,17 +105,23 @@ def ray_session(
 
 
 def start_ray(
-    *, num_cpus: float | None = None, address: str | None = None, log_dir: Path | None = None, include_dashboard: bool = True
+    *,
+    num_cpus: float | None = None,
+    address: str | None = None,
+    log_dir: Path | None = None,
+    include_dashboard: bool = True,
+    variables: Sequence[str] = (),
 ) -> RaySession:
     """Start a local Ray, or connect to the one at `address`. Nothing of the workers' output reaches the terminal.
 
     `num_cpus` (default: all usable ones) counts for a local start only. `log_dir` is the run's `logs` folder: Ray's
-    logs stand there as `ray`, a link while the session lives and a copy afterwards.
+    logs stand there as `ray`, a link while the session lives and a copy afterwards. `variables`: of this process's environment,
+    that workers of a running cluster need as well; those of a local one inherit all.
     """
     _set_environment()
     guard = SessionGuard()
     try:
-        context = _connect(num_cpus, address, include_dashboard=include_dashboard)
+        context = _connect(num_cpus, address, include_dashboard=include_dashboard, variables=variables)
     except BaseException:
         guard.dismiss()
         raise
@@ -132,13 +146,18 @@ def prints_to(path: Path) -> Iterator[None]:
         yield
 
 
-def _connect(num_cpus: float | None, address: str | None, *, include_dashboard: bool) -> "ray.client_builder.ClientContext":
+def _connect(
+    num_cpus: float | None, address: str | None, *, include_dashboard: bool, variables: Sequence[str]
+) -> "ray.client_builder.ClientContext":
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # a job may have been submitted with some of these itself
         passed = [*WORKER_ENVIRONMENT, *(["PYTHONPATH"] if "PYTHONPATH" in os.environ else [])]
         try:
-            return ray.init(address=address, runtime_env={"env_vars": {name: os.environ[name] for name in passed}}, **quiet)
+            runtime_env: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in passed}}
+            if secrets_of_run := {name: os.environ[name] for name in variables if name in os.environ}:
+                runtime_env["worker_process_setup_hook"] = _setter(secrets_of_run)
+            return ray.init(address=address, runtime_env=runtime_env, **quiet)
         except ConnectionError as error:
             raise ConfigError(f"RAY_ADDRESS={address}: {error}") from error
     _protect_token_file()
@@ -149,6 +168,15 @@ def _connect(num_cpus: float | None, address: str | None, *, include_dashboard: 
         dashboard_host="127.0.0.1",
         **quiet,
     )
+
+
+def _setter(values: Mapping[str, str]) -> Callable[[], None]:
+    """What every worker runs first. Ray shows `env_vars` in its logs, its dashboard and in `ps`; a function it shows by name."""
+
+    def set_variables() -> None:
+        os.environ.update(values)
+
+    return set_variables
 
 
 def stop_ray(session: RaySession) -> None:

@@ -18,6 +18,7 @@ from learners.settings.reward_model import RewardModelLearnerConfig
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED_BYTES = 12  # float32 gradient and two Adam moments, for weights that are not frozen
 FLOAT32_BYTES = 4
+NUM_PUBLISHED = 2  # versions in shared memory while one replaces the other
 BYTES_PER_GIB = 2**30
 
 # Families whose blocks are counted right, with what each adds to Llama's block.
@@ -156,6 +157,13 @@ def generator_memory(policy: ModelShape | None, config: GeneratorConfig) -> Role
         if config.num_gpus == 0:
             parts["kv_cache"] = round(config.kv_cache_gib * BYTES_PER_GIB)
     return RoleMemory(role="generator", processes=config.num_replicas, parts=parts)
+
+
+def published_bytes(policy: ModelShape | None, config: GeneratorConfig) -> int:
+    """In shared memory: the newest version and the one that replaces it. 0 where weights travel otherwise, or are not counted."""
+    if policy is None or config.weight_transfer != "shm":
+        return 0
+    return NUM_PUBLISHED * policy.total * DTYPE_BYTES[config.dtype]
 
 
 def scorer_memory(model: ModelShape | None, config: ScorerConfig) -> RoleMemory:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from actors.config import HttpScorerConfig, PythonScorerConfig
 from cluster.display.progress import RunView
 from cluster.display.view import build_view
 from cluster.errors import NotWrittenError, RunInterruptedError
@@ -17,7 +18,7 @@ from cluster.processes.runtime import RaySession, cluster_nodes, prints_to, ray_
 from cluster.processes.watchdog import ALL_PROCESSES, OF_THE_DRIVER, Pending, watched
 from cluster.storage.metrics import MetricsLog, StageClock
 from cluster.storage.run_directory import METRICS_NAME, RunDirectory
-from learners.settings.run import RunConfig
+from learners.settings.run import PolicyRunConfig, RunConfig
 
 END_S = 8.5  # for a clean end after an interrupt: whoever sent it sends SIGKILL soon
 FILE_LOGGERS = ("learners", "ray", "transformers", "vllm", "huggingface_hub", "matplotlib", "py.warnings")
@@ -101,7 +102,10 @@ def open_session(
                 build_view(stages, directory.path, Console(stderr=True)) as view,
                 MetricsLog(directory.path / METRICS_NAME, directory.path / "tensorboard") as metrics,
                 ray_session(
-                    address=address, log_dir=directory.path / "logs", include_dashboard=config.dashboard
+                    address=address,
+                    log_dir=directory.path / "logs",
+                    include_dashboard=config.dashboard,
+                    variables=named_variables(config),
                 ) as ray_connection,
                 interruptible(interrupts),  # inside, because Ray sets a handler of its own
             ):
@@ -115,6 +119,17 @@ def open_session(
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
     finally:
         interrupts.over()
+
+
+def named_variables(config: RunConfig) -> list[str]:
+    """The environment variables that the scorers of a run read."""
+    names: list[str] = []
+    for scorer in config.scorers if isinstance(config, PolicyRunConfig) else ():
+        if isinstance(scorer, HttpScorerConfig):
+            names += scorer.headers_from_env.values()
+        if isinstance(scorer, PythonScorerConfig):
+            names += scorer.environment
+    return names
 
 
 class _LogFile(logging.FileHandler):

@@ -153,3 +153,29 @@ def test_logs_of_a_crash_stay_beside_those_of_the_resumed_run(session: RaySessio
     assert (runs / "ray-2" / "raylet.out").read_text() == "crash"
     assert (runs / "ray-1").is_symlink()
     assert (runs / "ray" / "raylet.out").read_text() == "new"
+
+
+JOINING_DRIVER = """
+import os, sys, ray
+from cluster.processes.runtime import start_ray, stop_ray
+os.environ["JUDGE_KEY"] = "s3cret"
+session = start_ray(address=sys.argv[1], variables=["JUDGE_KEY", "NOT_SET"])
+value = ray.get(ray.remote(lambda: __import__("os").environ["JUDGE_KEY"]).remote())
+print(value, "s3cret" in str(ray.get_runtime_context().runtime_env))
+stop_ray(session)
+"""
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_named_variables_reach_workers_of_a_joined_cluster_and_no_listing(tmp_path: Path) -> None:
+    with ray_session(num_cpus=1, log_dir=tmp_path / "logs", include_dashboard=False):
+        address = runtime.ray.get_runtime_context().gcs_address
+        driver = subprocess.run(
+            [sys.executable, "-c", JOINING_DRIVER, address],
+            capture_output=True,
+            text=True,
+            cwd=Path(runtime.__file__).parents[2],
+            timeout=120,
+            check=False,
+        )
+    assert driver.stdout.split() == ["s3cret", "False"], driver.stderr

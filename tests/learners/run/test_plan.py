@@ -8,12 +8,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from actors.config import GeneratorConfig
 from actors.sources.models import resolve_model
 from cluster.errors import DataError
 from cluster.processes import placement
 from cluster.processes.placement import check_placement, this_machine
 from learners.run import plan as plan_module
-from learners.run.memory_estimate import local_model_shape, model_shape, policy_learner_memory
+from learners.run.memory_estimate import local_model_shape, model_shape, policy_learner_memory, published_bytes
 from learners.run.plan import plan_run, plan_table, role_requests
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.run import PolicyRunConfig, RewardModelRunConfig, TrainingRunConfig, load_run_config
@@ -328,3 +329,10 @@ def rendered(planned: dict[str, Any]) -> str:
     with console.capture() as capture:
         console.print(plan_table(planned))
     return capture.get()
+
+
+def test_two_versions_of_the_weights_lie_in_shared_memory() -> None:
+    shape = model_shape(SMALL_LLAMA)
+    assert published_bytes(shape, GeneratorConfig(dtype="bfloat16")) == 2 * 2 * 500
+    assert published_bytes(shape, GeneratorConfig(weight_transfer="nccl", num_gpus=1)) == 0
+    assert published_bytes(None, GeneratorConfig()) == 0

@@ -1,6 +1,7 @@
 """The prompts of a run: what is wrong with them is told before anything starts, or as soon as they are rendered."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from actors.generation.rendering import PromptTooLongError
 from cluster.errors import ConfigError, DataError
+from cluster.processes import placement
 from learners.run.prompt_loading import RunPrompts, prompts_meanwhile
 from learners.settings.run import PolicyRunConfig
 
@@ -70,3 +72,12 @@ def test_long_prompts_are_told(tmp_path: Path, mode: str, verb: str) -> None:
     )
     with pytest.raises(PromptTooLongError, match="renders to 23 tokens"):
         rendered(run_config(tmp_path, long))
+
+
+def test_shared_memory_that_is_too_small_is_told_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs("/dev/shm")
+    small = os.statvfs_result((*real[:4], 0, *real[5:]))  # no block is available
+
+    monkeypatch.setattr(placement.os, "statvfs", lambda folder: small)
+    with pytest.raises(ConfigError, match=r"/dev/shm has 0.0 MiB free, .* weights need [\d.]+ MiB there.*--shm-size"):
+        rendered(run_config(tmp_path))
