@@ -177,11 +177,41 @@ def test_a_redirect_is_not_followed(server: Server, judged: Callable[..., Trajec
     assert len(server.requests) == 1
 
 
-def test_a_refusal_is_not_repeated(server: Server, judged: Callable[..., Trajectory]) -> None:
-    server.replies = [reply(404, b"no such page")]
-    with pytest.raises(RaywardError, match="refused the request: status 404: 'no such page'"):
-        scorer(server).score([judged("x")])
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_a_wrong_address_or_key_ends_the_run_at_the_first_request(
+    server: Server, judged: Callable[..., Trajectory], status: int
+) -> None:
+    server.replies = [reply(status, b"no such page")]
+    with pytest.raises(RaywardError, match=f"refused the request: status {status}: 'no such page'"):
+        scorer(server).score([judged("x"), judged("y")])
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("failure", [reply(403, b"key expired"), reply(404, b""), reply(302, b"", Location="http://login/")])
+def test_after_a_good_reply_they_cost_a_batch(
+    server: Server, judged: Callable[..., Trajectory], failure: Callable[[Answering], None]
+) -> None:
+    server.replies = [GOOD, failure, GOOD]
+    scores = scorer(server, batch_size=2).score([judged(text) for text in ("a", "b", "c", "d", "e")])
+    assert [isinstance(score, Unscored) for score in scores] == [False, False, True, True, False]
+    assert len(server.requests) == 3
+
+
+def refuse_long_ones(handler: Answering) -> None:
+    items = handler.server.requests[-1]["items"]
+    (reply(413, b"too long") if any(len(item["completion"]) > 3 for item in items) else GOOD)(handler)
+
+
+@pytest.mark.parametrize("num_before", [0, 2])
+def test_a_completion_that_the_judge_refuses_is_one_trajectory(
+    server: Server, judged: Callable[..., Trajectory], num_before: int
+) -> None:
+    server.replies = [refuse_long_ones]
+    texts = [*["a"] * num_before, "much too long", "bb", "ccc"]
+    scores = scorer(server, batch_size=8).score([judged(text) for text in texts])
+    (refused,) = problems_of(scores[num_before : num_before + 1])
+    assert "refused the request: status 413: 'too long'" in refused
+    assert scores[num_before + 1 :] == [Score(value=2.0), Score(value=3.0)]
 
 
 @pytest.mark.parametrize(
