@@ -70,7 +70,7 @@ def may_be_asked(address: Address, allowed: Sequence[Network]) -> bool:
 def resolved(host: str, port: int) -> list[Address]:
     """The addresses of a name; never empty. Raises `OSError`."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(ip_address(address[0].partition("%")[0]) for *_, address in found))
+    return list(dict.fromkeys(ip_address(str(address[0]).partition("%")[0]) for *_, address in found))
 
 
 def _inner(address: Address) -> Address:
