@@ -3,7 +3,7 @@
 import os
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, HttpUrl, field_validator, model_validator
+from pydantic import Field, HttpUrl, IPvAnyNetwork, field_validator, model_validator
 
 from actors.user_code.function import user_function_problem
 from cluster.config import StrictConfig
@@ -302,9 +302,9 @@ class HttpScorerConfig(RewardFunctionScorerConfig):
     """Redirects are not followed."""
     allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
     """Hosts that the url may name, as they stand in it."""
-    allow_private: bool = False
-    """The host may have an address of a private network. This machine may be asked by a loopback name alone; link-local addresses
-    never are."""
+    allowed_networks: tuple[IPvAnyNetwork, ...] = ()
+    """Networks that are not public and may be asked, such as 10.0.0.0/8. The host is resolved before each request, and outside
+    them private, link-local and loopback addresses are refused. 127.0.0.1, localhost and [::1] may always be loopback."""
     timeout_s: float = Field(30.0, gt=0)
     """For connecting, for each wait for bytes, and for a whole reply."""
     max_retries: int = Field(3, ge=0, le=20)

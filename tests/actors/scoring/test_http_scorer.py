@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx
 import pytest
 
 from actors.config import HttpScorerConfig
-from actors.scoring import addresses, http_scorer
+from actors.scoring import http_scorer
 from actors.scoring.http_scorer import HttpScorer
 from cluster.errors import ConfigError, RaywardError
 from cluster.types import Score, Trajectory, Unscored
@@ -178,11 +177,41 @@ def test_a_redirect_is_not_followed(server: Server, judged: Callable[..., Trajec
     assert len(server.requests) == 1
 
 
-def test_a_refusal_is_not_repeated(server: Server, judged: Callable[..., Trajectory]) -> None:
-    server.replies = [reply(404, b"no such page")]
-    with pytest.raises(RaywardError, match="refused the request: status 404: 'no such page'"):
-        scorer(server).score([judged("x")])
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_a_wrong_address_or_key_ends_the_run_at_the_first_request(
+    server: Server, judged: Callable[..., Trajectory], status: int
+) -> None:
+    server.replies = [reply(status, b"no such page")]
+    with pytest.raises(RaywardError, match=f"refused the request: status {status}: 'no such page'"):
+        scorer(server).score([judged("x"), judged("y")])
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("failure", [reply(403, b"key expired"), reply(404, b""), reply(302, b"", Location="http://login/")])
+def test_after_a_good_reply_they_cost_a_batch(
+    server: Server, judged: Callable[..., Trajectory], failure: Callable[[Answering], None]
+) -> None:
+    server.replies = [GOOD, failure, GOOD]
+    scores = scorer(server, batch_size=2).score([judged(text) for text in ("a", "b", "c", "d", "e")])
+    assert [isinstance(score, Unscored) for score in scores] == [False, False, True, True, False]
+    assert len(server.requests) == 3
+
+
+def refuse_long_ones(handler: Answering) -> None:
+    items = handler.server.requests[-1]["items"]
+    (reply(413, b"too long") if any(len(item["completion"]) > 3 for item in items) else GOOD)(handler)
+
+
+@pytest.mark.parametrize("num_before", [0, 2])
+def test_a_completion_that_the_judge_refuses_is_one_trajectory(
+    server: Server, judged: Callable[..., Trajectory], num_before: int
+) -> None:
+    server.replies = [refuse_long_ones]
+    texts = [*["a"] * num_before, "much too long", "bb", "ccc"]
+    scores = scorer(server, batch_size=8).score([judged(text) for text in texts])
+    (refused,) = problems_of(scores[num_before : num_before + 1])
+    assert "refused the request: status 413: 'too long'" in refused
+    assert scores[num_before + 1 :] == [Score(value=2.0), Score(value=3.0)]
 
 
 @pytest.mark.parametrize(
@@ -233,52 +262,3 @@ def test_a_machine_without_the_secret_is_told(server: Server, monkeypatch: pytes
     monkeypatch.delenv("JUDGE_TOKEN")
     with pytest.raises(ConfigError, match="not set on this machine: JUDGE_TOKEN"):
         HttpScorer(config)
-
-
-@pytest.mark.parametrize(
-    ("found", "problem"),
-    [
-        (["127.0.0.1"], "this machine"),
-        (["::1"], "this machine"),
-        (["::ffff:127.0.0.1"], "this machine"),
-        (["2002:7f00:1::"], "this machine"),  # 127.0.0.1 through a 6to4 relay
-        (["169.254.169.254"], "link-local"),
-        (["fe80::1%eth0"], "link-local"),
-        (["10.0.0.7"], "private network"),
-        (["192.168.1.7"], "private network"),
-        (["fd00::7"], "private network"),
-        (["100.64.0.7"], "private network"),  # shared by customers of a provider
-        (["0.0.0.0"], "no address of a server"),
-        (["224.0.0.1"], "no address of a server"),
-        (["93.184.216.34", "10.0.0.7"], "private network"),  # one good address does not hide a bad one
-    ],
-)
-def test_a_name_of_an_address_that_is_not_public_is_refused(
-    judged: Callable[..., Trajectory], found: list[str], problem: str
-) -> None:
-    config = HttpScorerConfig(url="http://judge.example/score", allowed_hosts=("judge.example",), max_retries=0)
-    with pytest.raises(ConfigError, match=problem):
-        HttpScorer(config, resolve=lambda host, port: found).score([judged("text")])
-
-
-def test_a_number_that_is_an_address_is_read_as_one() -> None:
-    transport = addresses.CheckedTransport(allow_loopback=False, allow_private=False)
-    with pytest.raises(ConfigError, match="is at 127.0.0.1, this machine"):
-        transport.handle_request(httpx.Request("POST", "http://2130706433/score"))
-
-
-def test_the_address_that_was_checked_is_connected_to_and_no_other(server: Server, judged: Callable[..., Trajectory]) -> None:
-    """A name server that answers differently the second time: it is not asked again within a request."""
-    answers = iter([["127.0.0.1"], ["169.254.169.254"]])
-    host = server.url.replace("127.0.0.1", "localhost")
-    asked = HttpScorer(HttpScorerConfig(url=host, max_retries=0), resolve=lambda host, port: next(answers))
-    server.replies = [reply(200, b'{"scores": [1.0]}')]
-    assert asked.score([judged("text")]) == [Score(value=1.0)]
-    with pytest.raises(ConfigError, match="link-local"):
-        asked.score([judged("text")])
-
-
-def test_a_private_network_may_be_allowed(judged: Callable[..., Trajectory]) -> None:
-    addresses.check_addresses(["10.0.0.7"], host="judge", allow_loopback=False, allow_private=True)
-    with pytest.raises(ConfigError, match="link-local"):
-        addresses.check_addresses(["169.254.169.254"], host="judge", allow_loopback=False, allow_private=True)

@@ -1,8 +1,11 @@
 """Cached folders appear whole, are built once, and a package that is not the pinned one is refused."""
 
+import dataclasses
 import hashlib
 import json
+import os
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,35 @@ def test_another_content_is_refused(cache: Path) -> None:
     (cache / "downloads" / wanted.filename).write_bytes(CONTENT)
     with pytest.raises(FetchError, match=f"thing==1.0 has sha256 {hashlib.sha256(CONTENT).hexdigest()}"), downloaded(wanted):
         pass
+
+
+def source_package(folder: Path, *, canary: Path) -> PackageFile:
+    """A package index with one source package, whose setup.py leaves a file behind when it runs."""
+    setup = f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n"
+    setup += "import setuptools\nsetuptools.setup(name='thing', version='1.0')\n"
+    (folder / "thing-1.0").mkdir(parents=True)
+    (folder / "thing-1.0" / "setup.py").write_text(setup)
+    (folder / "thing-1.0" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+    archive = folder / "thing-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder / "thing-1.0", arcname="thing-1.0")
+    return PackageFile(
+        package="thing", version="1.0", filename=archive.name, sha256=hashlib.sha256(archive.read_bytes()).hexdigest()
+    )
+
+
+def test_a_package_that_was_tampered_with_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = tmp_path / "the setup.py ran"
+    found = source_package(tmp_path / "index", canary=canary)
+    settings = {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "index"), "NO_BUILD_ISOLATION": "0"}
+    for name, value in settings.items():  # NO_BUILD_ISOLATION: the opposite of what it says; there is nothing to build with
+        monkeypatch.setenv(f"PIP_{name}", value)
+    pinned = dataclasses.replace(found, sha256=hashlib.sha256(b"what the authors published").hexdigest())
+    with pytest.raises(FetchError, match=f"DO NOT MATCH THE HASHES.*Got +{found.sha256}"), downloaded(pinned):
+        pass
+    assert not canary.exists()
+    with downloaded(found) as path:
+        assert path.name == "thing-1.0.tar.gz"
 
 
 def test_failing_pip_is_quoted_with_the_way_round(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
