@@ -6,7 +6,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import GeneratorConfig, SamplingConfig, ScorerConfig, SupervisionConfig, TaskConfig
+from actors.config import GeneratorConfig, PythonScorerConfig, SamplingConfig, ScorerConfig, SupervisionConfig, TaskConfig
 from cluster.config import StrictConfig, load_config, parse_config, read_yaml
 from cluster.errors import ConfigError
 from cluster.storage.run_directory import CONFIG_NAME
@@ -130,6 +130,12 @@ class PolicyStageConfig(StrictConfig):
             problems.append(
                 "learner.group_filter looks for prompts whose completions differ in score, but sampling.samples_per_prompt=1; "
                 "raise it, or set learner.group_filter.enabled=false"
+            )
+        whole = [scorer.name for scorer in self.scorers if not isinstance(scorer, PythonScorerConfig)]
+        if learner.reward.truncation == "bootstrap" and whole:
+            problems.append(
+                f"learner.reward.truncation=bootstrap needs scores of single steps, but the scorers {', '.join(whole)} judge a "
+                "completion as a whole: the critic's value of what follows a cut would count that score again; use terminal"
             )
         batch = learner.prompts_per_step * samples
         if learner.policy_loss.kind == "policy_gradient" and learner.minibatch_size != batch:

@@ -41,3 +41,9 @@ def huge(trajectory: Trajectory) -> float:
 
 def _digest(task_id: str) -> bytes:
     return hashlib.sha256(task_id.encode()).digest()
+
+
+def slow(trajectory: Trajectory) -> float:
+    """The length of the completion, after a while."""
+    time.sleep(1.0)
+    return float(len(trajectory.completion.token_ids))

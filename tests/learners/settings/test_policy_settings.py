@@ -95,6 +95,7 @@ def test_every_reason_is_told_at_once() -> None:
             "learner.group_filter looks for prompts whose completions differ",
         ),
         ("rloo", ["learner.minibatch_size=8"], "set it to 16, or use ppo_clip"),
+        ("ppo", ["learner.reward.truncation=bootstrap"], "the scorers length judge a completion as a whole"),
     ],
 )
 def test_a_run_must_have_what_its_method_compares(algorithm: str, overrides: list[str], reason: str) -> None:
