@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,21 +36,22 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """A kernel that takes 20 bytes of any file, as a disk that is full takes a part of a line."""
+    """A kernel that takes 20 bytes of any file, as a full disk takes a part of a line. Around nothing that pytest writes."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_line_that_does_not_fit_is_taken_back(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     append_line(path, '{"step": 1}')
-    with pytest.raises(NotWrittenError, match="lines could not be written: File too large"):
+    with pytest.raises(NotWrittenError, match="lines could not be written: File too large"), small_files():
         append_line(path, '{"step": 2}')
     assert path.read_text() == '{"step": 1}\n'
 
