@@ -16,8 +16,6 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-import psutil
-
 Handler = Callable[[Any], Iterable[Any]]
 
 
@@ -38,17 +36,9 @@ def main(file_descriptor: int) -> None:
         _answer(connection, handler, requests.get())
 
 
-def _limit(*, max_memory_bytes: int | None, max_file_bytes: int | None, max_processes: int | None) -> None:
+def _limit(*, max_memory_bytes: int | None, max_file_bytes: int | None) -> None:
     """Of this process and those that it starts, before any code of others runs in it."""
-    if max_processes is not None:
-        own = [each for each in psutil.process_iter(["uids", "num_threads"]) if each.info["uids"].real == os.getuid()]
-        max_processes += sum(each.info["num_threads"] for each in own)
-    limits = (
-        (resource.RLIMIT_AS, max_memory_bytes),
-        (resource.RLIMIT_FSIZE, max_file_bytes),
-        (resource.RLIMIT_NPROC, max_processes),
-    )
-    for kind, value in limits:
+    for kind, value in ((resource.RLIMIT_AS, max_memory_bytes), (resource.RLIMIT_FSIZE, max_file_bytes)):
         if value is not None:
             resource.setrlimit(kind, (value, value))
 
