@@ -209,6 +209,10 @@ class RewardModelScorerConfig(StrictConfig):
     batch_size: int = Field(64, ge=1)
     """Texts per forward pass."""
     max_tokens: int = Field(256, ge=2)
+    """Longest prompt + completion + end-of-sequence token, in tokens of the reward model."""
+    overlong: Literal["unscored", "truncate"] = "unscored"
+    """What happens to a longer text. unscored: its trajectory has no score and is left out. truncate: its first tokens
+    are judged, as in training, and the log counts such texts."""
 
 
 class RewardFunctionScorerConfig(StrictConfig):
