@@ -222,6 +222,10 @@ class RewardModelScorerConfig(StrictConfig):
     batch_size: int = Field(64, ge=1)
     """Texts per forward pass."""
     max_tokens: int = Field(256, ge=2)
+    """Longest prompt + completion + end-of-sequence token, in tokens of the reward model."""
+    overlong: Literal["unscored", "truncate"] = "unscored"
+    """What happens to a longer text. unscored: its trajectory has no score and is left out. truncate: its first tokens
+    are judged, as in training, and the log counts such texts."""
 
 
 class RewardFunctionScorerConfig(StrictConfig):
@@ -278,8 +282,10 @@ class PythonScorerConfig(RewardFunctionScorerConfig):
     """Address space of its process; None is no limit, which a function that uses a GPU needs."""
     max_file_mib: float = Field(64.0, gt=0)
     """Of any file that it writes."""
-    max_processes: int = Field(64, ge=1)
-    """That it may start, threads among them; one that starts more is ended."""
+    max_processes: int = Field(512, ge=1)
+    """Processes that it may have at a time, itself among them and each thread counted. Beyond that, all of them are killed."""
+    separate_user: bool = True
+    """Where Rayward runs as root, run the function as a user of its own. False for a function that reads files of root."""
     environment: tuple[str, ...] = ()
     """Variables of this machine that the function may read, such as a key of its own. Others are hidden from it."""
 

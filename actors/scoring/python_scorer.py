@@ -34,6 +34,7 @@ class PythonScorer:
                 max_processes=config.max_processes,
             ),
             environment=config.environment,
+            separate=config.separate_user,
         )
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[Score | Unscored]:

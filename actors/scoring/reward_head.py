@@ -4,6 +4,7 @@ Shapes: B texts, T tokens, D hidden units. A reward model is a causal Hugging Fa
 the hidden state of a text's last token, which is the end-of-sequence token.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,19 +15,35 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+logger = logging.getLogger("rayward")
+
 SCORE_OFFSET = "score_offset"  # in config.json: subtracted from the head's output, so that training texts have mean 0
 PADDING_ID = 0  # any id does: no text's score depends on what stands behind its last token
 
 
 def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, max_tokens: int) -> list[tuple[int, ...]]:
-    """Token ids of each text, cut at the end to `max_tokens - 1`, then the end-of-sequence token.
+    """Token ids of each text, cut at the end to `max_tokens - 1`, then the end-of-sequence token. Logs how many were cut."""
+    whole = encode_whole_texts(tokenizer, texts)
+    num_cut = sum(len(ids) > max_tokens for ids in whole)
+    if num_cut:
+        logger.warning(
+            "the reward model reads %d of %d texts only up to max_tokens=%d; raise it to have them read to their ends",
+            num_cut,
+            len(whole),
+            max_tokens,
+        )
+    return [ids if len(ids) <= max_tokens else (*ids[: max_tokens - 1], ids[-1]) for ids in whole]
+
+
+def encode_whole_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids of each text, then the end-of-sequence token.
 
     It is appended whether or not a completion was cut short: the head always reads the same token, in training and later.
     """
     if tokenizer.eos_token_id is None:
         raise DataError("the reward model's tokenizer has no end-of-sequence token; set its eos_token")
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    return [(*ids[: max_tokens - 1], tokenizer.eos_token_id) for ids in encoded]
+    return [(*ids, tokenizer.eos_token_id) for ids in encoded]
 
 
 def load_reward_model(folder: str, *, dtype: str) -> "PreTrainedModel":

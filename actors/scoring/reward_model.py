@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from actors.config import RewardModelScorerConfig
 from actors.generation.rendering import load_tokenizer
-from actors.scoring.reward_head import SCORE_OFFSET, encode_texts, last_token_scores, load_reward_model
+from actors.scoring.reward_head import SCORE_OFFSET, encode_texts, encode_whole_texts, last_token_scores, load_reward_model
 from cluster.processes.collector_pause import collector_paused
+from cluster.types import Unscored
 
 
 class RewardModel:
@@ -25,14 +26,15 @@ class RewardModel:
         # Absent from reward models that others trained.
         self._offset = float(self._model.config.to_dict().get(SCORE_OFFSET, 0.0))
 
-    def score_texts(self, texts: Sequence[str]) -> list[float]:
-        """One score a text, in order. A text's score does not depend on the others, up to rounding."""
+    def score_texts(self, texts: Sequence[str]) -> list[float | Unscored]:
+        """One score a text, in order, or why there is none. It does not depend on the other texts, up to rounding."""
         import torch
 
-        token_ids = encode_texts(self.tokenizer, texts, max_tokens=self._config.max_tokens)
-        by_length = sorted(range(len(texts)), key=lambda index: len(token_ids[index]))  # little padding
-        scores = [0.0] * len(texts)
-        for start in range(0, len(texts), self._config.batch_size):
+        token_ids = self._encoded(texts)
+        scores: list[float | Unscored] = [self._too_long(len(ids)) for ids in token_ids]
+        readable = [index for index, ids in enumerate(token_ids) if len(ids) <= self._config.max_tokens]
+        by_length = sorted(readable, key=lambda index: len(token_ids[index]))  # little padding
+        for start in range(0, len(by_length), self._config.batch_size):
             batch = by_length[start : start + self._config.batch_size]
             with torch.inference_mode():
                 batch_scores = last_token_scores(self._model, [token_ids[index] for index in batch])
@@ -40,3 +42,14 @@ class RewardModel:
             for index, score in zip(batch, batch_scores.tolist(), strict=True):
                 scores[index] = score - self._offset
         return scores
+
+    def _encoded(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        if self._config.overlong == "truncate":
+            return encode_texts(self.tokenizer, texts, max_tokens=self._config.max_tokens)
+        return encode_whole_texts(self.tokenizer, texts)
+
+    def _too_long(self, num_tokens: int) -> Unscored:
+        return Unscored(
+            problem=f"the text has {num_tokens} tokens, more than max_tokens={self._config.max_tokens} of the scorer "
+            f"{self._config.name!r}; raise it, or set overlong=truncate"
+        )

@@ -27,10 +27,10 @@ class RewardModelScorer:
         self._model = RewardModel(config)
         self._prompt_format = prompt_format
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
-        """One score a trajectory, in order."""
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Score | Unscored]:
+        """One score a trajectory, in order, or why there is none."""
         values = self._model.score_texts([self._text(trajectory) for trajectory in trajectories])
-        return [Score(value=value) for value in values]
+        return [value if isinstance(value, Unscored) else Score(value=value) for value in values]
 
     def progress(self) -> int:
         """Batches scored."""

@@ -16,10 +16,6 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-import psutil
-
-THREADS_OF_OTHERS = 8192  # that the same user may start elsewhere while this process lives
-
 Handler = Callable[[Any], Iterable[Any]]
 
 
@@ -40,21 +36,9 @@ def main(file_descriptor: int) -> None:
         _answer(connection, handler, requests.get())
 
 
-def _limit(*, max_memory_bytes: int | None, max_file_bytes: int | None, max_processes: int | None) -> None:
-    """Of this process and those that it starts, before any code of others runs in it.
-
-    The kernel counts threads of the whole user, whose engines start more of them later. So its limit only stops a flood, between
-    two looks of the parent, which counts what this process started.
-    """
-    if max_processes is not None:
-        own = [each for each in psutil.process_iter(["uids", "num_threads"]) if each.info["uids"].real == os.getuid()]
-        max_processes += sum(each.info["num_threads"] for each in own) + THREADS_OF_OTHERS
-    limits = (
-        (resource.RLIMIT_AS, max_memory_bytes),
-        (resource.RLIMIT_FSIZE, max_file_bytes),
-        (resource.RLIMIT_NPROC, max_processes),
-    )
-    for kind, value in limits:
+def _limit(*, max_memory_bytes: int | None, max_file_bytes: int | None) -> None:
+    """Of this process and those that it starts, before any code of others runs in it."""
+    for kind, value in ((resource.RLIMIT_AS, max_memory_bytes), (resource.RLIMIT_FSIZE, max_file_bytes)):
         if value is not None:
             resource.setrlimit(kind, (value, value))
 

@@ -3,7 +3,6 @@
 Requests go out pickled, as to any process of ours. Replies come back as JSON: nothing that a child sends can run here.
 """
 
-import ctypes
 import json
 import os
 import shutil
@@ -15,20 +14,20 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
 
+from actors.user_code.separate_user import hide_from_own_user, separate_user
 from cluster.errors import RaywardError
 
 SAFE_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
 START_TIMEOUT_S = 120.0  # the interpreter and what the handler imports
 EXIT_TIMEOUT_S = 5.0  # of a process that was killed or has hung up; the kernel may be busy with its memory
-LOOK_S = 0.5  # between two looks at how many processes and threads a child has
-PR_SET_DUMPABLE = 4  # linux/prctl.h
+CHECK_SIZE_S = 0.25  # how often a child's processes are counted while it works
 CHILD_STDERR = 2  # what a child prints goes to our stderr; our stdout may be read by a program
 
 
@@ -52,17 +51,21 @@ class ChildLostError(ChildError):
     """The process ended by itself."""
 
 
+class _TooManyError(Exception):
+    """The child and what it started have more processes and threads than they may."""
+
+
 class ChildFailedError(ChildError):
     """The handler raised; the process lives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildLimits:
-    """What a child may take. Produced by whoever starts one, consumed by `child_main`; None is no limit."""
+    """What a child may take. Produced by whoever starts one, consumed by `ChildProcess` and `child_main`; None is no limit."""
 
     max_memory_bytes: int | None = None  # of address space
     max_file_bytes: int | None = None  # of any file that it writes
-    max_processes: int | None = None  # that it starts, threads among them; looked at every LOOK_S while a call runs
+    max_processes: int | None = None  # its own and those that it started, each thread counted; more, and all are killed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +75,6 @@ class _Running:
     folder: str  # its working folder, empty at the start
 
 
-class _TooManyError(Exception):
-    """A child has started more than it may."""
-
-
 class ChildProcess:
     """Runs a handler in a process that starts with the first call, and again with the call after its end.
 
@@ -83,7 +82,7 @@ class ChildProcess:
     and returns an iterable of JSON values. Calls from several threads wait for each other.
 
     The child sees of our environment what Python needs, and the variables named in `environment`: no secrets by accident.
-    It works in an empty folder of its own.
+    It works in an empty folder of its own. With `separate`, it is a user of its own where we are root; see `separate_user`.
     """
 
     def __init__(
@@ -93,11 +92,14 @@ class ChildProcess:
         *,
         limits: ChildLimits = ChildLimits(),
         environment: Collection[str] = (),
+        separate: bool = True,
     ) -> None:
         self._builder = builder
         self._settings = dict(settings)
         self._limits = limits
         self._environment = {*SAFE_ENVIRONMENT, *environment}
+        self._separate = separate
+        self._checked_s = 0.0  # when its processes were last counted
         self._lock = threading.Lock()
         self._running: _Running | None = None
         self.num_replies = 0  # of all processes so far; may be read while a call runs
@@ -121,7 +123,7 @@ class ChildProcess:
         if self._running is None:
             self._running = self._started()
             try:
-                self._exchange(self._running, (self._builder, self._settings, asdict(self._limits)), START_TIMEOUT_S)
+                self._exchange(self._running, (self._builder, self._settings, self._kernel_limits()), START_TIMEOUT_S)
             except ChildError as error:
                 self._kill()
                 raise ChildStartError(f"could not start: {error}") from error
@@ -131,17 +133,17 @@ class ChildProcess:
         results: list[Any] = []
         try:
             child.connection.send(request)
-            while "end" not in (reply := self._reply(child, timeout_s, self._limits.max_processes)):
+            while "end" not in (reply := self._reply(child, timeout_s)):
                 results.append(reply["result"])
                 self.num_replies += 1
         except TimeoutError as error:
             self._kill()
             raise ChildTimeoutError(f"no reply within {timeout_s:g} s", results) from error
-        except (EOFError, OSError) as error:
-            raise ChildLostError(f"its process {self._how_it_ended(child)}", results) from error
         except _TooManyError as error:
             self._kill()
-            raise ChildLostError(f"its process {error}", results) from error
+            raise ChildLostError(f"its process {error}, and was killed", results) from error
+        except (EOFError, OSError) as error:
+            raise ChildLostError(f"its process {self._how_it_ended(child)}", results) from error
         except BaseException:
             self._kill()  # it may still reply, and the next call would take that for its own
             raise
@@ -150,9 +152,11 @@ class ChildProcess:
         return results
 
     def _started(self) -> _Running:
-        _hide_own_environment()
         ours, theirs = Pipe()
         folder = tempfile.mkdtemp(prefix="rayward-child-")
+        user = self._user()
+        if user is not None:
+            os.chown(folder, user, user)
         environment = {name: value for name, value in os.environ.items() if name in self._environment}
         with theirs:
             process = subprocess.Popen(
@@ -166,19 +170,42 @@ class ChildProcess:
                     "HOME": folder,
                     "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path),
                 },
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
                 start_new_session=True,  # a group of its own: killed with all that it started, spared by Ctrl-C
             )
         return _Running(process=process, connection=ours, folder=folder)
 
-    @staticmethod
-    def _reply(child: _Running, timeout_s: float, max_processes: int | None) -> dict[str, Any]:
-        ends_s = time.monotonic() + timeout_s
-        while not child.connection.poll(max(0.0, min(LOOK_S, ends_s - time.monotonic()))):
-            if time.monotonic() >= ends_s:
+    def _user(self) -> int | None:
+        """The user to run as; None is ours, which then hides what it can."""
+        user = separate_user() if self._separate else None
+        if user is None and os.geteuid() != 0:
+            hide_from_own_user()
+        return user
+
+    def _kernel_limits(self) -> dict[str, int | None]:
+        return {"max_memory_bytes": self._limits.max_memory_bytes, "max_file_bytes": self._limits.max_file_bytes}
+
+    def _reply(self, child: _Running, timeout_s: float) -> dict[str, Any]:
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            self._check_size(child)
+            left_s = deadline_s - time.monotonic()
+            if child.connection.poll(max(0.0, min(left_s, CHECK_SIZE_S))):
+                return json.loads(child.connection.recv_bytes())
+            if left_s <= CHECK_SIZE_S:
                 raise TimeoutError
-            if max_processes is not None and _num_started(child.process.pid) > max_processes:
-                raise _TooManyError(f"started more than {max_processes} processes and threads, and was ended")
-        return json.loads(child.connection.recv_bytes())
+
+    def _check_size(self, child: _Running) -> None:
+        """The kernel's own limit counts everything that the user runs, such as threads of engines, so it cannot be used."""
+        limit = self._limits.max_processes
+        if limit is None or time.monotonic() < self._checked_s + CHECK_SIZE_S:
+            return
+        count = _session_size(child.process.pid)
+        self._checked_s = time.monotonic()
+        if count > limit:
+            raise _TooManyError(f"had {count} processes and threads, more than max_processes={limit}")
 
     def _how_it_ended(self, child: _Running) -> str:
         try:
@@ -201,23 +228,11 @@ class ChildProcess:
         shutil.rmtree(child.folder, ignore_errors=True)
 
 
-def _hide_own_environment() -> None:
-    """Take /proc/PID/environ of this process, with its keys and tokens, from other processes of the same user.
-
-    Root reads it all the same. The price: a debugger of the same user, and py-spy, cannot look into this process either.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def _num_started(pid: int) -> int:
-    """Processes and threads of a child, but for the one that it began with."""
-    try:
-        child = psutil.Process(pid)
-        family = [child, *child.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
-    num_threads = 0
-    for process in family:
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            num_threads += process.num_threads()
-    return num_threads - 1
+def _session_size(session: int) -> int:
+    """Threads of all processes in a session."""
+    count = 0
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):  # ended meanwhile
+            if os.getsid(pid) == session:
+                count += psutil.Process(pid).num_threads()
+    return count

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from cluster.types import PublishedWeights
 
@@ -38,8 +39,9 @@ class WeightPublisher:
 
 
 def generator_weights(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every parameter once, under its Hugging Face name, as a generator wants it."""
-    return {name: tensor.detach().to(device="cpu", dtype=dtype).contiguous() for name, tensor in untied_tensors(policy).items()}
+    """Every parameter once, under the name that a checkpoint gives it: in memory, transformers fuses the experts of a layer."""
+    in_memory = {name: tensor.detach().to(device="cpu", dtype=dtype) for name, tensor in untied_tensors(policy).items()}
+    return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(policy, in_memory).items()}
 
 
 def untied_tensors(policy: PreTrainedModel) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Reward functions of a user, in real processes: sync, async, batched, and each way to go wrong."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -205,6 +206,18 @@ def test_what_a_function_started_ends_with_it(scorer: Scorers, judged: Callable[
     # A signal is sent, not awaited: those that are still listed have it before them. None would end by itself in that time.
     _, left = psutil.wait_procs(started, timeout=15)
     assert not [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_settings_say_whose_processes_a_function_has(scorer: Scorers) -> None:
+    assert [scorer("words", **settings)._child._separate for settings in ({}, {"separate_user": False})] == [True, False]
+
+
+def test_a_function_that_starts_too_many_processes_is_killed_with_them(
+    scorer: Scorers, judged: Callable[..., Trajectory]
+) -> None:
+    (bomb,) = scorer("greedy", timeout_s=50.0, max_processes=8).score([judged("processes")])
+    assert isinstance(bomb, Unscored)
+    assert re.search(r"its process had \d+ processes and threads, more than max_processes=8, and was killed", bomb.problem)
 
 
 def cmdline_of(process: psutil.Process) -> list[str]:

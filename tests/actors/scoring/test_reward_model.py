@@ -12,6 +12,7 @@ from actors.scoring.reward_model import RewardModel
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError
+from cluster.types import Unscored
 
 TEXTS = ("a splendid film", "dull", "not bad at all, and rather long as texts in this test go", "dull too", "")
 
@@ -62,6 +63,24 @@ def test_texts_are_cut_before_the_end_of_sequence_token() -> None:
     full, cut = (encode_texts(tokenizer, ["abcdef"], max_tokens=size)[0] for size in (7, 4))
     assert full[-1] == cut[-1] == tokenizer.eos_token_id
     assert cut[:-1] == full[:3]
+
+
+def test_a_text_that_is_too_long_has_no_score_and_the_others_have_theirs(folder: Path) -> None:
+    texts = ["x" * 15, "x" * 16, "dull"]
+    first, too_long, last = _reward_model(folder, max_tokens=16, name="judge").score_texts(texts)
+    assert too_long == Unscored(
+        problem="the text has 17 tokens, more than max_tokens=16 of the scorer 'judge'; raise it, or set overlong=truncate"
+    )
+    whole = _reward_model(folder).score_texts(texts)
+    assert [first, last] == pytest.approx([whole[0], whole[2]], abs=1e-5)
+
+
+def test_a_text_is_cut_where_the_settings_say_so_and_the_log_counts_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cut = _reward_model(folder, max_tokens=16, overlong="truncate").score_texts(["x" * 15 + "!", "dull"])
+    assert cut == pytest.approx(_reward_model(folder).score_texts(["x" * 15, "dull"]), abs=1e-5)
+    assert caplog.messages == [
+        "the reward model reads 1 of 2 texts only up to max_tokens=16; raise it to have them read to their ends"
+    ]
 
 
 def test_the_offset_in_the_folder_is_subtracted(folder: Path, tmp_path: Path) -> None:
