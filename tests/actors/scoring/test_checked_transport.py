@@ -139,5 +139,10 @@ def test_settings_say_what_may_be_asked(
 )
 def test_an_address_in_any_spelling_is_refused_even_as_an_allowed_host(judged: Callable[..., Trajectory], url: str) -> None:
     hosts = ["169.254.169.254", "2852039166", "0xa9fea9fe", "[::ffff:a9fe:a9fe]"]
+    network = Network()
+    scorer = HttpScorer(
+        HttpScorerConfig.model_validate({"url": url, "allowed_hosts": hosts}), transport=CheckedTransport([], transport=network)
+    )
     with pytest.raises(ConfigError, match="not a public address"):
-        HttpScorer(HttpScorerConfig.model_validate({"url": url, "allowed_hosts": hosts})).score([judged("x")])
+        scorer.score([judged("x")])
+    assert network.requests == []
