@@ -45,6 +45,11 @@ class RolloutPool:
         )
         self._max_num_sequences = max_num_sequences
         self._published: PublishedWeights | None = None
+        self._send_again: Callable[[Any], PublishedWeights] | None = None
+
+    def feed_new_ones(self, send_again: Callable[[Any], PublishedWeights]) -> None:
+        """Weights go over devices, where a replacement finds none: `send_again(generator)` sends it those of the learner."""
+        self._send_again = send_again
 
     @property
     def actors(self) -> Mapping[str, Any]:
@@ -88,6 +93,8 @@ class RolloutPool:
         yield generator.ready.remote()
         held = None
         while self._published is not None and held != _held(self._published):
+            if self._send_again is not None:
+                self._published = self._send_again(generator)
             yield generator.load_weights.remote(self._published)
             held = yield generator.held_weights.remote()
 
