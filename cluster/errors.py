@@ -33,6 +33,10 @@ class WeightMismatchError(RaywardError):
     """A generator does not hold the weights that the learner published."""
 
 
+class StaleLinkError(RaywardError):
+    """Weights came over a link that a newer one has replaced."""
+
+
 class ActorLostError(RaywardError):
     """An actor lives, but what it works with has died, for example its engine; it must be replaced."""
 

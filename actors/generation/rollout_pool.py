@@ -48,6 +48,11 @@ class RolloutPool:
         self._max_num_sequences = max_num_sequences
         self._publish_deadline_s = None if supervision is None else supervision.publish_deadline_s
         self._published: PublishedWeights | None = None
+        self._send_again: Callable[[Any], PublishedWeights] | None = None
+
+    def feed_new_ones(self, send_again: Callable[[Any], PublishedWeights]) -> None:
+        """Weights go over devices, where a replacement finds none: `send_again(generator)` sends it those of the learner."""
+        self._send_again = send_again
 
     @property
     def actors(self) -> Mapping[str, Any]:
@@ -106,7 +111,10 @@ class RolloutPool:
         """
         yield generator.ready.remote()
         held = None
-        while (weights := self._published) is not None and held != _held(weights):
+        while self._published is not None and held != _held(self._published):
+            if self._send_again is not None:
+                self._published = self._send_again(generator)
+            weights = self._published
             try:
                 yield generator.load_weights.remote(weights)
             except WeightMismatchError:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 GIB_BYTES = 1 << 30
 MIN_BATCHED_TOKENS = 2048  # of one CPU prefill step
 PLUGIN_GROUP, SHM_PLUGIN = "vllm.general_plugins", "rayward_shm"
+ENGINE_BACKENDS = {"shm": "shm", "nccl": "rayward_nccl", "ipc": "rayward_ipc"}  # vLLM's names, which the plugin registers
 END_GRACE_S = 0.2  # for an idle engine to leave by itself, which takes it seconds and saves nothing
 INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
 TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
@@ -190,7 +191,7 @@ def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter"
     from vllm.plugins import load_plugins_by_group
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    if config.weight_transfer == "shm" and SHM_PLUGIN not in load_plugins_by_group(PLUGIN_GROUP):
+    if SHM_PLUGIN not in load_plugins_by_group(PLUGIN_GROUP):
         raise ConfigError(
             f"vLLM does not find the plugin {SHM_PLUGIN!r}; install this package (pip install -e .), and name the plugin in "
             "VLLM_PLUGINS if that variable is set"
@@ -204,7 +205,7 @@ def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter"
         distributed_executor_backend=_executor(config),
         enforce_eager=config.enforce_eager,
         logprobs_mode="processed_logprobs",
-        weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
+        weight_transfer_config=WeightTransferConfig(backend=ENGINE_BACKENDS[config.weight_transfer]),
         disable_log_stats=True,
         **_device_arguments(config),
     )

@@ -1,5 +1,7 @@
 """The `shm` weight-transfer backend of vLLM: new weights come as one safetensors file in shared memory of the host.
 
+`register` also names the backends of `device_receiving`, which is imported only where an engine uses one.
+
 vLLM loads this module in its engine and worker processes, through the entry point `rayward_shm` of the group
 `vllm.general_plugins`; nothing else imports it, for it needs vLLM at import.
 """
@@ -16,12 +18,15 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 SHM_BACKEND = "shm"
+RECEIVERS = {"rayward_nccl": "NCCLReceiver", "rayward_ipc": "IPCReceiver"}  # by vLLM's name of the backend
 
 
 @functools.cache  # vLLM may load a plugin twice, and refuses a second registration
 def register() -> None:
-    """Make `WeightTransferConfig(backend="shm")` known to vLLM."""
+    """Make our backends known to vLLM."""
     WeightTransferEngineFactory.register_engine(SHM_BACKEND, SharedMemoryWeightTransferEngine)
+    for backend, receiver in RECEIVERS.items():
+        WeightTransferEngineFactory.register_engine(backend, "actors.generation.device_receiving", receiver)
 
 
 @dataclass

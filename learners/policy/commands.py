@@ -42,6 +42,11 @@ def connect(worker: Worker, link: GeneratorLink) -> None:
     _learner(worker).connect(link)
 
 
+def link_epoch(worker: Worker) -> int:
+    """Of the link that this rank has joined; 0 where there is none, as after a restart."""
+    return _learner(worker).link_epoch
+
+
 def send_weights(worker: Worker) -> PublishedWeights:
     """Send weights over the link."""
     return _learner(worker).send_weights()

@@ -4,17 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from actors.config import DType
+from cluster.errors import LearnerRestartedError
 from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResult
 from learners.policy import commands
 from learners.policy.start import StartingPoint
 from learners.ranks.handle import RanksHandle, RanksPlan
 from learners.ranks.mailbox import Call, CheckpointPlan
 from learners.settings.policy import PolicyLearnerConfig
-from learners.weights.link import GeneratorLink
+from learners.weights.link import GeneratorLink, LinkPlan
+
+LINK_CALLS = (commands.link_epoch, commands.connect, commands.send_weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,11 @@ class PolicyLearnerHandle(RanksHandle):
         self._publish = Call(
             function=commands.publish, arguments=(folders.weights.absolute(), folders.weights_dtype), on_rank_0=True
         )
+        self._published: PublishedWeights | None = None
+        self._plan_of_links: LinkPlan | None = None
+        self._link: GeneratorLink | None = None
+        self._num_links = 0
+        self._restart: LearnerRestartedError | None = None  # met by `send_again`, and not told yet
 
     def submit(self, batch: ScoredBatch) -> UpdateResult:
         """Train on one batch."""
@@ -63,14 +72,60 @@ class PolicyLearnerHandle(RanksHandle):
         kls: tuple[float, ...] = self.call(Call(function=commands.start_kl, arguments=(ray.put(list(trajectories)),)))
         return kls
 
-    def connect(self, link: GeneratorLink) -> None:
-        """From here on, `publish` sends weights over devices instead of writing them. The generators must be ready."""
-        self.call(Call(function=commands.connect, arguments=(link,)))
-        self._publish = Call(function=commands.send_weights)
+    def connect(self, plan: LinkPlan) -> None:
+        """From here on, `publish` sends weights over devices instead of writing them."""
+        self._plan_of_links = plan
 
     def publish(self) -> PublishedWeights:
         """Write the current weights where generators find them, or send them there."""
-        weights: PublishedWeights = self.call(self._publish)
+        self._tell_of_restart()
+        plan = self._plan_of_links
+        self._published = self.call(self._publish) if plan is None else self._send(plan, plan.generators())
+        return self._published
+
+    def send_again(self, generator: Any) -> PublishedWeights:
+        """Send a new generator what the others hold; the next publication makes a link to all of them.
+
+        Where the ranks were lost, the generator gets what they went back to, and the next call says so. Raising it here would
+        reach the pool of generators, which can do nothing about it.
+        """
+        plan, published = self._plan_of_links, self._published
+        assert plan is not None, "only generators that are fed over devices ask for this"
+        assert published is not None, "a generator that comes before the first publication needs nothing"
+        while True:
+            try:
+                weights = self._send(plan, (generator,))
+            except LearnerRestartedError as error:
+                self._restart = error
+                continue  # lost again; the group says when it gives up
+            if weights != published and self._restart is None:
+                self._restart = LearnerRestartedError(
+                    f"the learner's ranks hold version {weights.policy_version}, not {published.policy_version}, which was"
+                    " published: they were lost and have started again from the newest checkpoint"
+                )
+            return weights
+
+    def call(self, call: Call | None) -> Any:
+        """As in `RanksHandle`; raises the `LearnerRestartedError` that `send_again` met, too."""
+        if call is not None and call.function not in LINK_CALLS:
+            self._tell_of_restart()
+        return super().call(call)
+
+    def _tell_of_restart(self) -> None:
+        restart, self._restart = self._restart, None
+        if restart is not None:
+            raise restart
+
+    def _send(self, plan: LinkPlan, generators: tuple[Any, ...]) -> PublishedWeights:
+        """Over the link that there is, or over a new one where a rank or a generator has changed."""
+        link = self._link
+        if link is None or link.generators != generators or self.call(Call(function=commands.link_epoch)) != link.epoch:
+            self._num_links += 1
+            link = plan.link(self._num_links, generators)
+            self._link = None
+            self.call(Call(function=commands.connect, arguments=(link,)))
+            self._link = link
+        weights: PublishedWeights = self.call(Call(function=commands.send_weights))
         return weights
 
     def export(self, directory: Path) -> None:

@@ -177,10 +177,17 @@ class PolicyLearner:
         tensors = generator_weights(self._network.policy, TORCH_DTYPES[dtype])
         return self._publisher.publish(tensors, directory, policy_version=self.policy_version)
 
+    @property
+    def link_epoch(self) -> int:
+        """Of the link that was joined last; 0 before the first."""
+        return 0 if self._sender is None else self._sender.epoch
+
     def connect(self, link: GeneratorLink) -> None:
         """Join the generators' end of a link over devices; call it on every rank."""
         from learners.weights.device import WeightSender
 
+        if self._sender is not None:
+            self._sender.close()
         self._sender = WeightSender(self._network.policy, link, dtype=TORCH_DTYPES[link.dtype], rank=self._rank)
 
     def send_weights(self) -> PublishedWeights:

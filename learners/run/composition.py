@@ -21,7 +21,7 @@ from learners.policy.start import StartingPoint
 from learners.ranks.mailbox import CheckpointPlan
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig
-from learners.weights.link import GeneratorLink
+from learners.weights.link import LinkPlan
 
 POLICY_CHECKPOINTS = "checkpoints"
 GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
@@ -46,13 +46,14 @@ class Roles:
         num_steps_done = self.learner.wait_until_ready()
         if config.weight_transfer != "shm":
             self.learner.connect(
-                GeneratorLink(
+                LinkPlan(
                     backend=config.weight_transfer,
-                    generators=tuple(self.rollouts.actors.values()),
+                    generators=lambda: tuple(self.rollouts.actors.values()),
                     workers_per_generator=config.tensor_parallel_size,
                     dtype=config.dtype,
                 )
             )
+            self.rollouts.feed_new_ones(self.learner.send_again)
         if num_steps_done:  # the generators hold the start's weights, the learner those of its checkpoint
             self.rollouts.publish(self.learner.publish())
 
@@ -108,8 +109,7 @@ def _start_generators(model_path: str, config: PolicyRunConfig, *, note: Callabl
         lambda name: actor.remote(model_path, generator),
         num_replicas=generator.num_replicas,
         max_num_sequences=generator.max_num_sequences,
-        # A replacement cannot join a link over devices: there, a lost generator ends the run, to be resumed.
-        supervision=config.supervision if generator.weight_transfer == "shm" else None,
+        supervision=config.supervision,
         note=note,
     )
 

@@ -1,5 +1,6 @@
 """How weights reach generators over devices. Imports no torch: the driver makes the record, the ranks use it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,9 +9,30 @@ from actors.config import DType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorLink:
-    """Produced by `learners.run.composition`, consumed by `WeightSender`."""
+    """Produced by `PolicyLearnerHandle`, consumed by `WeightSender`."""
 
+    epoch: int  # 1, 2, ...: a link is made anew whenever a rank or a generator was lost; generators refuse older ones
     backend: Literal["nccl", "ipc"]
     generators: tuple[Any, ...]  # handles of Ray actors of a `DeviceFedGenerator`
     workers_per_generator: int  # devices of one engine
     dtype: DType  # what generators compute in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkPlan:
+    """Produced by `learners.run.composition`, consumed by `PolicyLearnerHandle`, which makes links of it."""
+
+    backend: Literal["nccl", "ipc"]
+    generators: Callable[[], tuple[Any, ...]]  # those that take work now
+    workers_per_generator: int
+    dtype: DType
+
+    def link(self, epoch: int, generators: tuple[Any, ...]) -> GeneratorLink:
+        """A link to these generators."""
+        return GeneratorLink(
+            epoch=epoch,
+            backend=self.backend,
+            generators=generators,
+            workers_per_generator=self.workers_per_generator,
+            dtype=self.dtype,
+        )

@@ -1,15 +1,22 @@
-"""The generators' end of the device backends, on an engine that records what it is told."""
+"""The generators' end of the device backends, on an engine that records what it is told. No GPU was available."""
 
 import asyncio
 from typing import Any
 
 import pytest
+import torch
+from torch.storage import TypedStorage
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from actors.config import GeneratorConfig
+from actors.device_wire import plain_handle, rebuild_arguments
 from actors.generation import vllm_generator
 from actors.generation.device_generator import DeviceFedGenerator
+from actors.generation.device_receiving import IPCReceiver, NCCLReceiver
 from actors.generation.generator import HeldWeights
-from cluster.errors import RaywardError, WeightMismatchError
+from actors.generation.weight_loading import register
+from cluster.errors import ActorLostError, RaywardError, StaleLinkError, WeightMismatchError
 from cluster.types import PublishedWeights
 
 CONFIG = GeneratorConfig(num_gpus=0.5, weight_transfer="ipc")
@@ -27,6 +34,9 @@ class RecordingEngine:
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         self.calls.append(("init", request.init_info))
+
+    async def shutdown_weight_transfer_engine(self) -> None:
+        self.calls.append("leave")
 
     async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
         self.calls.append(("pause", mode, clear_cache))
@@ -78,16 +88,16 @@ def generator(engine: RecordingEngine) -> DeviceFedGenerator:
 
 
 async def _update(generator: DeviceFedGenerator, weights: PublishedWeights) -> None:
-    await generator.start_weight_update()
-    await generator.update_weights({"names": ["a"]})
-    await generator.update_weights({"names": ["b"]})
-    await generator.finish_weight_update(weights)
+    await generator.init_weight_transfer_engine(1, {"packed": False})
+    await generator.start_weight_update(1)
+    await generator.update_weights(1, {"names": ["a"]})
+    await generator.update_weights(1, {"names": ["b"]})
+    await generator.finish_weight_update(1, weights)
 
 
 def test_an_update_pauses_clears_the_cache_and_ends_with_its_version(
     generator: DeviceFedGenerator, engine: RecordingEngine
 ) -> None:
-    asyncio.run(generator.init_weight_transfer_engine({"packed": False}))
     asyncio.run(_update(generator, WEIGHTS))
     assert engine.calls == [
         ("init", {"packed": False}),
@@ -113,7 +123,7 @@ def test_loading_confirms_what_arrived(generator: DeviceFedGenerator) -> None:
 )
 def test_loading_refuses_what_did_not_arrive(generator: DeviceFedGenerator, published: PublishedWeights) -> None:
     asyncio.run(_update(generator, WEIGHTS))
-    with pytest.raises(WeightMismatchError, match="came over the device"):
+    with pytest.raises(ActorLostError, match="came over the device"):
         asyncio.run(generator.load_weights(published))
 
 
@@ -133,8 +143,61 @@ def test_the_policys_tensors_must_be_the_models(generator: DeviceFedGenerator, e
     assert engine.calls == []
 
 
+def test_a_new_link_leaves_the_one_before(generator: DeviceFedGenerator, engine: RecordingEngine) -> None:
+    asyncio.run(_update(generator, WEIGHTS))
+    asyncio.run(generator.init_weight_transfer_engine(2, {"packed": True}))
+    assert engine.calls[-2:] == ["leave", ("init", {"packed": True})]
+    assert asyncio.run(generator.held_weights()) == HeldWeights(policy_version=2, checksum="c2")
+
+
+def test_calls_of_an_older_link_are_refused_before_the_engine_is_touched(
+    generator: DeviceFedGenerator, engine: RecordingEngine
+) -> None:
+    asyncio.run(generator.init_weight_transfer_engine(2, {}))
+    calls = list(engine.calls)
+    for call in (
+        generator.init_weight_transfer_engine(1, {}),
+        generator.start_weight_update(1),
+        generator.update_weights(1, {}),
+        generator.finish_weight_update(1, WEIGHTS),
+    ):
+        with pytest.raises(StaleLinkError, match="link 1 to the learner"):
+            asyncio.run(call)
+    assert engine.calls == calls
+
+
+def test_a_new_link_in_the_midst_of_an_update_stops_the_engine(generator: DeviceFedGenerator, engine: RecordingEngine) -> None:
+    asyncio.run(generator.init_weight_transfer_engine(1, {}))
+    asyncio.run(generator.start_weight_update(1))
+    with pytest.raises(ActorLostError, match="in the midst of an update"):
+        asyncio.run(generator.init_weight_transfer_engine(2, {}))
+    assert engine.calls[-1] == "shutdown"
+
+
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize(("backend", "allowed"), [("ipc", True), ("nccl", False)])
-def test_only_ipc_lets_vllm_pickle_between_its_processes(backend: str, allowed: bool) -> None:
+@pytest.mark.parametrize("backend", ["ipc", "nccl"])
+def test_vllm_pickles_nothing_between_its_processes(backend: str) -> None:
     DeviceFedGenerator("folder", CONFIG.model_copy(update={"weight_transfer": backend}))
-    assert ("VLLM_ALLOW_INSECURE_SERIALIZATION" in vllm_generator.os.environ) is allowed
+    assert "VLLM_ALLOW_INSECURE_SERIALIZATION" not in vllm_generator.os.environ
+
+
+def test_the_plugin_names_the_receivers_to_vllm() -> None:
+    register()
+    for backend, receiver in (("nccl", NCCLReceiver), ("ipc", IPCReceiver)):
+        assert WeightTransferEngineFactory._registry[vllm_generator.ENGINE_BACKENDS[backend]]() is receiver
+
+
+def test_handles_of_device_memory_pass_vllms_encoder_only_in_their_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_ALLOW_INSECURE_SERIALIZATION", raising=False)
+    tensor = torch.ones(2, 3, dtype=torch.bfloat16)
+    storage = (0, b"handle", 12, 0, False, b"counter", 0, b"event", True)
+    handle = (torch.Tensor, tensor.size(), tensor.stride(), 0, TypedStorage, tensor.dtype, *storage)
+    with pytest.raises(TypeError, match="not serializable"):
+        MsgpackEncoder().encode(handle)
+    passed_on = MsgpackDecoder().decode(MsgpackEncoder().encode(plain_handle(handle)))
+    assert rebuild_arguments(passed_on) == handle
+
+
+def test_a_handle_that_torch_makes_differently_is_refused() -> None:
+    with pytest.raises(TypeError, match="check torch's version"):
+        plain_handle((torch.nn.Parameter,) * 15)

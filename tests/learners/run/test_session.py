@@ -9,7 +9,7 @@ from learners.run import plan
 from learners.run.session import named_variables
 from learners.settings.run import PolicyRunConfig, load_run_config
 
-CONFIG = Path(plan.__file__).parents[2] / "configs" / "train" / "ppo_tiny.yaml"
+CONFIG = Path(plan.__file__).parents[2] / "configs" / "train" / "tiny.yaml"
 
 
 def test_variables_that_scorers_name_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
-"""The learner's end of the device backends: vLLM's own trainer engines, with generators and devices that record."""
+"""Weights over devices, from the learner's ranks to the engines: vLLM's own engines at both ends, devices that are not there.
+
+No GPU was available: what `fake_transport` stands for has never run.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ import ray
 import torch
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
-from vllm.distributed.weight_transfer import VLLMWeightSyncClient, ipc_engine, nccl_engine
+from vllm.distributed.weight_transfer import VLLMWeightSyncClient
 
-from cluster.errors import ConfigError
+from actors.device_wire import bit_checksum
+from actors.generation.generator import HeldWeights
+from actors.sources.tensor_shapes import folder_tensor_shapes
+from cluster.errors import ConfigError, WeightMismatchError
 from cluster.types import PublishedWeights
 from learners.policy import commands
 from learners.policy.learner import PolicyLearner
@@ -25,75 +29,16 @@ from learners.ranks.loop import Worker, execute
 from learners.ranks.mailbox import Call, CheckpointPlan
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.run import load_run_config
-from learners.weights.device import GeneratorClient, PolicySource, RankedGeneratorClient, WeightSender, bit_checksum
-from learners.weights.file import generator_weights
+from learners.weights.device import GeneratorClient, PolicySource, RankedGeneratorClient, WeightSender
+from learners.weights.file import generator_weights, untied_tensors
 from learners.weights.link import GeneratorLink
+from tests.learners.weights.fake_transport import FakeHandle, Transport
 
 ROOT = Path(__file__).resolve().parents[3]
-Recorded = tuple[str, tuple[Any, ...]]
-WEIGHTS = PublishedWeights(policy_version=3, path="", checksum="c")
 
 
-class RecordingMethod:
-    def __init__(self, name: str, calls: list[Recorded]) -> None:
-        self._name, self._calls = name, calls
-
-    def remote(self, *arguments: Any) -> None:
-        self._calls.append((self._name, arguments))
-
-
-class RecordingGenerator:
-    """Looks like the handle of an actor of `DeviceFedGenerator`."""
-
-    def __init__(self) -> None:
-        self.calls: list[Recorded] = []
-        for name in (
-            "check_tensors",
-            "init_weight_transfer_engine",
-            "start_weight_update",
-            "update_weights",
-            "finish_weight_update",
-        ):
-            setattr(self, name, RecordingMethod(name, self.calls))
-
-
-class RecordingGroup:
-    """Stands for the process group of the nccl backend."""
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What vLLM's trainer engines did to devices that are not there."""
-
-    groups: list[Any]  # init infos of process groups joined
-    broadcast: list[tuple[str, torch.Tensor]]
-    shared: list[torch.Tensor]
-
-
-@pytest.fixture
-def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
-    """vLLM's own engines run, above the calls that touch a device. A reference is its own result."""
-    devices = Devices([], [], [])
-
-    def join(init_info: Any) -> RecordingGroup:
-        devices.groups.append(init_info)
-        return RecordingGroup()
-
-    def broadcast(*, iterator: Iterable[tuple[str, torch.Tensor]], **_: Any) -> None:
-        devices.broadcast.extend(iterator)
-
-    def share(tensor: torch.Tensor) -> tuple[None, tuple[int, ...]]:
-        devices.shared.append(tensor)
-        return None, tuple(tensor.shape)
-
-    monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", join)
-    monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_producer", broadcast)
-    monkeypatch.setattr(ipc_engine, "reduce_tensor", share)
-    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="GPU-0"))
-    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
-    monkeypatch.setattr(ray, "get", lambda references: references)
-    return devices
+Transports = Callable[[str], Transport]
+backends = pytest.mark.parametrize("backend", ["nccl", "ipc"])
 
 
 @pytest.fixture
@@ -111,8 +56,26 @@ def policy() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def link(backend: Any, generators: list[RecordingGenerator], *, workers: int = 1) -> GeneratorLink:
-    return GeneratorLink(backend=backend, generators=tuple(generators), workers_per_generator=workers, dtype="bfloat16")
+@pytest.fixture
+def transports(policy: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> Transports:
+    def transport(backend: str) -> Transport:
+        shapes = {name: tuple(tensor.shape) for name, tensor in untied_tensors(policy).items()}
+        transport = Transport(backend, shapes)
+        transport.install(monkeypatch)
+        return transport
+
+    return transport
+
+
+def link(backend: Any, generators: Sequence[Any], *, workers: int = 1, epoch: int = 1) -> GeneratorLink:
+    return GeneratorLink(
+        epoch=epoch, backend=backend, generators=tuple(generators), workers_per_generator=workers, dtype="bfloat16"
+    )
+
+
+def held(generator: FakeHandle) -> HeldWeights:
+    weights: HeldWeights = ray.get(generator.held_weights.remote())
+    return weights
 
 
 def test_a_source_yields_what_a_file_would_hold(policy: LlamaForCausalLM) -> None:
@@ -140,92 +103,119 @@ def test_a_source_follows_the_policy(policy: LlamaForCausalLM) -> None:
 
 
 def test_clients_fit_vllms_protocol() -> None:
-    assert isinstance(GeneratorClient(()), VLLMWeightSyncClient)
-    assert isinstance(RankedGeneratorClient((), workers_per_generator=1), VLLMWeightSyncClient)
+    assert isinstance(GeneratorClient(link("ipc", [])), VLLMWeightSyncClient)
+    assert isinstance(RankedGeneratorClient(link("nccl", [])), VLLMWeightSyncClient)
 
 
-@pytest.mark.usefixtures("devices")
-def test_a_client_calls_every_generator_and_finishes_with_the_announced_version() -> None:
-    generators = [RecordingGenerator(), RecordingGenerator()]
-    client = GeneratorClient(tuple(generators))
-    client.announce(WEIGHTS)
-    client.start_weight_update()
-    client.update_weights({"names": ["a"]})
-    client.finish_weight_update()
-    for generator in generators:
-        assert generator.calls == [
-            ("start_weight_update", ()),
-            ("update_weights", ({"names": ["a"]},)),
-            ("finish_weight_update", (WEIGHTS,)),
-        ]
-
-
-def test_nccl_counts_and_ranks_the_workers_of_every_replica(policy: LlamaForCausalLM, devices: Devices) -> None:
-    generators = [RecordingGenerator() for _ in range(3)]
-    WeightSender(policy, link("nccl", generators, workers=2), dtype=torch.bfloat16, rank=0)
-    infos = [generator.calls[-1][1][0] for generator in generators]
-    assert [info["rank_offset"] for info in infos] == [1, 3, 5]  # after the learner's rank 0, three pairs
-    [own] = devices.groups
-    assert {info["world_size"] for info in infos} | {own.world_size} == {7}
-    assert {(info["master_address"], info["master_port"]) for info in infos} == {(own.master_address, own.master_port)}
-
-
-@pytest.mark.usefixtures("devices")
-@pytest.mark.parametrize("backend", ["nccl", "ipc"])
-def test_tensors_are_compared_before_anything_connects(policy: LlamaForCausalLM, backend: str) -> None:
-    generator = RecordingGenerator()
-    WeightSender(policy, link(backend, [generator]), dtype=torch.bfloat16, rank=0)
-    assert [name for name, _ in generator.calls] == ["check_tensors", "init_weight_transfer_engine"]
-    shapes = generator.calls[0][1][0]
-    assert shapes["model.embed_tokens.weight"] == (8, 4)
-    assert "lm_head.weight" not in shapes
-
-
-@pytest.mark.parametrize("backend", ["nccl", "ipc"])
-def test_one_send_is_one_update_of_every_tensor_with_its_version(
-    policy: LlamaForCausalLM, devices: Devices, backend: str
+@backends
+def test_one_send_brings_every_tensor_with_its_version_to_every_generator(
+    policy: LlamaForCausalLM, transports: Transports, backend: str
 ) -> None:
-    generators = [RecordingGenerator(), RecordingGenerator()]
+    transport = transports(backend)
+    generators = [transport.start(), transport.start()]
     sender = WeightSender(policy, link(backend, generators), dtype=torch.bfloat16, rank=0)
-    for generator in generators:
-        generator.calls.clear()
     weights = sender.send(policy_version=5)
     expected = generator_weights(policy, torch.bfloat16)
     assert weights == PublishedWeights(policy_version=5, path="", checksum=bit_checksum(expected.items()))
     for generator in generators:
-        assert [name for name, _ in generator.calls] == ["start_weight_update", "update_weights", "finish_weight_update"]
-        update, finish = generator.calls[1][1][0], generator.calls[2][1]
-        assert update["names"] == list(expected)
-        assert set(update["dtype_names"]) == {"bfloat16"}
-        assert update["shapes"] == [list(tensor.shape) for tensor in expected.values()]
-        assert finish == (weights,)
-    for sent, tensor in zip(devices.shared or [tensor for _, tensor in devices.broadcast], expected.values(), strict=True):
-        assert_close(sent, tensor, atol=0, rtol=0)
+        assert generator.engine.calls == ["init", "pause wait", "start", "update", "finish", "resume"]
+        assert held(generator) == HeldWeights(policy_version=5, checksum=weights.checksum)
+        assert list(generator.engine.model.tensors) == list(expected)
+        for name, tensor in generator.engine.model.tensors.items():
+            assert_close(tensor, expected[name], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("backend", ["nccl", "ipc"])
-def test_other_ranks_neither_connect_nor_transmit(policy: LlamaForCausalLM, devices: Devices, backend: str) -> None:
-    generator = RecordingGenerator()
-    sender = WeightSender(policy, link(backend, [generator]), dtype=torch.bfloat16, rank=1)
+def test_nccl_counts_and_ranks_the_workers_of_every_replica(policy: LlamaForCausalLM, transports: Transports) -> None:
+    transport = transports("nccl")
+    generators = [transport.start() for _ in range(3)]
+    WeightSender(policy, link("nccl", generators, workers=2), dtype=torch.bfloat16, rank=0)
+    infos = [generator.engine.init_infos[0] for generator in generators]
+    assert [info["rank_offset"] for info in infos] == [1, 3, 5]  # after the learner's rank 0, three pairs
+    [own] = transport.groups
+    assert {info["world_size"] for info in infos} | {own.world_size} == {7}
+    assert {(info["master_address"], info["master_port"]) for info in infos} == {(own.master_address, own.master_port)}
+
+
+@backends
+def test_tensors_are_compared_before_anything_connects(policy: LlamaForCausalLM, transports: Transports, backend: str) -> None:
+    transport = transports(backend)
+    transport.shapes = {"model.embed_tokens.weight": (9, 4)}
+    generator = transport.start()
+    with pytest.raises(WeightMismatchError, match="does not hold this model's tensors"):
+        WeightSender(policy, link(backend, [generator]), dtype=torch.bfloat16, rank=0)
+    assert generator.is_alive
+    assert generator.engine.calls == transport.groups == []
+
+
+@backends
+def test_other_ranks_neither_connect_nor_transmit(policy: LlamaForCausalLM, transports: Transports, backend: str) -> None:
+    transport = transports(backend)
+    generator = transport.start()
+    WeightSender(policy, link(backend, [generator]), dtype=torch.bfloat16, rank=1).send(policy_version=1)
+    assert generator.engine.calls == transport.groups == []
+
+
+@backends
+def test_a_generator_that_receives_other_bits_than_were_sent_is_lost(
+    policy: LlamaForCausalLM, transports: Transports, backend: str
+) -> None:
+    transport = transports(backend)
+    generator = transport.start()
+    sender = WeightSender(policy, link(backend, [generator]), dtype=torch.bfloat16, rank=0)
+    transport.is_corrupting = True
     sender.send(policy_version=1)
-    assert {name for name, _ in generator.calls} == {"check_tensors"}
-    assert devices.groups == devices.broadcast == []
+    assert generator.engine.calls[-2:] == ["update", "shutdown"]
+    assert not generator.is_alive
 
 
-@pytest.mark.usefixtures("devices")
+@backends
+@pytest.mark.parametrize("moment", ["check_tensors", "start_weight_update", "update_weights", "finish_weight_update"])
+def test_a_generator_lost_in_the_midst_is_no_error_of_the_learner(
+    policy: LlamaForCausalLM, transports: Transports, backend: str, moment: str
+) -> None:
+    transport = transports(backend)
+    lost, survivor = transport.start(), transport.start()
+    lost.dies_in = moment
+    sender = WeightSender(policy, link(backend, [lost, survivor]), dtype=torch.bfloat16, rank=0)
+    weights = sender.send(policy_version=5)
+    is_whole = (backend, moment) != ("nccl", "start_weight_update")  # there, one group is to carry tensors that all have begun
+    assert (lost.is_alive, survivor.is_alive) == (False, is_whole)
+    assert not is_whole or held(survivor) == HeldWeights(policy_version=5, checksum=weights.checksum)
+
+
+def test_a_broadcast_that_lost_a_member_is_ended_and_those_that_hang_in_it_are_lost(
+    policy: LlamaForCausalLM, transports: Transports
+) -> None:
+    transport = transports("nccl")
+    lost, hanging = transport.start(), transport.start()
+    lost.dies_in, hanging.hangs_in = "update_weights", "update_weights"
+    sender = WeightSender(policy, link("nccl", [lost, hanging]), dtype=torch.bfloat16, rank=0)
+    sender.send(policy_version=5)
+    assert transport.groups[1:] == ["left"]
+    assert not hanging.is_alive
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_executes_the_calls_of_a_link(
-    tiny_model: str, tmp_path: Path, ppo_config: Callable[..., PolicyLearnerConfig], rank: int
+    tiny_model: str,
+    tmp_path: Path,
+    ppo_config: Callable[..., PolicyLearnerConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
 ) -> None:
     start = StartingPoint(model_path=tiny_model, temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0)
     learner = PolicyLearner(start, ppo_config(num_workers=2), rank=rank, world_size=2)
-    generator = RecordingGenerator()
+    transport = Transport("ipc", folder_tensor_shapes(Path(tiny_model)))
+    transport.install(monkeypatch)
+    generator = transport.start()
     writer = CheckpointWriter(CheckpointPlan(directory=tmp_path, keep=1, facts={}))
     worker = Worker(rank=rank, learner=learner, writer=writer)
-    execute(Call(function=commands.connect, arguments=(link("ipc", [generator]),)), worker)
+    assert execute(Call(function=commands.link_epoch), worker) == 0
+    execute(Call(function=commands.connect, arguments=(link("ipc", [generator], epoch=4),)), worker)
+    assert execute(Call(function=commands.link_epoch), worker) == 4
     published = execute(Call(function=commands.send_weights), worker)
     assert (published.policy_version, published.path) == (0, "")
-    assert ("finish_weight_update" in dict(generator.calls)) is (rank == 0)
+    assert ("finish" in generator.engine.calls) is (rank == 0)
 
 
 @pytest.mark.parametrize(

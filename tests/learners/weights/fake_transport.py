@@ -1,0 +1,193 @@
+"""Generators, devices and Ray's calls that are not there: real code at both ends of a link, and members that can be dropped.
+
+A call runs when it is made. What it came to is read by `ray.wait` and `ray.get`, as with Ray.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+from torch.storage import TypedStorage
+from vllm.distributed.weight_transfer import ipc_engine, nccl_engine
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from actors.config import GeneratorConfig
+from actors.generation import vllm_generator
+from actors.generation.device_generator import DeviceFedGenerator
+from actors.generation.device_receiving import IPCReceiver, NCCLReceiver
+
+RECEIVERS = {"nccl": NCCLReceiver, "ipc": IPCReceiver}
+
+
+class Ref:
+    """What Ray's reference to a call's outcome is."""
+
+    def __init__(self, outcome: Any = None, *, hangs: bool = False) -> None:
+        self.outcome, self.hangs = outcome, hangs
+
+
+class FakeModel:
+    """Keeps the tensors that an engine loads."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.tensors |= {name: tensor.clone() for name, tensor in weights}
+
+
+class FakeEngine:
+    """The part of `AsyncLLM` that an update uses, with a real receiver on a CPU. What it is told goes through vLLM's encoder."""
+
+    def __init__(self, backend: str) -> None:
+        self.model, self.calls, self.label = FakeModel(), [], "default"
+        config = SimpleNamespace(parallel_config=None, model_config=None)
+        self._receiver = RECEIVERS[backend](None, config, torch.device("cpu"), self.model)
+        self.init_infos: list[dict[str, Any]] = []
+        self.model_config = SimpleNamespace(hf_config=SimpleNamespace(tie_word_embeddings=True))
+
+    async def check_health(self) -> None:
+        """Well."""
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        self.calls.append("init")
+        self.init_infos.append(request.init_info)
+        self._receiver.init_transfer_engine(self._receiver.parse_init_info(request.init_info))
+
+    async def shutdown_weight_transfer_engine(self) -> None:
+        self.calls.append("leave")
+        self._receiver.shutdown()
+
+    async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
+        self.calls.append(f"pause {mode}")
+
+    async def start_weight_update(self) -> None:
+        self.calls.append("start")
+
+    async def update_weights(self, request: Any) -> None:
+        self.calls.append("update")
+        update_info = MsgpackDecoder().decode(MsgpackEncoder().encode(request.update_info))
+        self._receiver.update_weights(update_info)
+
+    async def finish_weight_update(self, *, weight_version: str) -> None:
+        self.calls.append("finish")
+        self.label = weight_version
+
+    async def resume_generation(self) -> None:
+        self.calls.append("resume")
+
+    async def get_weight_version(self) -> str:
+        return self.label
+
+    def shutdown(self, timeout: float) -> None:
+        self.calls.append("shutdown")
+
+
+class FakeHandle:
+    """A Ray actor of a `DeviceFedGenerator`, run here."""
+
+    def __init__(self, generator: DeviceFedGenerator, engine: FakeEngine) -> None:
+        self.engine, self._generator = engine, generator
+        self.is_alive = True
+        self.dies_in = self.hangs_in = ""
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *arguments: self._call(method, arguments))
+
+    def _call(self, method: str, arguments: Sequence[Any]) -> Ref:
+        if method == self.dies_in:
+            self.is_alive = False
+        if not self.is_alive:
+            return Ref(RayActorError())
+        if method == self.hangs_in:
+            return Ref(hangs=True)
+        try:
+            return Ref(asyncio.run(getattr(self._generator, method)(*arguments)))
+        except Exception as error:  # noqa: BLE001 - Ray carries whatever a task raises
+            return Ref(RayTaskError(method, "traceback", error))
+
+
+class Transport:
+    """Makes generators, and stands for the devices between them and the learner."""
+
+    def __init__(self, backend: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.backend, self.shapes = backend, shapes
+        self.handles: list[FakeHandle] = []
+        self.groups: list[Any] = []  # init infos of process groups that the learner joined
+        self.is_corrupting = False
+        self._has_sent = threading.Event()
+        self._sent: list[tuple[str, torch.Tensor]] = []
+        self._memory: list[torch.Tensor] = []
+
+    def start(self, name: str = "generator") -> FakeHandle:
+        engine = FakeEngine(self.backend)
+        config = GeneratorConfig(num_gpus=1, weight_transfer=self.backend)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vllm_generator, "_build_engine", lambda *arguments: engine)
+            patch.setattr(vllm_generator, "folder_tensor_shapes", lambda folder: dict(self.shapes))
+            patch.setattr(vllm_generator.os, "environ", {})
+            self.handles.append(FakeHandle(DeviceFedGenerator("folder", config), engine))
+        return self.handles[-1]
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("VLLM_ALLOW_INSECURE_SERIALIZATION", raising=False)
+        monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", self._join)
+        monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_producer", self._broadcast)
+        monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_consumer", self._receive)
+        monkeypatch.setattr(nccl_engine, "worker_init_process_group", lambda *_: SimpleNamespace(destroy=lambda: None))
+        monkeypatch.setattr(ipc_engine, "reduce_tensor", self._share)
+        monkeypatch.setattr(ipc_engine, "rebuild_cuda_tensor", self._map)
+        monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+        monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="GPU-0"))
+        monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
+        monkeypatch.setattr(ray, "wait", _wait)
+        monkeypatch.setattr(ray, "get", _get)
+        monkeypatch.setattr(ray, "kill", lambda handle: setattr(handle, "is_alive", False))
+        monkeypatch.setattr(ray, "cancel", lambda ref: None)
+
+    def _join(self, init_info: Any) -> SimpleNamespace:
+        self.groups.append(init_info)
+        return SimpleNamespace(destroy=lambda: self.groups.append("left"))
+
+    def _broadcast(self, *, iterator: Iterable[tuple[str, torch.Tensor]], **_: Any) -> None:
+        self._sent = list(iterator)
+        self._has_sent.set()
+
+    def _receive(self, *, post_unpack_func: Callable[[list[tuple[str, torch.Tensor]]], None], **_: Any) -> None:
+        assert self._has_sent.wait(10)
+        post_unpack_func([(name, self._passed_on(tensor)) for name, tensor in self._sent])
+
+    def _share(self, tensor: torch.Tensor) -> tuple[None, tuple[Any, ...]]:
+        self._memory.append(tensor)
+        place = (len(self._memory) - 1).to_bytes(8, "big")
+        size, stride, storage = tensor.size(), tensor.stride(), (0, place, 64, 0, False, b"counter", 0, b"event", True)
+        return None, (torch.Tensor, size, stride, 0, TypedStorage, tensor.dtype, *storage)
+
+    def _map(self, *arguments: Any) -> torch.Tensor:
+        shared = self._memory[int.from_bytes(arguments[7], "big")]
+        assert (arguments[0], arguments[4]) == (torch.Tensor, TypedStorage)
+        assert (arguments[1], arguments[2], arguments[5]) == (shared.size(), shared.stride(), shared.dtype)
+        return self._passed_on(shared)
+
+    def _passed_on(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + 1 if self.is_corrupting else tensor
+
+
+def _wait(refs: Sequence[Ref], *, num_returns: int = 1, timeout: float | None = None) -> tuple[list[Ref], list[Ref]]:
+    ready = [ref for ref in refs if not ref.hangs]
+    assert ready or timeout is not None, "this would wait for ever"
+    return ready[:num_returns], [ref for ref in refs if ref not in ready[:num_returns]]
+
+
+def _get(ref: Any, **_: Any) -> Any:
+    outcome = ref.outcome if isinstance(ref, Ref) else ref
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
