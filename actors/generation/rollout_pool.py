@@ -9,11 +9,12 @@ from ray import ObjectRef
 from actors.config import SupervisionConfig
 from actors.generation.generator import HeldWeights
 from cluster.errors import WeightMismatchError
-from cluster.processes.pool import ActorPool, Supervision
+from cluster.processes.pool import ActorPool
+from cluster.processes.supervision import PROGRESS_GROUP, Supervision
 from cluster.processes.watchdog import Pending
 from cluster.types import Prompt, PublishedWeights, SamplingParameters, TrajectoryGroup
 
-SHUTDOWN_S = 10.0  # for all engines together; what still runs then, the end of Ray ends
+SHUTDOWN_S = 3.0  # for all engines together; what still runs then, the end of Ray ends
 QUEUE_FACTOR = 2  # batches' worth of prompts at each engine, so that it never waits for the driver
 
 
@@ -38,7 +39,7 @@ class RolloutPool:
             else Supervision(
                 start=start,
                 admission=self._admission,
-                progress=lambda generator: generator.progress.remote(),
+                progress=lambda generator: generator.progress.options(concurrency_group=PROGRESS_GROUP).remote(),
                 deadline_s=supervision.deadline_s,
                 start_deadline_s=supervision.start_deadline_s,
                 max_losses=supervision.max_losses,

@@ -5,8 +5,7 @@ import ray
 from actors.scoring.http_scorer import HttpScorer
 from actors.scoring.python_scorer import PythonScorer
 from actors.scoring.scorer import RewardFunctionScorer, RewardModelScorer
-
-PROGRESS_GROUP = "progress"  # answers while a call to `score` runs
+from cluster.processes.supervision import PROGRESS_GROUP
 
 _as_actor = ray.remote(concurrency_groups={PROGRESS_GROUP: 1})
 RewardModelScorerActor = _as_actor(RewardModelScorer)

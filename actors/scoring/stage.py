@@ -13,7 +13,6 @@ from actors.config import HttpScorerConfig, PythonScorerConfig, RewardModelScore
 from actors.generation.rendering import PromptFormat
 from actors.scoring.http_scorer import MAX_WAIT_S
 from actors.scoring.remote import (
-    PROGRESS_GROUP,
     HttpScorerActor,
     PythonScorerActor,
     RewardFunctionScorerActor,
@@ -21,7 +20,8 @@ from actors.scoring.remote import (
 )
 from actors.sources.models import resolve_model
 from cluster.errors import ConfigError, DataError, RaywardError
-from cluster.processes.pool import LOST, ActorPool, Supervision
+from cluster.processes.pool import AGAIN, LOST, ActorPool
+from cluster.processes.supervision import PROGRESS_GROUP, Supervision
 from cluster.processes.watchdog import Pending
 from cluster.types import Reward, Score, ScoredGroup, StepScore, TrajectoryGroup, Unscored
 
@@ -129,7 +129,7 @@ class _ScoringStream:
         refs = [ref for ref, call in self._running.items() if call.scorer == name]
         for ref, result in self._scorers[name].pool.finished(refs, timeout_s=0):
             call = self._running.pop(ref)
-            if result is LOST:
+            if result is LOST or result is AGAIN:
                 self._waiting[name].extendleft(reversed(call.groups))
                 continue
             if isinstance(result, RaywardError):

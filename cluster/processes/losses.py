@@ -23,7 +23,7 @@ from ray.exceptions import (
 from cluster.errors import ActorLostError
 
 LOSSES = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError, RaySystemError)
-MEMORY_WORDS = ("memory monitor", "running low on memory", "out of memory", "OOM")
+MEMORY_WORDS = ("memory monitor", "running low on memory")  # not "OOM", which Ray guesses for any process that ends
 
 
 class Outcome(Enum):

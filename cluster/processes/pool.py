@@ -5,9 +5,10 @@ remote methods are named in code and never as strings.
 
 An actor is lost when its process or its engine has died, or when it has work and makes no progress for too long. With a
 `Supervision` it is replaced; what it had in flight ends as `LOST`, for its caller to ask another one. The replacement takes work
-only after it was admitted. A call that failed for a passing reason ends as `LOST`, too, and its actor stays.
+only after it was admitted. A call that failed for a passing reason ends as `AGAIN`, and its actor stays.
 """
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
@@ -26,9 +27,11 @@ from cluster.processes.watchdog import Pending
 ItemT = TypeVar("ItemT")
 
 LOST = object()
-"""What a call ended with whose actor was lost, or that is to be made again."""
-MAX_BLIPS = 20  # calls in a row that found an actor out of reach for a moment, before it counts as lost
-BLIP_PAUSE_S = 0.5
+"""What a call ended with whose actor was lost."""
+AGAIN = object()
+"""What a call ended with that failed for a passing reason: its actor is well, and it is to be made again."""
+MAX_BLIPS = 20  # moments in a row in which an actor is out of reach, before it counts as lost
+BLIP_PAUSE_S = 0.5  # before calls are made again; failures within it are one moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class ActorPool(Generic[ActorT]):
         self._has_answered: set[str] = set()  # before, it may still be loading, for which there is no deadline
         self._losses: Counter[str] = Counter()  # since the last finished call
         self._blips: Counter[str] = Counter()  # likewise
+        self._blip_s: dict[str, float] = {}  # when the last of them was counted
         self.num_lost = 0  # since the start
 
     def __len__(self) -> int:
@@ -75,7 +79,7 @@ class ActorPool(Generic[ActorT]):
 
     def loads(self) -> dict[str, int]:
         """Calls in flight, by actor name."""
-        counts = Counter(call.name for call in self._in_flight.values())
+        counts = Counter(call.name for call in self._in_flight.values() if self._actors.get(call.name) is call.actor)
         return {name: counts[name] for name in self._actors}
 
     def pending(self) -> list[Pending]:
@@ -112,7 +116,9 @@ class ActorPool(Generic[ActorT]):
                     running[ref] = item, attempt
                 for ref, result in self.finished(running):
                     item, attempt = running.pop(ref)
-                    if result is LOST:
+                    if result is AGAIN:
+                        waiting.appendleft((item, attempt))
+                    elif result is LOST:
                         self._check_attempts(about(item), attempt)
                         waiting.appendleft((item, attempt + 1))
                     elif isinstance(result, RaywardError):
@@ -135,9 +141,9 @@ class ActorPool(Generic[ActorT]):
         while running:
             for ref, result in self.finished(running):
                 name = running.pop(ref)
-                if result is not LOST:
+                if result is not LOST and result is not AGAIN:
                     results[name] = result
-                elif self._actors.get(name) is asked[name]:  # the actor is well: only the call is to be made again
+                elif self._actors.get(name) is asked[name]:
                     running[self.start(name, call, about=about, deadline_s=deadline_s)] = name
         found = {name: results[name] for name in asked if name in results}
         for result in found.values():
@@ -184,7 +190,7 @@ class ActorPool(Generic[ActorT]):
         ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
 
     def finished(self, refs: Collection[ObjectRef], *, timeout_s: float | None = None) -> list[tuple[ObjectRef, Any]]:
-        """Calls of `refs` that have ended, with their results, `LOST`, or the error of a failure that is no loss.
+        """Calls of `refs` that have ended, with their results, `LOST`, `AGAIN`, or the error of a failure that is no loss.
 
         Waits up to `timeout_s` (None: for ever) for one of them to end, or for a replacement to join the pool.
         """
@@ -195,6 +201,8 @@ class ActorPool(Generic[ActorT]):
             for ref in [ref for ref in ready if ref in self._joining]:
                 self._admit(ref)
             ended = [(ref, self._result(ref)) for ref in ready if ref in self._in_flight]
+            if any(result is AGAIN for _, result in ended):
+                time.sleep(BLIP_PAUSE_S)
             self._lose_those_that_hang()
             for ref in self._lost_calls.intersection(refs):
                 self._lost_calls.remove(ref)
@@ -245,13 +253,15 @@ class ActorPool(Generic[ActorT]):
         return result
 
     def _failed(self, call: _Call[ActorT], error: RayError) -> object:
-        """`LOST`, with a replacement on its way where the actor is gone, or an error where asking again is of no use."""
+        """`AGAIN`, or `LOST` with a replacement on its way, or an error where asking again is of no use."""
         outcome = outcome_of(error)
         if outcome is Outcome.AGAIN and self._supervision is not None:
-            self._blips[call.name] += 1
+            now_s = time.monotonic()
+            if now_s - self._blip_s.get(call.name, -math.inf) >= BLIP_PAUSE_S:
+                self._blip_s[call.name] = now_s
+                self._blips[call.name] += 1
             if self._blips[call.name] <= MAX_BLIPS:
-                time.sleep(BLIP_PAUSE_S)
-                return LOST
+                return AGAIN
         if outcome is Outcome.FAILED or self._supervision is None:
             cause = error.cause if isinstance(error, RayTaskError) else None
             return cause if isinstance(cause, RaywardError) else _failure(call.name, error)

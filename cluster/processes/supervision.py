@@ -16,6 +16,8 @@ from ray.exceptions import RayError
 
 ActorT = TypeVar("ActorT")  # handle of a Ray actor
 
+PROGRESS_GROUP = "progress"  # Ray's concurrency group in which an actor answers `progress` while it works
+
 PROBES_PER_DEADLINE = 10  # progress is seen a tenth of a deadline late at most
 
 

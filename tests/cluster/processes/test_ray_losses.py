@@ -66,6 +66,7 @@ def test_each_exception_is_a_loss_a_blip_or_a_fault(error: RayError, expected: O
     [
         (OutOfMemoryError(RAYS_PAGE), "ran out of memory"),
         (ActorDiedError(), "its process has died"),
+        (RayActorError(error_msg="Its worker died.\nPerhaps (1) the process was killed by the OOM killer."), "Its worker died."),
         (NodeDiedError("node 7\nis gone"), "its node has died"),
         (raised_in_a_task(ActorLostError("its engine has died: signal 9\nmore")), "its engine has died: signal 9"),
         (raised_in_a_task(ValueError("7")), "ValueError('7')"),

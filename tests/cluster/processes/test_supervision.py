@@ -1,5 +1,6 @@
 """Actors that die, hang or lose their engine: replaced, admitted, and their work done by another; over real Ray actors."""
 
+import itertools
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError
 
 from cluster.errors import ActorLostError, RaywardError
 from cluster.processes.pool import ActorPool, Supervision
@@ -257,3 +259,20 @@ def test_shutdown_is_short_and_silent_where_an_actor_is_dead_and_another_hangs()
     assert time.monotonic() - started_s < DEADLINE_S
     assert (watched.pool.num_lost, watched.notes) == (0, [])  # nobody is started anew at the end
     os.kill(watched.pids["b"], signal.SIGKILL)
+
+
+def test_one_outage_with_many_calls_in_flight_is_one_moment_and_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(max_losses=0)
+    num_out_of_reach = itertools.count()
+    get = ray.get
+
+    def out_of_reach_at_first(ref: ray.ObjectRef, **options: Any) -> Any:
+        if next(num_out_of_reach) < 30:
+            raise ActorUnavailableError("for a moment", None)
+        return get(ref, **options)
+
+    monkeypatch.setattr("cluster.processes.pool.ray.get", out_of_reach_at_first)
+    results = watched.pool.map_unordered(lambda actor, number: actor.double.remote(number), range(40), max_in_flight=20)
+    found = sorted(results)
+    assert found == [(number, 1, 2 * number) for number in range(40)]  # asked again, and not a second attempt
+    assert (watched.pool.num_lost, watched.notes) == (0, [])
