@@ -108,7 +108,7 @@ def test_each_item_is_done_once_when_an_actor_is_killed(kill_after: int) -> None
 def test_an_actor_that_hangs_is_lost_by_its_deadline() -> None:
     watched = Watched()
     started = 0.0
-    results = []
+    results: list[tuple[int, int, int]] = []
     for result in watched.doubled(range(30)):
         if not results:
             os.kill(watched.pids["a"], signal.SIGSTOP)

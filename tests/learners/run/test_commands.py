@@ -22,8 +22,12 @@ def interrupted_run(tmp_path: Path) -> Path:
     run = RunDirectory.create(tmp_path, config.name)
     run.write_config(config.model_dump(mode="json"))
     folder = CheckpointFolder(run.path / "checkpoints")
+
+    def write_files(path: Path) -> None:
+        (path / "learner.json").write_text("{}")
+
     for step in (5, 10):
-        folder.write(step, policy_version=step, facts={}, write_files=lambda path: (path / "learner.json").write_text("{}"))
+        folder.write(step, policy_version=step, facts={}, write_files=write_files)
     run.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     return run.path
 
