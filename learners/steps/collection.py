@@ -17,6 +17,10 @@ class Rollouts(Protocol):
 
     def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]: ...
 
+
+class MixedRollouts(Protocol):
+    """The generators, asked for several ways of sampling at once."""
+
     def collect_each(
         self, requests: Sequence[tuple[Prompt, SamplingParameters]]
     ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup]]: ...
@@ -71,7 +75,7 @@ class GreedyBaseline:
     Source: arXiv:2310.10505.
     """
 
-    def __init__(self, rollouts: Rollouts, scoring: Scoring, sampling: SamplingParameters) -> None:
+    def __init__(self, rollouts: MixedRollouts, scoring: Scoring, sampling: SamplingParameters) -> None:
         self._rollouts = rollouts
         self._scoring = scoring
         self._sampling = sampling

@@ -40,7 +40,7 @@ def test_every_kind_of_task_can_be_set(task: dict[str, Any]) -> None:
 
 
 def test_scorers_of_every_kind_stand_side_by_side() -> None:
-    scorers = [
+    scorers: list[dict[str, Any]] = [
         {"kind": "function", "function": "ifeval"},
         {"kind": "python", "name": "mine", "path": "operator:truth", "weight": 0.5},
         {"kind": "http", "name": "judge", "url": URL, "weight": -1},
@@ -105,7 +105,7 @@ def test_a_scorer_that_cannot_work_is_refused(scorer: dict[str, Any], problem: s
 
 
 def test_all_problems_come_at_once() -> None:
-    scorers = [
+    scorers: list[dict[str, Any]] = [
         {"kind": "python", "path": "nothing_like_it:f", "timeout": 3},
         {"kind": "http", "url": "ftp://localhost/"},
         {"kind": "function", "function": "finalnumber"},

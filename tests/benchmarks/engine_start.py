@@ -28,7 +28,6 @@ def import_engine(answers: Connection) -> None:
     answers.send(time.process_time())
 
 
-@ray.remote(num_cpus=0)
 class Parent:
     """An actor, for its main module is what is at issue."""
 
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     seconds: dict[bool, list[float]] = {True: [], False: []}
     with ray_session(num_cpus=1, include_dashboard=False):
-        parent = Parent.remote()
+        parent = ray.remote(Parent).options(num_cpus=0).remote()
         for _ in range(NUM_REPEATS + 1):  # the first round warms up
             for lightly, found in seconds.items():
                 found.append(ray.get(parent.spawn.remote(lightly=lightly)))

@@ -51,7 +51,7 @@ def main() -> None:
         torch.randn(VOCABULARY, HIDDEN, requires_grad=True),
         torch.randint(VOCABULARY, (NUM_POSITIONS,)),
     )
-    times = {function.__name__: [] for function in (chunked, full)}
+    times: dict[str, list[float]] = {function.__name__: [] for function in (chunked, full)}
     for _ in range(NUM_REPEATS + 1):  # the first round warms up
         for function in (chunked, full):
             times[function.__name__].append(seconds(function, inputs))

@@ -233,4 +233,4 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_values_never_change_after_loading(tmp_path: Path) -> None:
     config = load_run_config(write_run(tmp_path, valid_run()))
     with pytest.raises(ValueError, match="frozen"):
-        config.seed = 3
+        config.seed = 3  # type: ignore[misc]

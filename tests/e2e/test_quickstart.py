@@ -100,6 +100,7 @@ def test_a_signal_stops_the_run_cleanly_and_leaves_no_process(
         start_new_session=True,
     )
     seen = []
+    assert process.stderr is not None
     for line in process.stderr:  # the view's lines, one a change
         seen.append(line)
         if line.startswith(moment):

@@ -15,7 +15,8 @@ STEPS = (0, 3, 9, 17, 23)  # done when the driver is killed; 0: while the roles 
 @pytest.mark.faults
 def test_a_killed_driver_is_a_resume(clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None]) -> None:
     run = start_run()
-    gone_s, num_steps_again = [], 0
+    gone_s: list[float] = []
+    num_steps_again = 0
     for step in STEPS:
         run.wait_for_output("start running", count=len(gone_s) + 1)  # before that there is nothing to resume
         run.wait_for_step(step)

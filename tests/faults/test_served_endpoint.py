@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +25,7 @@ SERVER, ENGINE, DOOR = "ray::ServeReplica:rayward:PolicyServer", "VLLM::EngineCo
 MODEL = "run"
 NUM_REQUESTS, NUM_CLIENTS, KILL_AFTER = 200, 8, 60
 BODY = {"max_tokens": 48, "temperature": 0}
-SHORT_BODY = {**BODY, "max_tokens": 16}
+SHORT_BODY: dict[str, Any] = {**BODY, "max_tokens": 16}
 SETTLED_S = 2.0  # requests that begin later than this after a kill must not fail
 START_TIMEOUT_S = 500.0
 
@@ -160,7 +161,7 @@ def test_new_weights_under_load(endpoint: Endpoint, measured: Callable[[FaultRow
         seed_of[endpoint.publish(seed=seed)] = seed
 
     ask = raw_client(endpoint.served.base_url, MODEL, stream=lambda number: number % 2 == 0, **SHORT_BODY)
-    moments = {20: partial(publish, 2), 80: partial(publish, 3), 140: partial(publish, 4)}
+    moments: dict[int, Callable[[], object]] = {20: partial(publish, 2), 80: partial(publish, 3), 140: partial(publish, 4)}
     outcomes = load(ask, num_requests=NUM_REQUESTS, num_clients=NUM_CLIENTS, at=moments)
     for seed in seeds[1:]:
         texts[seed] = texts_of(endpoint, endpoint.publish(seed=seed))

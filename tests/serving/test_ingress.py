@@ -58,7 +58,7 @@ def ask(engine: FakeEngine, *, chat: bool = False, **body: Any) -> tuple[int, di
     """(status, headers, body) of one request."""
 
     async def answer() -> tuple[int, dict[str, str], str]:
-        door = PolicyIngress({"run": engine}, {"run": None}, max_model_tokens=128)  # type: ignore[dict-item]
+        door = PolicyIngress({"run": engine}, {"run": None}, max_model_tokens=128)
         request = Request({"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""})
         fields = {"model": "run", "max_tokens": 4, **body}
         reply = await (
@@ -137,7 +137,7 @@ def test_no_engine_at_all_is_told_after_a_while() -> None:
         ("temperature", {}, None),
     ],
 )
-def test_a_prompt_beyond_the_context_has_openais_code(param: str, asked: dict[str, int], code: str | None) -> None:
+def test_a_prompt_beyond_the_context_has_openais_code(param: str, asked: dict[str, Any], code: str | None) -> None:
     refusal = ErrorResponse(error=ErrorInfo(message="no", type="BadRequestError", code=400, param=param))
     status, _, text = ask(FakeEngine([SERVED_BY, refusal]), **asked)
     assert (status, error_of(text)["code"]) == (400, code)

@@ -89,7 +89,7 @@ def test_the_offset_in_the_folder_is_subtracted(folder: Path, tmp_path: Path) ->
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "score_offset": 0.5}))
     plain, shifted = (_reward_model(path).score_texts(TEXTS) for path in (folder, tmp_path))
-    assert shifted == pytest.approx([score - 0.5 for score in plain], abs=1e-6)
+    assert shifted == pytest.approx([score - 0.5 for score in plain if isinstance(score, float)], abs=1e-6)
 
 
 def test_a_model_without_a_head_is_refused() -> None:

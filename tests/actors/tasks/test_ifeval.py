@@ -16,9 +16,9 @@ from cluster.errors import DataError
 from cluster.types import Trajectory
 from tests.actors.public_data import each_data_file, records
 
-NO_COMMA = ("punctuation:no_comma", {})
-THREE_WORDS = ("length_constraints:number_words", {"num_words": 3, "relation": "at least"})
-UNKNOWN = ("change_case:upside_down", {})
+NO_COMMA: tuple[str, dict[str, Any]] = ("punctuation:no_comma", {})
+THREE_WORDS: tuple[str, dict[str, Any]] = ("length_constraints:number_words", {"num_words": 3, "relation": "at least"})
+UNKNOWN: tuple[str, dict[str, Any]] = ("change_case:upside_down", {})
 
 
 def line(number: int, *constraints: tuple[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:

@@ -139,5 +139,6 @@ def test_what_a_handler_prints_does_not_reach_our_stdout(
 def test_a_child_ends_when_its_parent_hangs_up(child: Callable[..., ChildProcess]) -> None:
     process = child()
     (pid,) = process.call("pid", timeout_s=10)
+    assert process._running is not None
     process._running.connection.close()  # what the kernel does when a parent is killed
     assert has_ended(pid)

@@ -11,7 +11,7 @@ def test_the_collector_runs_again_afterwards_and_skips_what_was_made() -> None:
     frozen = gc.get_freeze_count()
     with collector_paused():
         assert not gc.isenabled()
-        made = [[] for _ in range(1000)]
+        made: list[list[int]] = [[] for _ in range(1000)]
     assert gc.isenabled()
     assert gc.get_freeze_count() >= frozen + len(made)
     gc.unfreeze()

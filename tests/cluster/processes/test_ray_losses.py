@@ -80,17 +80,15 @@ def test_people_are_told_one_line(error: RayError, words: str) -> None:
 
 @pytest.mark.usefixtures("local_ray")
 def test_an_actor_that_met_anothers_death_is_not_lost() -> None:
-    @ray.remote(num_cpus=0)
     class Mortal:
         def die(self) -> None:
             ray.actor.exit_actor()
 
-    @ray.remote(num_cpus=0)
     class Asker:
         def ask(self, other: "ray.actor.ActorHandle") -> None:
             ray.get(other.die.remote())
 
-    asker = Asker.remote()
+    mortal, asker = (ray.remote(num_cpus=0)(plain).remote() for plain in (Mortal, Asker))
     with pytest.raises(RayActorError) as caught:  # as if the asker itself had died
-        ray.get(asker.ask.remote(Mortal.remote()))
+        ray.get(asker.ask.remote(mortal))
     assert outcome_of(caught.value) is Outcome.FAILED

@@ -141,7 +141,7 @@ def test_each_item_is_done_once_when_an_actor_is_killed(kill_after: int) -> None
 def test_an_actor_that_hangs_is_lost_by_its_deadline() -> None:
     watched = Watched()
     started = 0.0
-    results = []
+    results: list[tuple[int, int, int]] = []
     for result in watched.doubled(range(30)):
         if not results:
             os.kill(watched.pids["a"], signal.SIGSTOP)
@@ -233,7 +233,8 @@ def test_losses_that_nobody_waits_for_do_not_keep_others_from_waiting() -> None:
     hanging = watched.pool.start("a", lambda actor: actor.double.remote(1))
     os.kill(watched.pids["a"], signal.SIGSTOP)
     while len(watched.pool) == 2 and not watched.notes:
-        watched.pool.finished([], timeout_s=0.2) or time.sleep(0.2)
+        watched.pool.finished([], timeout_s=0.2)
+        time.sleep(0.2)
     watched.wait_for(2)
     started_s, started_cpu_s = time.monotonic(), time.process_time()
     watched.pool.finished([watched.pool.start("b", lambda actor: actor.sleep.remote(2.0))])

@@ -185,7 +185,7 @@ def test_dynamic_sampling_enlarges_the_gradient_by_the_share_of_groups_with_cont
 def test_cispo_without_bounds_is_ppo_without_bounds() -> None:
     # Both then are the off-policy gradient with one ratio a token.
     other = LOGITS + 0.3 * torch.randn(LOGITS.shape, generator=_GENERATOR, dtype=torch.float64)
-    clips = {"clip_eps": 1.0, "clip_eps_high": 1e9}
+    clips: dict[str, Any] = {"clip_eps": 1.0, "clip_eps_high": 1e9}
     ppo, cispo = (
         _gradient(
             SINGLES,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from learners.algorithms.losses.value import clipped_value_loss
 from learners.algorithms.masking import on_tokens
 
 NAN = float("nan")
-CLIP = {"clip_eps": 0.2, "clip_eps_high": 0.28}
+CLIP: dict[str, Any] = {"clip_eps": 0.2, "clip_eps_high": 0.28}
 POLICY_LOSSES: dict[str, Callable[..., LossOutput]] = {
     "ppo_clip": partial(ppo_clip_loss, **CLIP),
     "dual_clip": partial(ppo_clip_loss, **CLIP, dual_clip=3.0),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import float64_reference as reference
 import pytest
@@ -142,7 +143,7 @@ def test_whitening(batch: Batch) -> None:
 @given(batch=batches())
 def test_policy_losses(name: str, mode: str, batch: Batch) -> None:
     arguments = (batch.first_BT, batch.second_BT, batch.third_BT, batch.weights_BT, batch.tokens(mode))
-    clips = {"clip_eps": EPS, "clip_eps_high": EPS_HIGH}
+    clips: dict[str, Any] = {"clip_eps": EPS, "clip_eps_high": EPS_HIGH}
     ours = {
         "ppo_clip": lambda: ppo_clip_loss(*arguments, **clips, dual_clip=DUAL),
         "gspo": lambda: gspo_loss(*arguments, **clips),

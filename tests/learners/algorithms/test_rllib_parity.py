@@ -1,5 +1,7 @@
 """Our advantages and PPO loss equal RLlib's on the same numbers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -50,7 +52,7 @@ def rllib_learner() -> Learner:
 
     space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
     config = PPOConfig().training(clip_param=0.2, use_critic=False, use_kl_loss=False, entropy_coeff=0.0, vf_loss_coeff=0.0)
-    spaces = {DEFAULT_MODULE_ID: (space, gymnasium.spaces.Discrete(3))}
+    spaces: dict[str, Any] = {DEFAULT_MODULE_ID: (space, gymnasium.spaces.Discrete(3))}
     learner = config.build_learner(spaces=spaces)
     learner.build()
     return learner

@@ -1,6 +1,7 @@
 """Rewards per token, shaping, whitening and KL control, by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_adaptive_kl_matches_hand_computation(kl: float, expected: float) -> Non
 
 def test_adaptive_kl_turns_with_the_kl_summed_over_tokens_not_with_their_mean() -> None:
     # 0.3 nats a token over 40 tokens are 12 nats a completion, twice the target: the coefficient rises.
-    settings = {"target_kl_nats_per_completion": 6.0, "num_completions": 100, "horizon": 1000}
+    settings: dict[str, Any] = {"target_kl_nats_per_completion": 6.0, "num_completions": 100, "horizon": 1000}
     assert adaptive_kl_coef(0.1, kl_nats_per_completion=0.3 * 40, **settings) > 0.1
     assert adaptive_kl_coef(0.1, kl_nats_per_completion=0.3, **settings) < 0.1
 

@@ -1,6 +1,6 @@
 """The update does not depend on how a batch is cut: for memory, or for ranks. In float32, in this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ def _learner(model: str, config: PolicyLearnerConfig, *, rank: int = 0, world_si
     return PolicyLearner(start, config, rank=rank, world_size=world_size)
 
 
-def _timeless(metrics: dict[str, float]) -> dict[str, float]:
+def _timeless(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith("time/")}
 
 

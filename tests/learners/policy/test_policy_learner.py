@@ -90,7 +90,8 @@ def test_the_start_is_its_own_reference(
 def test_rewarded_tokens_become_likelier(tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder) -> None:
     learner = _learner(tiny_model, ppo_config(minibatch_size=8, num_epochs=4, learning_rate=1e-3))
     batch = scored_batch(scores=[4.0] * 4 + [-4.0] * 4)
-    before, after = [], []
+    before: list[float] = []
+    after: list[float] = []
     for record in (before, after):
         record += [sum(logprobs) / len(logprobs) for logprobs in learner.completion_logprobs(_trajectories(batch))]
         learner.update(batch)

@@ -11,7 +11,7 @@ from cluster.errors import CannotResumeError, RunDirectoryInUseError
 from cluster.storage.checkpoint import CheckpointFolder
 from cluster.storage.run_directory import RunDirectory, read_summary
 from learners.run import commands
-from learners.settings.run import load_run_config
+from learners.settings.run import PolicyRunConfig, load_run_config
 
 CONFIG = Path(commands.__file__).parents[2] / "configs" / "train" / "tiny.yaml"
 
@@ -23,8 +23,12 @@ def interrupted_run(tmp_path: Path) -> Path:
     run = RunDirectory.create(tmp_path, config.name)
     run.write_config(config.model_dump(mode="json"))
     folder = CheckpointFolder(run.path / "checkpoints")
+
+    def write_files(path: Path) -> None:
+        (path / "learner.json").write_text("{}")
+
     for step in (5, 10):
-        folder.write(step, policy_version=step, facts={}, write_files=lambda path: (path / "learner.json").write_text("{}"))
+        folder.write(step, policy_version=step, facts={}, write_files=write_files)
     run.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     return run.path
 
@@ -110,7 +114,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on(
 
 
 def test_more_steps_than_can_precede_a_first_checkpoint_are_not_dropped(interrupted_run: Path, started: list[Path]) -> None:
-    every = load_run_config(CONFIG).checkpoint.every_num_steps
+    config = load_run_config(CONFIG)
+    assert isinstance(config, PolicyRunConfig)
+    every = config.checkpoint.every_num_steps
     shutil.rmtree(interrupted_run / "checkpoints")
     (interrupted_run / "written-checkpoints").unlink()  # as an older Rayward leaves it
     record_steps(interrupted_run, 2 * every + 1)

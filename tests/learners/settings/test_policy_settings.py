@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cluster.errors import ConfigError
 from learners.settings.policy import PolicyLearnerConfig
-from learners.settings.presets import PRESETS
+from learners.settings.presets import PRESETS, Algorithm
 from learners.settings.run import PolicyRunConfig, load_run_config
 
 HALF = ["learner.minibatch_size=8"]  # the batch, where there is one sample a prompt
@@ -22,7 +22,7 @@ def _config(**fields: Any) -> PolicyLearnerConfig:
 
 
 @pytest.mark.parametrize("algorithm", PRESETS)
-def test_a_preset_decides_nothing_that_its_values_do_not_say(algorithm: str) -> None:
+def test_a_preset_decides_nothing_that_its_values_do_not_say(algorithm: Algorithm) -> None:
     by_name, by_value = _config(algorithm=algorithm), _config(**PRESETS[algorithm])
     assert by_name.model_copy(update={"algorithm": "ppo"}) == by_value
 
