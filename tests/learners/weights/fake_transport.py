@@ -100,7 +100,8 @@ class FakeHandle:
         self.dies_in = self.hangs_in = ""
 
     def __getattr__(self, method: str) -> SimpleNamespace:
-        return SimpleNamespace(remote=lambda *arguments: self._call(method, arguments))
+        call = SimpleNamespace(remote=lambda *arguments: self._call(method, arguments))
+        return SimpleNamespace(remote=call.remote, options=lambda **_: call)
 
     def _call(self, method: str, arguments: Sequence[Any]) -> Ref:
         if method == self.dies_in:
