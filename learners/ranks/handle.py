@@ -90,7 +90,10 @@ class RanksHandle:
 
     def stop(self) -> None:
         """End the ranks."""
-        self.call(None)
+        try:
+            self.call(None)
+        except LearnerRestartedError:  # what they have forgotten is on disk by now, so those in their place may leave as well
+            self.call(None)
         self._running().wait(timeout_s=STOP_TIMEOUT_S)
         ray.kill(self._mailbox)
 

@@ -46,6 +46,7 @@ class Mailbox:
     def __init__(self, num_ranks: int) -> None:
         self._num_ranks = num_ranks
         self._group = 0
+        self._group_known = 0  # to the driver, by a reply or by the loss of a call; 0 before it asked anything
         self._num_sent = 0
         self._calls: dict[int, Call | None] = {}  # until every rank has read it: a call pins its batch
         self._num_reads: dict[int, int] = {}
@@ -59,6 +60,10 @@ class Mailbox:
         async with self._changed:
             if self._failure is not None:
                 return Answer(outcome="failed", reply=self._failure)
+            if self._group_known not in (0, self._group):
+                # Ranks were replaced while nobody asked anything: they are at their checkpoint, not where the driver left them.
+                self._group_known = self._group
+                return Answer(outcome="lost")
             sequence = self._num_sent
             self._num_sent += 1
             self._calls[sequence] = call
@@ -76,6 +81,8 @@ class Mailbox:
             self._group += 1
             first = 0
             if self._group > 1:
+                if self._unanswered:
+                    self._group_known = self._group
                 self._answers |= {sequence: Answer(outcome="lost") for sequence in self._unanswered}
                 self._unanswered.clear()
                 self._calls.clear()
@@ -101,6 +108,7 @@ class Mailbox:
         async with self._changed:
             if group == self._group and sequence in self._unanswered:
                 self._unanswered.remove(sequence)
+                self._group_known = group
                 self._answers[sequence] = Answer(outcome="replied", reply=reply)
                 self._changed.notify_all()
 

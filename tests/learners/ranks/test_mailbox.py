@@ -76,3 +76,21 @@ def test_what_no_restart_mends_answers_everything() -> None:
         assert await mailbox.send(SAVE) == Answer(outcome="failed", reply=error)
 
     run(story())
+
+
+def test_ranks_that_were_replaced_between_two_calls_are_told_of_at_the_next() -> None:
+    async def story() -> None:
+        mailbox = Mailbox(1)
+        group, first = await mailbox.join()
+        sent = asyncio.create_task(mailbox.send(SAVE))
+        await mailbox.receive(group, first)
+        await mailbox.reply(group, first, None)
+        assert (await sent).outcome == "replied"
+        group, first = await mailbox.join()  # back at its checkpoint, while the driver works on something else
+        assert (await mailbox.send(SAVE)).outcome == "lost"  # else it would train on a batch of a later step
+        sent = asyncio.create_task(mailbox.send(READY))
+        assert await mailbox.receive(group, first) == READY
+        await mailbox.reply(group, first, 5)
+        assert await sent == Answer(outcome="replied", reply=5)
+
+    run(story())
