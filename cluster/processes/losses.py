@@ -4,6 +4,7 @@ Most losses are no `RayActorError` (ray 2.60, exceptions.py), and a task's error
 that of its cause. So another actor's death, met inside a task, must not count as the death of the actor that ran the task.
 """
 
+import re
 from enum import Enum, auto
 
 from ray.exceptions import (
@@ -24,6 +25,9 @@ from cluster.errors import ActorLostError
 
 LOSSES = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError, RaySystemError)
 MEMORY_WORDS = ("memory monitor", "running low on memory")  # not "OOM", which Ray guesses for any process that ends
+
+
+MAX_REASON_CHARACTERS = 300
 
 
 class Outcome(Enum):
@@ -53,7 +57,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, RayTaskError):
         return first_line(error.cause) if isinstance(error.cause, ActorLostError) else repr(error.cause)
     if isinstance(error, RayActorError) and error.actor_init_failed:
-        return str(error).strip().splitlines()[-1]  # of a traceback: what was raised
+        return _raised_at_the_end(str(error))
     text = str(error)
     if isinstance(error, OutOfMemoryError) or any(words in text for words in MEMORY_WORDS):
         return "the machine ran out of memory, and Ray or the kernel ended it"
@@ -65,6 +69,13 @@ def reason_of(error: Exception) -> str:
         case ObjectLostError():
             return "an object that it needs was lost with another process"
     return first_line(error)
+
+
+def _raised_at_the_end(traceback: str) -> str:
+    """What a traceback says was raised, on one line: a message may go on for several."""
+    lines = [line.strip() for line in traceback.splitlines() if line.strip()]
+    starts = [index for index, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return " ".join(lines[starts[-1] if starts else -1 :])[:MAX_REASON_CHARACTERS]
 
 
 def first_line(error: BaseException) -> str:

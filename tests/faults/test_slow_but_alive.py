@@ -22,17 +22,17 @@ SHORT_RUN = ("learner.num_steps=2", f"supervision.deadline_s={DEADLINE_S}", "eva
             "scorer",
             [f"scorers=[{{kind: python, path: '{bad_rewards.__name__}:slow', weight: -0.1, timeout_s: 2}}]"],
         ),
-        # One sequence after the other: a prompt's 16 samples are one call.
+        # One sequence after the other: a prompt's 48 samples are one call.
         (
             "generator",
             [
                 "generator.max_num_sequences=1",
-                "generator.max_model_tokens=1200",
-                "generator.kv_cache_gib=2",
-                "sampling.max_completion_tokens=1024",
-                "sampling.samples_per_prompt=16",
+                "generator.max_model_tokens=256",
+                "task.max_prompt_tokens=56",
+                "sampling.max_completion_tokens=200",
+                "sampling.samples_per_prompt=48",
                 "learner.prompts_per_step=1",
-                "learner.minibatch_size=16",
+                "learner.minibatch_size=48",
             ],
         ),
     ],

@@ -92,3 +92,8 @@ def test_an_actor_that_met_anothers_death_is_not_lost() -> None:
     with pytest.raises(RayActorError) as caught:  # as if the asker itself had died
         ray.get(asker.ask.remote(mortal))
     assert outcome_of(caught.value) is Outcome.FAILED
+
+
+def test_a_start_that_failed_says_what_was_raised_though_its_message_goes_on() -> None:
+    page = "The actor died in its creation task\n  File ...\nlib.ValidationError: 1 error\n  too long\n  see ..."
+    assert reason_of(RayActorError(error_msg=page, actor_init_failed=True)) == "lib.ValidationError: 1 error too long see ..."
