@@ -154,7 +154,7 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredBatch:
-    """All trajectories of one driver step. Produced by the driver, consumed by `LearnerHandle.submit`."""
+    """All trajectories of one driver step. Produced by the driver, consumed by `PolicyLearnerHandle.submit`."""
 
     step: int
     groups: tuple[ScoredGroup, ...]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointPlan:
-    """Where checkpoints are, and what must be as it was when they were written. Produced by the composition root."""
+    """Where checkpoints are, and what must be as it was when they were written. Produced by `learners.run`."""
 
     directory: Path  # every rank reaches it
     keep: int

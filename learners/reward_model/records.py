@@ -10,7 +10,7 @@ from learners.settings.reward_model import RewardModelLearnerConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RatedTexts:
-    """Texts that people graded. Produced by the composition root, consumed by `RewardModelLearner`."""
+    """Texts that people graded. Produced by `learners.run`, consumed by `RewardModelLearner`."""
 
     token_ids: tuple[tuple[int, ...], ...]  # by `actors.scoring.reward_head.encode_texts`
     ratings: tuple[float, ...]  # mean over people, any unit
@@ -22,7 +22,7 @@ class RatedTexts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedTexts:
-    """Held-out texts with their comparisons. Produced by the composition root, consumed by `RewardModelLearner`."""
+    """Held-out texts with their comparisons. Produced by `learners.run`, consumed by `RewardModelLearner`."""
 
     token_ids: tuple[tuple[int, ...], ...]
     pairs: tuple[tuple[int, int], ...]  # (better, worse) places in `token_ids`
@@ -34,7 +34,7 @@ class ComparedTexts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModelJob:
-    """All that the ranks need. Produced by the composition root, consumed by `train_reward_model`."""
+    """All that the ranks need. Produced by `learners.run`, consumed by `train_reward_model`."""
 
     model_path: str  # Hugging Face folder whose trunk is the start
     train: RatedTexts
@@ -47,7 +47,7 @@ class RewardModelJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModelResult:
-    """What came of a training. Produced by rank 0, consumed by the composition root."""
+    """What came of a training. Produced by rank 0, consumed by `learners.run`."""
 
     accuracy: float  # share of held-out pairs in the order of their ratings, 0..1
     num_pairs: int

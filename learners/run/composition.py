@@ -1,6 +1,6 @@
 """The running roles of a policy run: generators, scorers and a learner, started, connected, and asked whether they agree.
 
-The composition root: the one file that knows all three.
+The one file that knows all three.
 """
 
 from collections.abc import Callable, Sequence

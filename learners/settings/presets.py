@@ -1,4 +1,4 @@
-"""The published methods as values over the parts of `policy_config`. A preset decides nothing that a file cannot say."""
+"""The published methods as values over the parts of `settings.policy`. A preset decides nothing that a file cannot say."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
