@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from cluster.types import PublishedWeights
+from cluster.types import WeightFile
 
 
 class WeightPublisher:
@@ -20,7 +20,7 @@ class WeightPublisher:
     def __init__(self) -> None:
         self._newest: Path | None = None
 
-    def publish(self, tensors: Mapping[str, Tensor], directory: Path, *, policy_version: int) -> PublishedWeights:
+    def publish(self, tensors: Mapping[str, Tensor], directory: Path, *, policy_version: int) -> WeightFile:
         """The file appears whole or not at all. Two versions lie in `directory` while one replaces the other."""
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"policy-v{policy_version:06d}.safetensors"
@@ -35,7 +35,7 @@ class WeightPublisher:
         if self._newest is not None and self._newest != path:
             self._newest.unlink(missing_ok=True)
         self._newest = path
-        return PublishedWeights(policy_version=policy_version, path=str(path), checksum=checksum)
+        return WeightFile(policy_version=policy_version, path=str(path), checksum=checksum)
 
 
 def generator_weights(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:

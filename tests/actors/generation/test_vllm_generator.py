@@ -18,7 +18,7 @@ from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import DataError, WeightMismatchError
 from cluster.processes.pool import ActorPool
-from cluster.types import Message, Prompt, PublishedWeights, SamplingParameters, Task, TrajectoryGroup
+from cluster.types import Message, Prompt, SamplingParameters, Task, TrajectoryGroup, WeightFile
 
 MAX_MODEL_TOKENS = 96
 UNFINISHED = "\ufffd"  # what bytes that are no character decode to; the engine holds back those at the end
@@ -67,11 +67,11 @@ def _policy(folder: str, *, noise: float = 0.0) -> torch.nn.Module:
     return policy
 
 
-def _published(policy: torch.nn.Module, version: int, path: Path) -> PublishedWeights:
+def _published(policy: torch.nn.Module, version: int, path: Path) -> WeightFile:
     from safetensors.torch import save_file
 
     save_file({name: parameter.detach().contiguous() for name, parameter in policy.named_parameters()}, path)
-    return PublishedWeights(policy_version=version, path=str(path), checksum=hashlib.sha256(path.read_bytes()).hexdigest())
+    return WeightFile(policy_version=version, path=str(path), checksum=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @torch.no_grad()

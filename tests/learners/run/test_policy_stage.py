@@ -28,6 +28,7 @@ from cluster.types import (
     Trajectory,
     TrajectoryGroup,
     UpdateResult,
+    WeightFile,
 )
 from learners.run import policy_stage
 from learners.run.composition import Roles
@@ -101,7 +102,7 @@ class Learner:
         return (0.0,) * len(trajectories)
 
     def publish(self) -> PublishedWeights:
-        return PublishedWeights(policy_version=self._num_done, path="weights", checksum="0")
+        return WeightFile(policy_version=self._num_done, path="weights", checksum="0")
 
     def submit(self, batch: ScoredBatch) -> UpdateResult:
         self._num_done = batch.step + 1

@@ -26,6 +26,7 @@ from cluster.types import (
     Trajectory,
     TrajectoryGroup,
     UpdateResult,
+    WeightFile,
 )
 from learners.steps.collection import DynamicSampling, PlainCollector
 from learners.steps.driver import Driver, Records
@@ -129,7 +130,7 @@ class RecordingLearner:
 
     def publish(self) -> PublishedWeights:
         self._calls.append(f"learner publishes version {self._version}")
-        return PublishedWeights(policy_version=self._version, path="weights", checksum="0")
+        return WeightFile(policy_version=self._version, path="weights", checksum="0")
 
     @property
     def _version(self) -> int:

@@ -20,7 +20,7 @@ from actors.device_wire import bit_checksum
 from actors.generation.generator import HeldWeights
 from actors.sources.tensor_shapes import folder_tensor_shapes
 from cluster.errors import ConfigError, WeightMismatchError
-from cluster.types import PublishedWeights
+from cluster.types import SentWeights
 from learners.policy import commands
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
@@ -116,7 +116,7 @@ def test_one_send_brings_every_tensor_with_its_version_to_every_generator(
     sender = WeightSender(policy, link(backend, generators), dtype=torch.bfloat16, rank=0)
     weights = sender.send(policy_version=5)
     expected = generator_weights(policy, torch.bfloat16)
-    assert weights == PublishedWeights(policy_version=5, path="", checksum=bit_checksum(expected.items()))
+    assert weights == SentWeights(policy_version=5, checksum=bit_checksum(expected.items()))
     for generator in generators:
         assert generator.engine.calls == ["init", "pause wait", "start", "update", "finish", "resume"]
         assert held(generator) == HeldWeights(policy_version=5, checksum=weights.checksum)
@@ -214,7 +214,8 @@ def test_every_rank_executes_the_calls_of_a_link(
     execute(Call(function=commands.connect, arguments=(link("ipc", [generator], epoch=4),)), worker)
     assert execute(Call(function=commands.link_epoch), worker) == 4
     published = execute(Call(function=commands.send_weights), worker)
-    assert (published.policy_version, published.path) == (0, "")
+    assert isinstance(published, SentWeights)
+    assert published.policy_version == 0
     assert ("finish" in generator.engine.calls) is (rank == 0)
 
 
