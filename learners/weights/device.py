@@ -25,7 +25,6 @@ from cluster.types import SentWeights
 from learners.weights.file import untied_tensors
 from learners.weights.link import GeneratorLink
 
-CALL_DEADLINE_S = 600.0  # for a generator's answer, which may have to finish its running requests first
 LOSS_GRACE_S = 10.0  # for the others of a process group to leave a broadcast that has lost a member
 
 
@@ -94,7 +93,7 @@ class GeneratorClient:
         self.generators = list(link.generators)  # without those that were lost
         self.workers_per_generator = link.workers_per_generator
         self.end_broadcast: Callable[[], None] = lambda: None
-        self._epoch = link.epoch
+        self._epoch, self._deadline_s = link.epoch, link.deadline_s
         self._announced: SentWeights
 
     def check_tensors(self, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -121,7 +120,7 @@ class GeneratorClient:
 
     def _ask_all(self, ask: Callable[[Any], ObjectRef]) -> None:
         running = {ask(generator): generator for generator in self.generators}
-        timeout_s = CALL_DEADLINE_S
+        timeout_s = self._deadline_s
         while running:
             ready, _ = ray.wait(list(running), timeout=timeout_s)
             lost = [generator for ref, generator in running.items() if not ready or (ref in ready and not _succeeded(ref))]

@@ -69,7 +69,12 @@ def transports(policy: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> Tra
 
 def link(backend: Any, generators: Sequence[Any], *, workers: int = 1, epoch: int = 1) -> GeneratorLink:
     return GeneratorLink(
-        epoch=epoch, backend=backend, generators=tuple(generators), workers_per_generator=workers, dtype="bfloat16"
+        epoch=epoch,
+        backend=backend,
+        generators=tuple(generators),
+        workers_per_generator=workers,
+        dtype="bfloat16",
+        deadline_s=30.0,
     )
 
 
@@ -192,6 +197,17 @@ def test_a_broadcast_that_lost_a_member_is_ended_and_those_that_hang_in_it_are_l
     sender = WeightSender(policy, link("nccl", [lost, hanging]), dtype=torch.bfloat16, rank=0)
     sender.send(policy_version=5)
     assert transport.groups[1:] == ["left"]
+    assert not hanging.is_alive
+
+
+@backends
+def test_a_generator_has_the_links_deadline_for_each_call(policy: LlamaForCausalLM, transports: Transports, backend: str) -> None:
+    transport = transports(backend)
+    hanging = transport.start()
+    sender = WeightSender(policy, link(backend, [hanging]), dtype=torch.bfloat16, rank=0)
+    hanging.hangs_in = "start_weight_update"
+    sender.send(policy_version=5)
+    assert set(transport.timeouts_s) == {30.0}
     assert not hanging.is_alive
 
 

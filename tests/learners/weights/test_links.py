@@ -85,6 +85,7 @@ class Roles:
                 generators=lambda: tuple(self.pool.actors.values()),
                 workers_per_generator=1,
                 dtype="bfloat16",
+                deadline_s=30.0,
             )
         )
         self.pool.feed_new_ones(self.learner.send_again)
