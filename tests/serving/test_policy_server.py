@@ -32,6 +32,9 @@ def test_a_newer_policy_is_loaded_from_the_files_that_its_index_names(policies: 
     from serving.policy_server import PolicyServer
 
     class Recording(PolicyServer):
+        def __del__(self) -> None:
+            """Ray's is a coroutine, which nothing awaits without Serve."""
+
         async def pause(self, *arguments: Any, **settings: Any) -> None:
             calls.append("pause")
 
