@@ -4,7 +4,6 @@ vLLM runs an engine process and worker processes of its own; this class only tal
 """
 
 import asyncio
-import hashlib
 import itertools
 import os
 from pathlib import Path
@@ -18,6 +17,7 @@ from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError,
 from cluster.host.cpu_engine import cpu_engine_environment
 from cluster.processes.collector_pause import collector_paused
 from cluster.seeding import derive_seed
+from cluster.storage.weight_file import check_weights
 from cluster.types import (
     Completion,
     FinishReason,
@@ -149,16 +149,7 @@ class VLLMGenerator:
         return last
 
     def _check_published(self, weights: WeightFile) -> None:
-        try:
-            with open(weights.path, "rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise WeightMismatchError(f"published weights of version {weights.policy_version} cannot be read: {error}") from error
-        if checksum != weights.checksum:
-            raise WeightMismatchError(
-                f"{weights.path} has sha256 {checksum}, but version {weights.policy_version} was published with "
-                f"{weights.checksum}; the generator keeps its weights"
-            )
+        check_weights(weights)
         self._check_shapes(tensor_shapes(Path(weights.path)), weights.path)
 
     def _check_shapes(self, shapes: TensorShapes, source: str) -> None:

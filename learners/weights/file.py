@@ -1,6 +1,5 @@
 """Weights as one safetensors file in shared memory, for generators to take over."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from cluster.storage.weight_file import seal_weights
 from cluster.types import WeightFile
 
 
@@ -27,15 +27,13 @@ class WeightPublisher:
         partial = directory / f".{path.name}.{os.getpid()}.partial"
         try:
             save_file(dict(tensors), partial)
-            with partial.open("rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-            partial.rename(path)
+            weights = seal_weights(partial, path, policy_version=policy_version)
         finally:
             partial.unlink(missing_ok=True)
         if self._newest is not None and self._newest != path:
             self._newest.unlink(missing_ok=True)
         self._newest = path
-        return WeightFile(policy_version=policy_version, path=str(path), checksum=checksum)
+        return weights
 
 
 def generator_weights(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -24,11 +24,11 @@ from cluster.types import (
     SamplingParameters,
     ScoredBatch,
     ScoredGroup,
+    SentWeights,
     Task,
     Trajectory,
     TrajectoryGroup,
     UpdateResult,
-    WeightFile,
 )
 from learners.run import policy_stage
 from learners.run.composition import Roles
@@ -102,7 +102,7 @@ class Learner:
         return (0.0,) * len(trajectories)
 
     def publish(self) -> PublishedWeights:
-        return WeightFile(policy_version=self._num_done, path="weights", checksum="0")
+        return SentWeights(policy_version=self._num_done, checksum="0")
 
     def submit(self, batch: ScoredBatch) -> UpdateResult:
         self._num_done = batch.step + 1
