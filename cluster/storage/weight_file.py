@@ -1,7 +1,8 @@
 """Published weights in a file: the bytes are hashed once a host, by the process that wrote them.
 
-Memory that the kernel calls untouched since then needs no second hash. Whatever else lies at the path does: a file that was cut
-off, written to, replaced, or copied from another host.
+A file that nothing has touched since then, as the kernel sees it, needs no second hash. Any other does: one that was cut off,
+written to, replaced, or copied from another host. The kernel does not see writes through a mapping that is older than the hash;
+the writer makes none.
 """
 
 import hashlib
