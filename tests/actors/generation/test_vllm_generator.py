@@ -1,7 +1,6 @@
 """A real vLLM engine in a real Ray actor, against Hugging Face forwards in float32. One engine serves all tests."""
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,9 +175,8 @@ def test_a_prompt_that_does_not_fit_names_its_task(running: Fixture) -> None:
 def test_refused_weights_leave_the_old_ones_serving(running: Fixture, tmp_path: Path) -> None:
     held, tokens = _held(running), _tokens(_collect(running))
     changed = _published(_policy(running.folder, noise=0.1), 7, tmp_path / "changed.safetensors")
-    with open(changed.path, "r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"?")
+    content = Path(changed.path).read_bytes()
+    Path(changed.path).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(WeightMismatchError, match=f"version 7 was published with {changed.checksum}"):
         running.pool.publish(changed)
 
