@@ -131,7 +131,7 @@ def policy_learner_memory(
             "critic": critic_parameters * (FLOAT32_BYTES + TRAINED_BYTES),
             "reference": num_references * policy.weight_bytes(policy.num_layers, matrix_bytes, parameters=policy.total),
             "logits": config.workers.logprob_chunk_tokens * policy.vocabulary * FLOAT32_BYTES,
-            "kept states": min(batch_tokens * policy.hidden * FLOAT32_BYTES, MAX_KEPT_BYTES) if num_frozen else 0,
+            "kept_states": min(batch_tokens * policy.hidden * FLOAT32_BYTES, MAX_KEPT_BYTES) if num_frozen else 0,
         }
     return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
 

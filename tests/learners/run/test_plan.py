@@ -188,7 +188,7 @@ def test_memory_of_each_role(empty_cache: Path) -> None:
         "critic": 16 * 5,  # a head of 4 weights and a bias
         "reference": REFERENCE_BYTES,
         "logits": 16 * 10 * 4,  # 16 positions, 10 words, float32
-        "kept states": 0,
+        "kept_states": 0,
     }
     assert learner["bytes_each"] == 8000 + 80 + REFERENCE_BYTES + 640
     assert learner["bytes"] == 2 * learner["bytes_each"]
@@ -269,7 +269,7 @@ def test_states_above_frozen_layers_are_kept_for_the_largest_batch(empty_cache: 
         learner=ppo_config().learner.model_dump() | {"num_frozen_layers": 1},
         evaluation={"num_prompts": num_prompts, "samples_per_prompt": 1},
     )
-    assert plan_run(config)["memory"][0]["parts_bytes"]["kept states"] == kept_bytes
+    assert plan_run(config)["memory"][0]["parts_bytes"]["kept_states"] == kept_bytes
 
 
 def test_a_reference_that_moves_is_a_copy_beside_that_of_the_start(empty_cache: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_learner_holds_the_bytes_that_were_estimated(
     assert parts is not None
     learner.start_kl(trajectories)
     kept = learner._frozen_states._kept.values()
-    assert parts["kept states"] == sum(states.numel() * states.element_size() for states in kept)
+    assert parts["kept_states"] == sum(states.numel() * states.element_size() for states in kept)
     trained = sum(parameter.numel() for parameter in learner._optimizer.parameters.values())
     assert parts["policy"] == _bytes_of(learner._network.policy) + 12 * trained
     references = {id(reference): reference for reference in (learner._reference, learner._start_policy)}.values()
