@@ -178,12 +178,35 @@ class SaveReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedWeights:
-    """Weights that wait to be taken over by generators. Produced by the learner, consumed by every generator."""
+class FileStamp:
+    """What the kernel changes with any write to a file, and with any other file in its place. Made by `stamp_of`."""
+
+    device: int
+    inode: int
+    num_bytes: int
+    modified_ns: int
+    changed_ns: int  # unlike the time of modification, no call can set it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFile:
+    """Weights that wait in shared memory. Produced by the learner, consumed by every generator, which loads them."""
 
     policy_version: int
-    path: str  # a safetensors file with Hugging Face names, in shared memory; empty where weights went over a device
-    checksum: str  # sha256 hex of the file, or of what was sent
+    path: str  # a safetensors file with Hugging Face names
+    checksum: str  # sha256 hex of the file
+    stamp: FileStamp  # of the file as it was when `checksum` was taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentWeights:
+    """Weights that went over a device. Produced by the learner, consumed by every generator, which confirms that it has them."""
+
+    policy_version: int
+    checksum: str  # hex, of the tensors as they were sent: `actors.device_wire.BitChecksum`
+
+
+PublishedWeights = WeightFile | SentWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

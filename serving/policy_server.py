@@ -10,7 +10,7 @@ from typing import Any, Final
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
-from actors.sources.tensor_shapes import WEIGHT_PATTERN
+from actors.sources.tensor_shapes import weight_files
 from cluster.errors import DataError, WeightMismatchError
 from serving.policy_folder import PolicyFolder, check_same_model, resolve_policy
 from serving.version_gate import VersionGate
@@ -79,17 +79,18 @@ class PolicyServer(LLMServer):
                 return
             self._policy = newest  # one that cannot be served is told once
             await asyncio.to_thread(check_same_model, newest.path, self._loaded_from)
+            files = await asyncio.to_thread(weight_files, newest.path)
         except (DataError, WeightMismatchError) as error:  # also a run directory that is gone: what is served stays
             logger.error("not served: %s", error)
             return
-        await self._replace_weights(newest)
+        await self._replace_weights(newest, files)
 
-    async def _replace_weights(self, policy: PolicyFolder) -> None:
+    async def _replace_weights(self, policy: PolicyFolder, files: list[Path]) -> None:
         """No request is inside meanwhile, and none is let in again where this ends half-way."""
         async with self._gate.change(policy.policy_version):
             await self.pause(mode="wait", clear_cache=True)  # the prefix cache belongs to the old weights
             await self.collective_rpc("start_weight_update")
-            for path in sorted(policy.path.glob(WEIGHT_PATTERN)):
+            for path in files:
                 await self.collective_rpc("update_weights", kwargs={"update_info": {"path": str(path)}})
             await self.collective_rpc("finish_weight_update")
             await self.resume()

@@ -12,7 +12,7 @@ from actors.config import GeneratorConfig
 from actors.generation.generator import HeldWeights
 from actors.generation.vllm_generator import TensorShapes, VLLMGenerator
 from cluster.errors import ActorLostError, StaleLinkError
-from cluster.types import PublishedWeights
+from cluster.types import PublishedWeights, SentWeights
 
 
 class DeviceFedGenerator(VLLMGenerator):
@@ -63,7 +63,7 @@ class DeviceFedGenerator(VLLMGenerator):
         async with self._stopped_on_failure():
             await self._running_engine().update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
-    async def finish_weight_update(self, epoch: int, weights: PublishedWeights) -> None:
+    async def finish_weight_update(self, epoch: int, weights: SentWeights) -> None:
         """Sample from the new weights from here on."""
         self._check_epoch(epoch)
         async with self._stopped_on_failure():

@@ -4,7 +4,6 @@ vLLM runs an engine process and worker processes of its own; this class only tal
 """
 
 import asyncio
-import hashlib
 import itertools
 import os
 from pathlib import Path
@@ -18,7 +17,17 @@ from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError,
 from cluster.host.cpu_engine import cpu_engine_environment
 from cluster.processes.collector_pause import collector_paused
 from cluster.seeding import derive_seed
-from cluster.types import Completion, FinishReason, Prompt, PublishedWeights, SamplingParameters, Trajectory, TrajectoryGroup
+from cluster.storage.weight_file import check_weights
+from cluster.types import (
+    Completion,
+    FinishReason,
+    Prompt,
+    PublishedWeights,
+    SamplingParameters,
+    Trajectory,
+    TrajectoryGroup,
+    WeightFile,
+)
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -90,8 +99,7 @@ class VLLMGenerator:
         A file that is not what was published is refused before the engine is touched. A failure after that leaves weights that
         nobody knows, so the engine is stopped and the actor must be replaced.
         """
-        if self._config.weight_transfer != "shm":
-            raise ConfigError(f"load_weights reads a file: weight_transfer must be shm, not {self._config.weight_transfer}")
+        assert isinstance(weights, WeightFile), "weights that go over devices are for a DeviceFedGenerator"
         async with self._publication:
             await asyncio.to_thread(self._check_published, weights)
             try:
@@ -140,17 +148,8 @@ class VLLMGenerator:
         assert last is not None, "vLLM ends every request with an output"
         return last
 
-    def _check_published(self, weights: PublishedWeights) -> None:
-        try:
-            with open(weights.path, "rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise WeightMismatchError(f"published weights of version {weights.policy_version} cannot be read: {error}") from error
-        if checksum != weights.checksum:
-            raise WeightMismatchError(
-                f"{weights.path} has sha256 {checksum}, but version {weights.policy_version} was published with "
-                f"{weights.checksum}; the generator keeps its weights"
-            )
+    def _check_published(self, weights: WeightFile) -> None:
+        check_weights(weights)
         self._check_shapes(tensor_shapes(Path(weights.path)), weights.path)
 
     def _check_shapes(self, shapes: TensorShapes, source: str) -> None:
@@ -162,7 +161,7 @@ class VLLMGenerator:
             )
 
     @staticmethod
-    async def _replace_weights(engine: "AsyncLLM", weights: PublishedWeights) -> None:
+    async def _replace_weights(engine: "AsyncLLM", weights: WeightFile) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await engine.pause_generation(mode="wait", clear_cache=True)  # the prefix cache belongs to the old weights

@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors in safetensors files, read from their headers alone."""
+"""Which files of a model folder hold its weights, and names and shapes of the tensors in them, read from headers alone."""
 
 import json
 from pathlib import Path
@@ -11,22 +11,45 @@ INDEX_NAME = "model.safetensors.index.json"  # names the files of a model in sev
 TensorShapes = dict[str, tuple[int, ...]]
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Of a Hugging Face folder, sorted: the files that its index names, or all where it has none.
+
+    Raises `DataError` where it holds no weights, or lacks what the index names.
+    """
+    file_of_tensor = _weight_map(folder)
+    if file_of_tensor is None:
+        paths = sorted(folder.glob(WEIGHT_PATTERN))
+        if not paths:
+            raise DataError(
+                f"{folder}: no {WEIGHT_PATTERN} files; generators need a local Hugging Face folder with safetensors weights"
+            )
+        return paths
+    names = sorted(set(file_of_tensor.values()))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise DataError(
+                f"{folder / INDEX_NAME} names the file {name!r}, which is not in its folder; fetch or save the model again"
+            )
+    return [folder / name for name in names]
+
+
 def folder_tensor_shapes(folder: Path) -> TensorShapes:
-    """Of a Hugging Face folder: of the files that its index names, or of all where it has none.
+    """Of a Hugging Face folder: of what its index names, or of all tensors where it has none.
 
     Raises `DataError` where it holds no weights, lacks what the index names, or a file is cut off or none of its kind.
     """
-    index_path = folder / INDEX_NAME
-    if index_path.is_file():
-        return _indexed_shapes(index_path)
-    shapes: TensorShapes = {}
-    for path in sorted(folder.glob(WEIGHT_PATTERN)):
-        shapes |= tensor_shapes(path)
-    if not shapes:
+    in_files = {path.name: tensor_shapes(path) for path in weight_files(folder)}
+    file_of_tensor = _weight_map(folder)
+    if file_of_tensor is None:
+        return {tensor: shape for shapes in in_files.values() for tensor, shape in shapes.items()}
+    missing = sorted(tensor for tensor, file in file_of_tensor.items() if tensor not in in_files[file])
+    if missing:
+        first = missing[0]
         raise DataError(
-            f"{folder}: no {WEIGHT_PATTERN} files; generators need a local Hugging Face folder with safetensors weights"
+            f"{folder / INDEX_NAME} names {len(missing)} tensors that are not in their files, first {first!r} in "
+            f"{file_of_tensor[first]}; fetch or save the model again"
         )
-    return shapes
+    return {tensor: in_files[file][tensor] for tensor, file in file_of_tensor.items()}
 
 
 def tensor_shapes(path: Path) -> TensorShapes:
@@ -40,24 +63,16 @@ def tensor_shapes(path: Path) -> TensorShapes:
         raise DataError(f"{path}: not a whole safetensors file: {error}") from error
 
 
-def _indexed_shapes(index_path: Path) -> TensorShapes:
-    file_of_tensor = _weight_map(index_path)
-    in_files: dict[str, TensorShapes] = {}
-    for name in sorted(set(file_of_tensor.values())):
-        if Path(name).name != name or not (index_path.parent / name).is_file():
-            raise DataError(f"{index_path} names the file {name!r}, which is not in its folder; fetch or save the model again")
-        in_files[name] = tensor_shapes(index_path.parent / name)
-    missing = sorted(tensor for tensor, file in file_of_tensor.items() if tensor not in in_files[file])
-    if missing:
-        first = missing[0]
-        raise DataError(
-            f"{index_path} names {len(missing)} tensors that are not in their files, first {first!r} in {file_of_tensor[first]}; "
-            "fetch or save the model again"
-        )
-    return {tensor: in_files[file][tensor] for tensor, file in file_of_tensor.items()}
+def differing_tensors(one: TensorShapes, other: TensorShapes) -> list[str]:
+    """Sorted names of tensors that one of the two lacks, or that have another shape."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def _weight_map(index_path: Path) -> dict[str, str]:
+def _weight_map(folder: Path) -> dict[str, str] | None:
+    """The file of each tensor, from the folder's index; None where it has none."""
+    index_path = folder / INDEX_NAME
+    if not index_path.is_file():
+        return None
     try:
         file_of_tensor = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
@@ -65,8 +80,3 @@ def _weight_map(index_path: Path) -> dict[str, str]:
     if not isinstance(file_of_tensor, dict) or not all(isinstance(name, str) for name in file_of_tensor.values()):
         raise DataError(f"{index_path}: weight_map does not give the file of each tensor; save the model folder again")
     return file_of_tensor
-
-
-def differing_tensors(one: TensorShapes, other: TensorShapes) -> list[str]:
-    """Sorted names of tensors that one of the two lacks, or that have another shape."""
-    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))

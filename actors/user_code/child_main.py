@@ -2,6 +2,8 @@
 
 Started as `python -m actors.user_code.child_main FILE_DESCRIPTOR`. A reply is {"result": value}, any number of times for one
 request, then {"end": null} or {"end": what went wrong}.
+
+Two processes: this code runs below a `child_guard`.
 """
 
 import json
@@ -15,6 +17,8 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
+
+from actors.user_code.child_guard import fork_under_guard
 
 Handler = Callable[[Any], Iterable[Any]]
 
@@ -78,4 +82,5 @@ def _send(connection: Connection, reply: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    fork_under_guard(file_descriptor=int(sys.argv[1]))
     main(int(sys.argv[1]))

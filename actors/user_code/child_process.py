@@ -70,7 +70,7 @@ class ChildLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Running:
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes]  # the guard of what runs the handler: see `child_guard`
     connection: Connection
     folder: str  # its working folder, empty at the start
 
@@ -173,7 +173,7 @@ class ChildProcess:
                 user=user,
                 group=user,
                 extra_groups=None if user is None else [],
-                start_new_session=True,  # a group of its own: killed with all that it started, spared by Ctrl-C
+                start_new_session=True,  # spared by Ctrl-C
             )
         return _Running(process=process, connection=ours, folder=folder)
 
@@ -202,7 +202,7 @@ class ChildProcess:
         limit = self._limits.max_processes
         if limit is None or time.monotonic() < self._checked_s + CHECK_SIZE_S:
             return
-        count = _session_size(child.process.pid)
+        count = _num_threads_below(child.process.pid)
         self._checked_s = time.monotonic()
         if count > limit:
             raise _TooManyError(f"had {count} processes and threads, more than max_processes={limit}")
@@ -222,17 +222,29 @@ class ChildProcess:
             return
         child, self._running = self._running, None
         child.connection.close()
-        with suppress(ProcessLookupError):
-            os.killpg(child.process.pid, signal.SIGKILL)
-        child.process.wait(EXIT_TIMEOUT_S)
+        child.process.terminate()
+        child.process.send_signal(signal.SIGCONT)  # should it have been stopped
+        try:
+            child.process.wait(EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            _kill_tree(child.process.pid)
+            child.process.wait(EXIT_TIMEOUT_S)
         shutil.rmtree(child.folder, ignore_errors=True)
 
 
-def _session_size(session: int) -> int:
-    """Threads of all processes in a session."""
+def _num_threads_below(pid: int) -> int:
+    """Threads of all processes that descend from one."""
     count = 0
-    for pid in psutil.pids():
-        with suppress(ProcessLookupError, psutil.NoSuchProcess):  # ended meanwhile
-            if os.getsid(pid) == session:
-                count += psutil.Process(pid).num_threads()
+    with suppress(psutil.NoSuchProcess):  # ended meanwhile
+        for process in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                count += process.num_threads()
     return count
+
+
+def _kill_tree(pid: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        guard = psutil.Process(pid)
+        for process in [*guard.children(recursive=True), guard]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()

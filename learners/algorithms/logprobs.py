@@ -6,6 +6,7 @@ is recomputed: the gradient of a position is one number times a vector that the 
 `compute_dtype`; the softmax and all sums run in float32 (float64 for float64 inputs).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,13 +52,9 @@ class _GatherLogprobs(torch.autograd.Function):
         log_normalizer_N = torch.empty(len(targets_N), dtype=sum_dtype, device=hidden_ND.device)
         logprobs_N = torch.empty_like(log_normalizer_N)
         entropy_N = torch.zeros_like(log_normalizer_N)
-        for part in _chunks(len(targets_N), chunk_tokens):
-            logits_CV = _logits(hidden_ND[part], weight, temperature, sum_dtype)
-            target_logits_C = logits_CV.gather(1, targets_N[part, None]).squeeze(1)
-            # log_softmax is one fused kernel; logsumexp would write the block several times.
-            log_p_CV = torch.log_softmax(logits_CV, dim=-1)
-            logprobs_N[part] = log_p_CV.gather(1, targets_N[part, None]).squeeze(1)
-            log_normalizer_N[part] = target_logits_C - logprobs_N[part]
+        chunks = _log_softmaxes(hidden_ND, weight, targets_N, temperature, chunk_tokens, sum_dtype)
+        for part, log_p_CV, logprobs_C, log_normalizer_C in chunks:
+            logprobs_N[part], log_normalizer_N[part] = logprobs_C, log_normalizer_C
             if with_entropy:
                 entropy_N[part] = -(log_p_CV.exp() * log_p_CV).sum(dim=-1)
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, log_normalizer_N, entropy_N)
@@ -84,8 +81,7 @@ class _GatherLogprobs(torch.autograd.Function):
                 scale_C1 = torch.ones_like(grad_logprobs_C1)
             else:
                 # The gradient of a position is one number times (onehot - p): scaling [C, D] is cheaper than scaling [C, V].
-                grad_logits_CV = log_p_CV.exp_().neg_()
-                grad_logits_CV.scatter_add_(1, targets_N[part, None], torch.ones_like(grad_logprobs_C1))
+                grad_logits_CV = _onehot_minus_p(log_p_CV, targets_N[part])
                 scale_C1 = grad_logprobs_C1
             block = grad_logits_CV.to(compute_dtype)
             grad_hidden_ND[part] = ((block @ weight).to(scale_C1.dtype) * scale_C1).to(hidden_ND.dtype)
@@ -111,11 +107,9 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
         weight = weight_VD.to(compute_dtype)
         logprobs_N = torch.empty(len(targets_N), dtype=sum_dtype, device=hidden_ND.device)
         slope_ND = torch.empty(hidden_ND.shape, dtype=sum_dtype, device=hidden_ND.device)
-        for part in _chunks(len(targets_N), chunk_tokens):
-            log_p_CV = torch.log_softmax(_logits(hidden_ND[part], weight, temperature, sum_dtype), dim=-1)
-            logprobs_N[part] = log_p_CV.gather(1, targets_N[part, None]).squeeze(1)
-            grad_logits_CV = log_p_CV.exp_().neg_()
-            grad_logits_CV.scatter_add_(1, targets_N[part, None], torch.ones_like(logprobs_N[part, None]))
+        for part, log_p_CV, logprobs_C, _ in _log_softmaxes(hidden_ND, weight, targets_N, temperature, chunk_tokens, sum_dtype):
+            logprobs_N[part] = logprobs_C
+            grad_logits_CV = _onehot_minus_p(log_p_CV, targets_N[part])
             slope_ND[part] = (grad_logits_CV.to(compute_dtype) @ weight).to(sum_dtype) / temperature
         ctx.save_for_backward(slope_ND)
         ctx.hidden_dtype = hidden_ND.dtype
@@ -126,6 +120,26 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (slope_ND,) = ctx.saved_tensors
         return (slope_ND * grad_outputs[0].unsqueeze(1)).to(ctx.hidden_dtype), None, None, None, None, None
+
+
+def _log_softmaxes(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float, chunk_tokens: int, sum_dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Of each chunk: its positions, log p [C, V] for the caller to overwrite, log p of the targets and the log-normalizer [C]."""
+    for part in _chunks(len(targets_N), chunk_tokens):
+        targets_C1 = targets_N[part, None]
+        logits_CV = _logits(hidden_ND[part], weight_VD, temperature, sum_dtype)
+        target_logits_C = logits_CV.gather(1, targets_C1).squeeze(1)
+        # log_softmax is one fused kernel; logsumexp would write the block several times.
+        log_p_CV = torch.log_softmax(logits_CV, dim=-1)
+        del logits_CV  # the caller's work needs its space
+        logprobs_C = log_p_CV.gather(1, targets_C1).squeeze(1)
+        yield part, log_p_CV, logprobs_C, target_logits_C - logprobs_C
+
+
+def _onehot_minus_p(log_p_CV: Tensor, targets_C: Tensor) -> Tensor:
+    """d logprob / d logits, in the memory of log p."""
+    return log_p_CV.exp_().neg_().scatter_add_(1, targets_C[:, None], torch.ones_like(log_p_CV[:, :1]))
 
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor, temperature: float, sum_dtype: torch.dtype) -> Tensor:

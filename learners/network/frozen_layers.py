@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from learners.network.micro_batch import MicroBatch
 from learners.network.trunk import ForwardSettings, TrunkParts, hidden_states
-
-MAX_KEPT_BYTES = 2**29  # of one batch on one rank; the rows beyond it are computed anew for every pass
+from learners.settings.training import MAX_KEPT_BYTES
 
 
 class FrozenStates:
-    """Hidden states above the frozen layers, each row of a batch computed once. Owned by a learner, which clears it."""
+    """Hidden states above the frozen layers, each row of a batch computed once. Owned by a learner, which clears it.
+
+    Rows beyond `MAX_KEPT_BYTES` are computed anew for every pass.
+    """
 
     def __init__(self, parts: TrunkParts | None, settings: ForwardSettings) -> None:
         self._parts = parts

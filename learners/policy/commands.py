@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import DType
-from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResult
+from cluster.types import ScoredBatch, SentWeights, Trajectory, UpdateResult, WeightFile
 from learners.policy.start import StartingPoint
 from learners.ranks.loop import Worker
 from learners.settings.policy import PolicyLearnerConfig
@@ -47,12 +47,12 @@ def link_epoch(worker: Worker) -> int:
     return _learner(worker).link_epoch
 
 
-def send_weights(worker: Worker) -> PublishedWeights:
+def send_weights(worker: Worker) -> SentWeights:
     """Send weights over the link."""
     return _learner(worker).send_weights()
 
 
-def publish(worker: Worker, directory: Path, dtype: DType) -> PublishedWeights:
+def publish(worker: Worker, directory: Path, dtype: DType) -> WeightFile:
     """Write weights for generators."""
     return _learner(worker).publish(directory, dtype)
 

@@ -10,7 +10,7 @@ import ray
 
 from actors.config import DType
 from cluster.errors import LearnerRestartedError
-from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResult
+from cluster.types import PublishedWeights, ScoredBatch, SentWeights, Trajectory, UpdateResult
 from learners.policy import commands
 from learners.policy.start import StartingPoint
 from learners.ranks.handle import RanksHandle, RanksPlan
@@ -83,7 +83,7 @@ class PolicyLearnerHandle(RanksHandle):
         self._published = self.call(self._publish) if plan is None else self._send(plan, plan.generators())
         return self._published
 
-    def send_again(self, generator: Any) -> PublishedWeights:
+    def send_again(self, generator: Any) -> SentWeights:
         """Send a new generator what the others hold; the next publication makes a link to all of them.
 
         Where the ranks were lost, the generator gets what they went back to, and the next call says so. Raising it here would
@@ -116,7 +116,7 @@ class PolicyLearnerHandle(RanksHandle):
         if restart is not None:
             raise restart
 
-    def _send(self, plan: LinkPlan, generators: tuple[Any, ...]) -> PublishedWeights:
+    def _send(self, plan: LinkPlan, generators: tuple[Any, ...]) -> SentWeights:
         """Over the link that there is, or over a new one where a rank or a generator has changed."""
         link = self._link
         if link is None or link.generators != generators or self.call(Call(function=commands.link_epoch)) != link.epoch:
@@ -125,7 +125,7 @@ class PolicyLearnerHandle(RanksHandle):
             self._link = None
             self.call(Call(function=commands.connect, arguments=(link,)))
             self._link = link
-        weights: PublishedWeights = self.call(Call(function=commands.send_weights))
+        weights: SentWeights = self.call(Call(function=commands.send_weights))
         return weights
 
     def export(self, directory: Path) -> None:

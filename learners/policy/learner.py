@@ -19,7 +19,7 @@ from torch import Tensor
 
 from actors.config import DType
 from cluster.seeding import derive_seed
-from cluster.types import PublishedWeights, ScoredBatch, Trajectory, UpdateResult
+from cluster.types import ScoredBatch, SentWeights, Trajectory, UpdateResult, WeightFile
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
 from learners.network.collectives import sum_gradients, sum_over_ranks
@@ -172,7 +172,7 @@ class PolicyLearner:
         frozen = self._frozen_pass(tokens, with_policy=True, reference=self._start_policy)
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
-    def publish(self, directory: Path, dtype: DType) -> PublishedWeights:
+    def publish(self, directory: Path, dtype: DType) -> WeightFile:
         """Write the policy for generators; call it on one rank."""
         tensors = generator_weights(self._network.policy, TORCH_DTYPES[dtype])
         return self._publisher.publish(tensors, directory, policy_version=self.policy_version)
@@ -190,7 +190,7 @@ class PolicyLearner:
             self._sender.close()
         self._sender = WeightSender(self._network.policy, link, dtype=TORCH_DTYPES[link.dtype], rank=self._rank)
 
-    def send_weights(self) -> PublishedWeights:
+    def send_weights(self) -> SentWeights:
         """Send the policy over the link; call it on every rank."""
         assert self._sender is not None, "the handle connects before it sends"
         return self._sender.send(policy_version=self.policy_version)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from actors.config import GeneratorConfig
 from actors.generation.remote import DeviceFedGeneratorActor, GeneratorActor
 from actors.generation.rollout_pool import RolloutPool
 from actors.scoring.stage import Scoring, build_scoring
@@ -39,18 +38,20 @@ class Roles:
         """What the driver waits for. May be asked from any thread."""
         return [*self.rollouts.pending(), *self.scoring.pending(), *self.learner.pending()]
 
-    def wait_until_ready(self, config: GeneratorConfig) -> None:
+    def wait_until_ready(self, config: PolicyRunConfig) -> None:
         """Return when every role answers and weights can reach the generators."""
         self.rollouts.wait_until_ready()
         self.scoring.wait_until_ready()
         num_steps_done = self.learner.wait_until_ready()
-        if config.weight_transfer != "shm":
+        generator = config.generator
+        if generator.weight_transfer != "shm":
             self.learner.connect(
                 LinkPlan(
-                    backend=config.weight_transfer,
+                    backend=generator.weight_transfer,
                     generators=lambda: tuple(self.rollouts.actors.values()),
-                    workers_per_generator=config.tensor_parallel_size,
-                    dtype=config.dtype,
+                    workers_per_generator=generator.tensor_parallel_size,
+                    dtype=generator.dtype,
+                    deadline_s=config.supervision.publish_deadline_s,
                 )
             )
             self.rollouts.feed_new_ones(self.learner.send_again)

@@ -14,6 +14,7 @@ from cluster.errors import DataError
 from cluster.host.cache import cache_root
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.reward_model import RewardModelLearnerConfig
+from learners.settings.training import MAX_KEPT_BYTES
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED_BYTES = 12  # float32 gradient and two Adam moments, for weights that are not frozen
@@ -109,8 +110,11 @@ def model_shape(config: dict[str, Any]) -> ModelShape | None:
     )
 
 
-def policy_learner_memory(policy: ModelShape | None, critic: ModelShape | None, config: PolicyLearnerConfig) -> RoleMemory:
-    """One rank: policy and critic with their optimizer, the frozen reference, one chunk of float32 logits.
+def policy_learner_memory(
+    policy: ModelShape | None, critic: ModelShape | None, config: PolicyLearnerConfig, *, batch_tokens: int
+) -> RoleMemory:
+    """One rank: policy and critic with their optimizer, the frozen reference, one chunk of float32 logits, and the hidden states
+    above frozen layers. These are at most those of `batch_tokens`: each epoch deals the rows of a batch anew.
 
     Of the policy's frozen layers and of all layers of the reference, matrices are in the compute type, the rest in float32.
     """
@@ -127,6 +131,7 @@ def policy_learner_memory(policy: ModelShape | None, critic: ModelShape | None, 
             "critic": critic_parameters * (FLOAT32_BYTES + TRAINED_BYTES),
             "reference": num_references * policy.weight_bytes(policy.num_layers, matrix_bytes, parameters=policy.total),
             "logits": config.workers.logprob_chunk_tokens * policy.vocabulary * FLOAT32_BYTES,
+            "kept_states": min(batch_tokens * policy.hidden * FLOAT32_BYTES, MAX_KEPT_BYTES) if num_frozen else 0,
         }
     return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
 

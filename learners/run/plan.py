@@ -147,7 +147,16 @@ def _memory(config: TrainingRunConfig) -> Iterable[RoleMemory]:
         scorer_memory(local_model_shape(scorer.model) if isinstance(scorer, RewardModelScorerConfig) else None, scorer)
         for scorer in config.scorers
     ]
-    return [policy_learner_memory(policy, critic, config.learner), generator_memory(policy, config.generator), *scorers]
+    learner = policy_learner_memory(policy, critic, config.learner, batch_tokens=_largest_batch_tokens(config))
+    return [learner, generator_memory(policy, config.generator), *scorers]
+
+
+def _largest_batch_tokens(config: PolicyRunConfig) -> int:
+    """What the learner meets at a time: the trajectories of a step, or the completions of an evaluation."""
+    sampling, evaluation = config.sampling, config.evaluation
+    of_a_step = config.learner.prompts_per_step * sampling.samples_per_prompt
+    of_an_evaluation = evaluation.num_prompts * evaluation.samples_per_prompt
+    return max(of_a_step, of_an_evaluation) * (config.task.max_prompt_tokens + sampling.max_completion_tokens)
 
 
 def _placement_table(placement: dict[str, Any]) -> "Table":

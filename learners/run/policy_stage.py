@@ -84,7 +84,7 @@ def _until_ranks_are_kept(session: Session, action: Callable[[], None]) -> None:
 
 
 def _connect_and_check(roles: Roles, prompts: RunPrompts, config: PolicyRunConfig) -> None:
-    roles.wait_until_ready(config.generator)
+    roles.wait_until_ready(config)
     check_logprob_contract(roles, prompts.held_out[:NUM_CONTRACT_PROMPTS], _sampling(config, 1, "contract"), config)
 
 

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator
 from actors.config import DType, fast_dtype
 from cluster.config import StrictConfig
 
+MAX_KEPT_BYTES = 2**29  # of hidden states above frozen layers, of one batch on one rank
+
 
 class OptimizerConfig(StrictConfig):
     """AdamW with linear warm-up, then constant or linear decay."""

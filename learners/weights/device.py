@@ -21,11 +21,10 @@ from vllm.utils.network_utils import get_ip, get_open_port
 
 from actors.device_wire import bit_checksum, plain_handle
 from cluster.errors import ActorLostError, RaywardError
-from cluster.types import PublishedWeights
+from cluster.types import SentWeights
 from learners.weights.file import untied_tensors
 from learners.weights.link import GeneratorLink
 
-CALL_DEADLINE_S = 600.0  # for a generator's answer, which may have to finish its running requests first
 LOSS_GRACE_S = 10.0  # for the others of a process group to leave a broadcast that has lost a member
 
 
@@ -54,9 +53,9 @@ class WeightSender:
         if isinstance(self._engine, NCCLTrainerWeightTransferEngine) and self._engine.model_update_group is not None:
             self._client.end_broadcast = self._engine.model_update_group.destroy
 
-    def send(self, *, policy_version: int) -> PublishedWeights:
+    def send(self, *, policy_version: int) -> SentWeights:
         """Returns when all generators that are left sample from the policy as it is now."""
-        weights = PublishedWeights(policy_version=policy_version, path="", checksum=bit_checksum(self._source))
+        weights = SentWeights(policy_version=policy_version, checksum=bit_checksum(self._source))
         if self._engine is not None:
             self._client.announce(weights)
             self._engine.send_weights()
@@ -94,13 +93,13 @@ class GeneratorClient:
         self.generators = list(link.generators)  # without those that were lost
         self.workers_per_generator = link.workers_per_generator
         self.end_broadcast: Callable[[], None] = lambda: None
-        self._epoch = link.epoch
-        self._announced: PublishedWeights
+        self._epoch, self._deadline_s = link.epoch, link.deadline_s
+        self._announced: SentWeights
 
     def check_tensors(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self._ask_all(lambda generator: generator.check_tensors.remote(shapes))
 
-    def announce(self, weights: PublishedWeights) -> None:
+    def announce(self, weights: SentWeights) -> None:
         """Say what the next update carries."""
         self._announced = weights
 
@@ -121,7 +120,7 @@ class GeneratorClient:
 
     def _ask_all(self, ask: Callable[[Any], ObjectRef]) -> None:
         running = {ask(generator): generator for generator in self.generators}
-        timeout_s = CALL_DEADLINE_S
+        timeout_s = self._deadline_s
         while running:
             ready, _ = ray.wait(list(running), timeout=timeout_s)
             lost = [generator for ref, generator in running.items() if not ready or (ref in ready and not _succeeded(ref))]

@@ -1,6 +1,5 @@
 """Weights as one safetensors file in shared memory, for generators to take over."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from cluster.types import PublishedWeights
+from cluster.storage.weight_file import seal_weights
+from cluster.types import WeightFile
 
 
 class WeightPublisher:
@@ -20,22 +20,20 @@ class WeightPublisher:
     def __init__(self) -> None:
         self._newest: Path | None = None
 
-    def publish(self, tensors: Mapping[str, Tensor], directory: Path, *, policy_version: int) -> PublishedWeights:
+    def publish(self, tensors: Mapping[str, Tensor], directory: Path, *, policy_version: int) -> WeightFile:
         """The file appears whole or not at all. Two versions lie in `directory` while one replaces the other."""
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"policy-v{policy_version:06d}.safetensors"
         partial = directory / f".{path.name}.{os.getpid()}.partial"
         try:
             save_file(dict(tensors), partial)
-            with partial.open("rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-            partial.rename(path)
+            weights = seal_weights(partial, path, policy_version=policy_version)
         finally:
             partial.unlink(missing_ok=True)
         if self._newest is not None and self._newest != path:
             self._newest.unlink(missing_ok=True)
         self._newest = path
-        return PublishedWeights(policy_version=policy_version, path=str(path), checksum=checksum)
+        return weights
 
 
 def generator_weights(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ class GeneratorLink:
     generators: tuple[Any, ...]  # handles of Ray actors of a `DeviceFedGenerator`
     workers_per_generator: int  # devices of one engine
     dtype: DType  # what generators compute in
+    deadline_s: float  # for each call to a generator, which may have to finish its running requests first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class LinkPlan:
     generators: Callable[[], tuple[Any, ...]]  # those that take work now
     workers_per_generator: int
     dtype: DType
+    deadline_s: float
 
     def link(self, epoch: int, generators: tuple[Any, ...]) -> GeneratorLink:
         """A link to these generators."""
@@ -35,4 +37,5 @@ class LinkPlan:
             generators=generators,
             workers_per_generator=self.workers_per_generator,
             dtype=self.dtype,
+            deadline_s=self.deadline_s,
         )

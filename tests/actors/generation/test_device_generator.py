@@ -17,11 +17,11 @@ from actors.generation.device_receiving import IPCReceiver, NCCLReceiver
 from actors.generation.generator import HeldWeights
 from actors.generation.weight_loading import register
 from cluster.errors import ActorLostError, RaywardError, StaleLinkError, WeightMismatchError
-from cluster.types import PublishedWeights
+from cluster.types import SentWeights
 
 CONFIG = GeneratorConfig(num_gpus=0.5, weight_transfer="ipc")
 SHAPES = {"a": (2, 3), "b": (4,)}
-WEIGHTS = PublishedWeights(policy_version=2, path="", checksum="c2")
+WEIGHTS = SentWeights(policy_version=2, checksum="c2")
 
 
 class RecordingEngine:
@@ -87,7 +87,7 @@ def generator(engine: RecordingEngine) -> DeviceFedGenerator:
     return DeviceFedGenerator("folder", CONFIG)
 
 
-async def _update(generator: DeviceFedGenerator, weights: PublishedWeights) -> None:
+async def _update(generator: DeviceFedGenerator, weights: SentWeights) -> None:
     await generator.init_weight_transfer_engine(1, {"packed": False})
     await generator.start_weight_update(1)
     await generator.update_weights(1, {"names": ["a"]})
@@ -118,10 +118,10 @@ def test_loading_confirms_what_arrived(generator: DeviceFedGenerator) -> None:
 
 @pytest.mark.parametrize(
     "published",
-    [PublishedWeights(policy_version=3, path="", checksum="c2"), PublishedWeights(policy_version=2, path="", checksum="c3")],
+    [SentWeights(policy_version=3, checksum="c2"), SentWeights(policy_version=2, checksum="c3")],
     ids=["version", "checksum"],
 )
-def test_loading_refuses_what_did_not_arrive(generator: DeviceFedGenerator, published: PublishedWeights) -> None:
+def test_loading_refuses_what_did_not_arrive(generator: DeviceFedGenerator, published: SentWeights) -> None:
     asyncio.run(_update(generator, WEIGHTS))
     with pytest.raises(ActorLostError, match="came over the device"):
         asyncio.run(generator.load_weights(published))

@@ -1,7 +1,6 @@
 """A real vLLM engine in a real Ray actor, against Hugging Face forwards in float32. One engine serves all tests."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import DataError, WeightMismatchError
 from cluster.processes.pool import ActorPool
-from cluster.types import Message, Prompt, PublishedWeights, SamplingParameters, Task, TrajectoryGroup
+from cluster.storage.weight_file import seal_weights
+from cluster.types import Message, Prompt, SamplingParameters, Task, TrajectoryGroup, WeightFile
 
 MAX_MODEL_TOKENS = 96
 UNFINISHED = "\ufffd"  # what bytes that are no character decode to; the engine holds back those at the end
@@ -67,11 +67,12 @@ def _policy(folder: str, *, noise: float = 0.0) -> torch.nn.Module:
     return policy
 
 
-def _published(policy: torch.nn.Module, version: int, path: Path) -> PublishedWeights:
+def _published(policy: torch.nn.Module, version: int, path: Path) -> WeightFile:
     from safetensors.torch import save_file
 
-    save_file({name: parameter.detach().contiguous() for name, parameter in policy.named_parameters()}, path)
-    return PublishedWeights(policy_version=version, path=str(path), checksum=hashlib.sha256(path.read_bytes()).hexdigest())
+    partial = path.with_suffix(".partial")
+    save_file({name: parameter.detach().contiguous() for name, parameter in policy.named_parameters()}, partial)
+    return seal_weights(partial, path, policy_version=version)
 
 
 @torch.no_grad()
@@ -174,8 +175,10 @@ def test_a_prompt_that_does_not_fit_names_its_task(running: Fixture) -> None:
 def test_refused_weights_leave_the_old_ones_serving(running: Fixture, tmp_path: Path) -> None:
     held, tokens = _held(running), _tokens(_collect(running))
     changed = _published(_policy(running.folder, noise=0.1), 7, tmp_path / "changed.safetensors")
-    with pytest.raises(WeightMismatchError, match="version 7 was published with 0000"):
-        running.pool.publish(dataclasses.replace(changed, checksum="0" * 64))
+    content = Path(changed.path).read_bytes()
+    Path(changed.path).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(WeightMismatchError, match=f"version 7 was published with {changed.checksum}"):
+        running.pool.publish(changed)
 
     part = torch.nn.Module()
     part.register_parameter("stray", torch.nn.Parameter(torch.zeros(3)))

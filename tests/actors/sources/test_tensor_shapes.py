@@ -1,4 +1,4 @@
-"""The tensors of a model folder: those of its index, and no others."""
+"""The files and tensors of a model folder: those of its index, and no others."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from actors.sources.tensor_shapes import folder_tensor_shapes
+from actors.sources.tensor_shapes import folder_tensor_shapes, weight_files
 from cluster.errors import DataError
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -25,12 +25,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_only_files_that_the_index_names_are_of_the_model(folder: Path) -> None:
+    assert weight_files(folder) == [folder / FIRST, folder / SECOND]
     assert folder_tensor_shapes(folder) == {"a": (2, 3), "b": (4,)}
 
 
 def test_without_an_index_all_files_are(folder: Path) -> None:
     (folder / INDEX).unlink()
     (folder / "consolidated.safetensors").unlink()
+    assert weight_files(folder) == [folder / FIRST, folder / SECOND]
     assert folder_tensor_shapes(folder) == {"a": (2, 3), "b": (4,)}
 
 
@@ -54,3 +56,8 @@ def test_an_index_that_does_not_fit_its_files_is_refused(folder: Path, index: st
     (folder / INDEX).write_text(index)
     with pytest.raises(DataError, match=problem):
         folder_tensor_shapes(folder)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no \*\.safetensors files"):
+        weight_files(tmp_path)

@@ -1,7 +1,7 @@
 """Children that answer, fail, hang, and end: real processes."""
 
 import os
-import time
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,13 +9,16 @@ import psutil
 import pytest
 
 from actors.user_code.child_process import (
+    ChildError,
     ChildFailedError,
+    ChildLimits,
     ChildLostError,
     ChildProcess,
     ChildStartError,
     ChildTimeoutError,
 )
 
+UNLIMITED = ChildLimits()
 HANDLERS = """
 import os, signal, subprocess, sys, time
 
@@ -24,8 +27,25 @@ def build(*, refuse=False):
         raise LookupError("nothing to build")
     return handle
 
+def daemon():
+    # In a session of its own, with a parent that has ended.
+    sleeper = "[sys.executable, '-c', 'import time; time.sleep(60)'], stdout=subprocess.DEVNULL, start_new_session=True"
+    code = f"import subprocess, sys; print(subprocess.Popen({sleeper}).pid)"
+    return int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout)
+
 def handle(request):
     match request:
+        case "daemon":
+            yield daemon()
+        case "daemon, then hang":
+            yield daemon()
+            time.sleep(60)
+        case "daemon, then exit":
+            yield daemon()
+            os._exit(3)
+        case "many daemons":
+            for _ in range(20):
+                yield daemon()
         case "pid":
             yield os.getpid()
         case "pid of a grandchild, then hang":
@@ -55,8 +75,8 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     monkeypatch.syspath_prepend(str(tmp_path))
     children = []
 
-    def start(**settings: bool) -> ChildProcess:
-        children.append(ChildProcess("handlers_of_a_test:build", settings))
+    def start(limits: ChildLimits = UNLIMITED, **settings: bool) -> ChildProcess:
+        children.append(ChildProcess("handlers_of_a_test:build", settings, limits=limits))
         return children[-1]
 
     yield start
@@ -64,12 +84,14 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         each.close()
 
 
-def has_ended(pid: int) -> bool:
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-    return False
+def has_ended(pid: int, *, within_s: float = 5.0) -> bool:
+    try:
+        psutil.Process(pid).wait(within_s)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def test_every_result_comes_back_in_order(child: Callable[..., ChildProcess]) -> None:
@@ -142,3 +164,43 @@ def test_a_child_ends_when_its_parent_hangs_up(child: Callable[..., ChildProcess
     assert process._running is not None
     process._running.connection.close()  # what the kernel does when a parent is killed
     assert has_ended(pid)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        ("daemon, then hang", ChildTimeoutError, "no reply within 2 s"),
+        ("daemon, then exit", ChildLostError, "ended with status 3"),
+    ],
+)
+def test_a_process_that_left_the_session_ends_with_the_child(
+    child: Callable[..., ChildProcess], request_: str, error: type[ChildError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        child().call(request_, timeout_s=2)
+    (daemon,) = caught.value.results
+    assert has_ended(daemon)
+
+
+def test_a_process_that_left_the_session_ends_when_the_parent_hangs_up(child: Callable[..., ChildProcess]) -> None:
+    process = child()
+    (daemon,) = process.call("daemon", timeout_s=10)
+    assert not has_ended(daemon, within_s=0)
+    assert process._running is not None
+    process._running.connection.close()
+    assert has_ended(daemon)
+
+
+def test_processes_that_left_the_session_count(child: Callable[..., ChildProcess]) -> None:
+    with pytest.raises(ChildLostError, match=r"had \d+ processes and threads, more than max_processes=8") as caught:
+        child(ChildLimits(max_processes=8)).call("many daemons", timeout_s=10)
+    assert all(has_ended(daemon) for daemon in caught.value.results)
+
+
+def test_a_guard_that_was_stopped_ends_its_child_all_the_same(child: Callable[..., ChildProcess]) -> None:
+    process = child()
+    (daemon,) = process.call("daemon", timeout_s=10)
+    assert process._running is not None
+    process._running.process.send_signal(signal.SIGSTOP)
+    process.close()
+    assert has_ended(daemon)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from cluster.errors import DataError, LearnerRestartedError, RaywardError
-from cluster.types import ScoredBatch
+from cluster.types import ScoredBatch, WeightFile
 from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.start import StartingPoint
 from learners.ranks.mailbox import CheckpointPlan
@@ -28,6 +28,12 @@ def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> PolicyLear
         folders,
         CheckpointPlan(directory=folder / "checkpoints", keep=2, facts={"seed": "0"}),
     )
+
+
+def _published(learner: PolicyLearnerHandle) -> WeightFile:
+    weights = learner.publish()
+    assert isinstance(weights, WeightFile)
+    return weights
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -49,7 +55,7 @@ def test_two_ranks_learn_what_one_rank_learns(
             logprobs = learner.completion_logprobs(trajectories)
             kl = learner.start_kl(trajectories)
             learner.export(tmp_path / str(num_workers) / "policy")
-            published = learner.publish()
+            published = _published(learner)
             results.append((updates, logprobs, kl, load_file(published.path)))
             assert published.policy_version == 4
     (one_updates, one_logprobs, one_kl, one), (two_updates, two_logprobs, two_kl, two) = results
@@ -94,11 +100,11 @@ def test_lost_ranks_go_on_from_the_newest_checkpoint(
         assert learner.wait_until_ready() == 1
         for step in (1, 2):
             learner.submit(scored_batch(step=step))
-        found = load_file(learner.publish().path)
+        found = load_file(_published(learner).path)
     with _handle(tiny_model, ppo_config(num_workers=2, num_steps=3), tmp_path / "unbroken") as learner:
         for step in range(3):
             learner.submit(scored_batch(step=step))
-        expected = load_file(learner.publish().path)
+        expected = load_file(_published(learner).path)
     for name, tensor in expected.items():
         assert_close(found[name], tensor, atol=0, rtol=0)
 

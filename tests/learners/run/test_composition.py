@@ -1,9 +1,9 @@
-"""What is refused before the first role starts."""
+"""What is refused before the first role starts, and how roles are connected once they have."""
 
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -11,8 +11,37 @@ from cluster.errors import ConfigError
 from learners.run import composition
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig, load_run_config
+from learners.weights.link import LinkPlan
 
 CONFIG = Path(composition.__file__).parents[2] / "configs" / "train" / "tiny.yaml"
+
+
+class Roles:
+    """Stands for each role in turn, ready at once."""
+
+    def __init__(self) -> None:
+        self.plans: list[LinkPlan] = []
+
+    def wait_until_ready(self) -> int:
+        return 0
+
+    def connect(self, plan: LinkPlan) -> None:
+        self.plans.append(plan)
+
+    def feed_new_ones(self, send_again: object) -> None: ...
+
+    def send_again(self, generator: object) -> None: ...
+
+
+def test_weights_over_devices_have_the_deadline_of_a_publication() -> None:
+    overrides = ["generator.weight_transfer=nccl", "generator.num_gpus=1", "learner.workers.num_gpus=1"]
+    config = load_run_config(CONFIG, [*overrides, "supervision.publish_deadline_s=45"])
+    assert isinstance(config, PolicyRunConfig)
+    roles = Roles()
+    each = cast(Any, roles)
+    composition.Roles(rollouts=each, scoring=each, learner=each).wait_until_ready(config)
+    [plan] = roles.plans
+    assert plan.link(1, ()).deadline_s == 45
 
 
 def test_shared_memory_does_not_reach_a_second_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The plan's arithmetic, against numbers computed by hand."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from actors.sources.models import resolve_model
 from cluster.errors import DataError
 from cluster.processes import placement
 from cluster.processes.placement import check_placement, this_machine
+from cluster.types import ScoredBatch
 from learners.run import plan as plan_module
 from learners.run.memory_estimate import local_model_shape, model_shape, policy_learner_memory, published_bytes
 from learners.run.plan import plan_run, plan_table, role_requests
@@ -192,6 +194,7 @@ def test_memory_of_each_role(empty_cache: Path) -> None:
         "critic": 16 * 5,  # a head of 4 weights and a bias
         "reference": REFERENCE_BYTES,
         "logits": 16 * 10 * 4,  # 16 positions, 10 words, float32
+        "kept_states": 0,
     }
     assert learner["bytes_each"] == 8000 + 80 + REFERENCE_BYTES + 640
     assert learner["bytes"] == 2 * learner["bytes_each"]
@@ -264,6 +267,23 @@ def test_frozen_layers_of_a_policy_are_not_trained_and_their_matrices_are_smalle
     assert parts["reference"] == REFERENCE_BYTES + 4 * head
 
 
+@pytest.mark.parametrize(
+    ("num_prompts", "kept_bytes"),
+    [
+        (1, 24 * 32 * 4 * 4),  # a step: 6 prompts x 4 samples, 20 + 12 tokens, 4 float32 numbers
+        (50, 50 * 32 * 4 * 4),  # an evaluation is larger
+        (2_000_000, 2**29),  # no more than the learner keeps
+    ],
+)
+def test_states_above_frozen_layers_are_kept_for_the_largest_batch(empty_cache: Path, num_prompts: int, kept_bytes: int) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    config = ppo_config(
+        learner=ppo_config().learner.model_dump() | {"num_frozen_layers": 1},
+        evaluation={"num_prompts": num_prompts, "samples_per_prompt": 1},
+    )
+    assert plan_run(config)["memory"][0]["parts_bytes"]["kept_states"] == kept_bytes
+
+
 def test_a_reference_that_moves_is_a_copy_beside_that_of_the_start(empty_cache: Path) -> None:
     write_model(empty_cache / "models" / "small", SMALL_LLAMA)
     learner = ppo_config().learner.model_dump() | {"kl": {"refresh_reference_steps": 2}}
@@ -272,7 +292,9 @@ def test_a_reference_that_moves_is_a_copy_beside_that_of_the_start(empty_cache: 
 
 @pytest.mark.parametrize("num_frozen_layers", [0, 1])
 @pytest.mark.parametrize("refresh_reference_steps", [0, 2])
-def test_a_learner_holds_the_bytes_that_were_estimated(num_frozen_layers: int, refresh_reference_steps: int) -> None:
+def test_a_learner_holds_the_bytes_that_were_estimated(
+    num_frozen_layers: int, refresh_reference_steps: int, scored_batch: Callable[..., ScoredBatch]
+) -> None:
     from learners.policy.learner import PolicyLearner
     from learners.policy.start import StartingPoint
 
@@ -290,8 +312,13 @@ def test_a_learner_holds_the_bytes_that_were_estimated(num_frozen_layers: int, r
     learner = PolicyLearner(
         StartingPoint(model_path=folder, temperature=1.0, max_completion_tokens=4, samples_per_prompt=1, seed=0), config
     )
-    parts = policy_learner_memory(local_model_shape(folder), None, config).parts
+    trajectories = [trajectory for scored in scored_batch(3).groups for trajectory in scored.trajectories]
+    num_tokens = sum(len(each.prompt.token_ids) + len(each.completion.token_ids) for each in trajectories)
+    parts = policy_learner_memory(local_model_shape(folder), None, config, batch_tokens=num_tokens).parts
     assert parts is not None
+    learner.start_kl(trajectories)
+    kept = learner._frozen_states._kept.values()
+    assert parts["kept_states"] == sum(states.numel() * states.element_size() for states in kept)
     trained = sum(parameter.numel() for parameter in learner._optimizer.parameters.values())
     assert parts["policy"] == _bytes_of(learner._network.policy) + 12 * trained
     references = {id(reference): reference for reference in (learner._reference, learner._start_policy)}.values()

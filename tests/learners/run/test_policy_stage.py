@@ -24,6 +24,7 @@ from cluster.types import (
     SamplingParameters,
     ScoredBatch,
     ScoredGroup,
+    SentWeights,
     Task,
     Trajectory,
     TrajectoryGroup,
@@ -101,7 +102,7 @@ class Learner:
         return (0.0,) * len(trajectories)
 
     def publish(self) -> PublishedWeights:
-        return PublishedWeights(policy_version=self._num_done, path="weights", checksum="0")
+        return SentWeights(policy_version=self._num_done, checksum="0")
 
     def submit(self, batch: ScoredBatch) -> UpdateResult:
         self._num_done = batch.step + 1

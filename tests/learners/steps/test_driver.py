@@ -22,6 +22,7 @@ from cluster.types import (
     SaveReport,
     ScoredBatch,
     ScoredGroup,
+    SentWeights,
     Task,
     Trajectory,
     TrajectoryGroup,
@@ -129,7 +130,7 @@ class RecordingLearner:
 
     def publish(self) -> PublishedWeights:
         self._calls.append(f"learner publishes version {self._version}")
-        return PublishedWeights(policy_version=self._version, path="weights", checksum="0")
+        return SentWeights(policy_version=self._version, checksum="0")
 
     @property
     def _version(self) -> int:

@@ -124,6 +124,7 @@ class Transport:
         self.handles: list[FakeHandle] = []
         self.groups: list[Any] = []  # init infos of process groups that the learner joined
         self.is_corrupting = False
+        self.timeouts_s: list[float] = []  # of the waits for generators
         self._has_sent = threading.Event()
         self._sent: list[tuple[str, torch.Tensor]] = []
         self._memory: list[torch.Tensor] = []
@@ -150,10 +151,17 @@ class Transport:
         monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="GPU-0"))
         monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
-        monkeypatch.setattr(ray, "wait", _wait)
+        monkeypatch.setattr(ray, "wait", self._wait)
         monkeypatch.setattr(ray, "get", _get)
         monkeypatch.setattr(ray, "kill", lambda handle: setattr(handle, "is_alive", False))
         monkeypatch.setattr(ray, "cancel", lambda ref: None)
+
+    def _wait(self, refs: Sequence[Ref], *, num_returns: int = 1, timeout: float | None = None) -> tuple[list[Ref], list[Ref]]:
+        ready = [ref for ref in refs if not ref.hangs]
+        assert ready or timeout is not None, "this would wait for ever"
+        if timeout is not None:
+            self.timeouts_s.append(timeout)
+        return ready[:num_returns], [ref for ref in refs if ref not in ready[:num_returns]]
 
     def _join(self, init_info: Any) -> SimpleNamespace:
         self.groups.append(init_info)
@@ -181,12 +189,6 @@ class Transport:
 
     def _passed_on(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor + 1 if self.is_corrupting else tensor
-
-
-def _wait(refs: Sequence[Ref], *, num_returns: int = 1, timeout: float | None = None) -> tuple[list[Ref], list[Ref]]:
-    ready = [ref for ref in refs if not ref.hangs]
-    assert ready or timeout is not None, "this would wait for ever"
-    return ready[:num_returns], [ref for ref in refs if ref not in ready[:num_returns]]
 
 
 def _get(ref: Any, **_: Any) -> Any:

@@ -20,7 +20,7 @@ from actors.device_wire import bit_checksum
 from actors.generation.generator import HeldWeights
 from actors.sources.tensor_shapes import folder_tensor_shapes
 from cluster.errors import ConfigError, WeightMismatchError
-from cluster.types import PublishedWeights
+from cluster.types import SentWeights
 from learners.policy import commands
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
@@ -69,7 +69,12 @@ def transports(policy: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> Tra
 
 def link(backend: Any, generators: Sequence[Any], *, workers: int = 1, epoch: int = 1) -> GeneratorLink:
     return GeneratorLink(
-        epoch=epoch, backend=backend, generators=tuple(generators), workers_per_generator=workers, dtype="bfloat16"
+        epoch=epoch,
+        backend=backend,
+        generators=tuple(generators),
+        workers_per_generator=workers,
+        dtype="bfloat16",
+        deadline_s=30.0,
     )
 
 
@@ -116,7 +121,7 @@ def test_one_send_brings_every_tensor_with_its_version_to_every_generator(
     sender = WeightSender(policy, link(backend, generators), dtype=torch.bfloat16, rank=0)
     weights = sender.send(policy_version=5)
     expected = generator_weights(policy, torch.bfloat16)
-    assert weights == PublishedWeights(policy_version=5, path="", checksum=bit_checksum(expected.items()))
+    assert weights == SentWeights(policy_version=5, checksum=bit_checksum(expected.items()))
     for generator in generators:
         assert generator.engine.calls == ["init", "pause wait", "start", "update", "finish", "resume"]
         assert held(generator) == HeldWeights(policy_version=5, checksum=weights.checksum)
@@ -195,6 +200,17 @@ def test_a_broadcast_that_lost_a_member_is_ended_and_those_that_hang_in_it_are_l
     assert not hanging.is_alive
 
 
+@backends
+def test_a_generator_has_the_links_deadline_for_each_call(policy: LlamaForCausalLM, transports: Transports, backend: str) -> None:
+    transport = transports(backend)
+    hanging = transport.start()
+    sender = WeightSender(policy, link(backend, [hanging]), dtype=torch.bfloat16, rank=0)
+    hanging.hangs_in = "start_weight_update"
+    sender.send(policy_version=5)
+    assert set(transport.timeouts_s) == {30.0}
+    assert not hanging.is_alive
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_executes_the_calls_of_a_link(
     tiny_model: str,
@@ -214,7 +230,8 @@ def test_every_rank_executes_the_calls_of_a_link(
     execute(Call(function=commands.connect, arguments=(link("ipc", [generator], epoch=4),)), worker)
     assert execute(Call(function=commands.link_epoch), worker) == 4
     published = execute(Call(function=commands.send_weights), worker)
-    assert (published.policy_version, published.path) == (0, "")
+    assert isinstance(published, SentWeights)
+    assert published.policy_version == 0
     assert ("finish" in generator.engine.calls) is (rank == 0)
 
 

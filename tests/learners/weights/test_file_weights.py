@@ -1,5 +1,7 @@
-"""What a policy publishes is what its model folder holds: the same names and shapes, experts too."""
+"""What a policy publishes is what its model folder holds, and its bytes are hashed once on their way to every generator."""
 
+import hashlib
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PretrainedConfig, Qwen3MoeConfig
 
 from actors.sources.tensor_shapes import folder_tensor_shapes
-from learners.weights.file import generator_weights
+from cluster.storage.weight_file import check_weights
+from learners.weights.file import WeightPublisher, generator_weights
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 32}
 
@@ -30,3 +33,21 @@ def test_weights_have_the_names_of_the_model_folder(config: PretrainedConfig, tm
     assert sum(tensor.sum().item() for tensor in weights.values()) == pytest.approx(
         sum(parameter.sum().item() for parameter in policy.parameters()), rel=1e-4
     )
+
+
+def test_a_publication_is_hashed_once_for_all_generators_of_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def counted(file: BufferedReader, name: str) -> object:
+        hashed.append(name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    publisher = WeightPublisher()
+    for version in (1, 2):
+        weights = publisher.publish({"a": torch.full((8,), float(version))}, tmp_path, policy_version=version)
+        for _ in range(3):  # generators
+            check_weights(weights)
+        assert len(hashed) == version
+        assert weights.checksum == hashlib.sha256(Path(weights.path).read_bytes()).hexdigest()

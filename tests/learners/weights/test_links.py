@@ -18,7 +18,7 @@ from actors.config import SupervisionConfig
 from actors.generation.generator import HeldWeights
 from actors.generation.rollout_pool import RolloutPool
 from cluster.errors import LearnerRestartedError, StaleLinkError
-from cluster.types import PublishedWeights
+from cluster.types import PublishedWeights, SentWeights
 from learners.policy import commands
 from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.start import StartingPoint
@@ -47,7 +47,7 @@ class Rank:
     def connect(self, link: GeneratorLink) -> None:
         self.sender = WeightSender(self.policy, link, dtype=torch.bfloat16, rank=0)
 
-    def send_weights(self) -> PublishedWeights:
+    def send_weights(self) -> SentWeights:
         assert self.sender is not None, "a rank that has started again connects before it sends"
         return self.sender.send(policy_version=self.version)
 
@@ -85,6 +85,7 @@ class Roles:
                 generators=lambda: tuple(self.pool.actors.values()),
                 workers_per_generator=1,
                 dtype="bfloat16",
+                deadline_s=30.0,
             )
         )
         self.pool.feed_new_ones(self.learner.send_again)
