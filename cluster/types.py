@@ -80,18 +80,26 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrajectoryGroup:
-    """The trajectories of one prompt. Produced by a generator, consumed by scorers."""
+    """What the samples of one prompt came to. Produced by a generator, consumed by scorers."""
 
-    trajectories: tuple[Trajectory, ...]  # [G], in order of sample_index
+    prompt: Prompt
+    trajectories: tuple[Trajectory, ...]  # [G], in order of sample_index; those that failed are missing
+    failures: Mapping[int, str] = field(default_factory=dict)  # sample_index -> why the engine gave no completion for it
     attempt: int = 1  # generators that were asked; more than 1 where some were lost over it
 
     def __post_init__(self) -> None:
-        if not self.trajectories:
+        if not self.num_samples:
             raise DataError("a trajectory group is empty; sampling.samples_per_prompt must be at least 1")
+        both = [each.sample_index for each in self.trajectories if each.sample_index in self.failures]
+        if both:
+            raise DataError(
+                f"samples {both} of task {self.prompt.task.task_id!r} have a completion and failed; it is one or the other"
+            )
 
     @property
-    def prompt(self) -> Prompt:
-        return self.trajectories[0].prompt
+    def num_samples(self) -> int:
+        """Completions that were asked for."""
+        return len(self.trajectories) + len(self.failures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,14 +24,14 @@ class LedgerEntry:
     step: int
     task_id: str
     sample_index: int
-    policy_version: int  # of the weights that sampled
+    policy_version: int | None  # of the weights that sampled; None where nothing was
     attempt: int  # 1: the first generator that was asked delivered it
-    outcome: Literal["trained", "unscored", "left_out"]
-    """unscored: no scorer's fault made it a zero; `problem` says what happened. left_out: the step did not train on its
-    group, for want of rewards or of contrast."""
-    finish_reason: FinishReason
+    outcome: Literal["trained", "unscored", "failed", "left_out"]
+    """unscored: no scorer's fault made it a zero; failed: the engine gave no completion. `problem` says what happened.
+    left_out: the step did not train on its group, for want of rewards or of contrast."""
+    finish_reason: FinishReason | None  # None where it failed
     completion_tokens: int
-    reward: float | None  # None where it is unscored
+    reward: float | None  # None where it is unscored or failed
     breakdown: dict[str, float]  # scorer name -> unweighted score
     problem: str = ""
     prompt: str
@@ -90,6 +90,7 @@ class LedgerAudit:
     num_steps: int
     num_trained: int
     num_unscored: int
+    num_failed: int
     num_left_out: int
     num_retried: int  # trajectories that took more than one attempt
     digest: str  # sha256 of what was trained on; equal for runs that trained on the same text with the same rewards, in any order
@@ -111,7 +112,7 @@ def audit_ledger(directory: Path) -> LedgerAudit:
         seen.add(entry.key)
         if entry.step not in versions:
             steps.append(entry.step)
-        versions.setdefault(entry.step, set()).add(entry.policy_version)
+        versions.setdefault(entry.step, set()).update(() if entry.policy_version is None else (entry.policy_version,))
         outcomes[entry.outcome] += 1
         num_retried += entry.attempt > 1
         if entry.outcome == "trained":
@@ -124,6 +125,7 @@ def audit_ledger(directory: Path) -> LedgerAudit:
         num_steps=len(steps),
         num_trained=outcomes["trained"],
         num_unscored=outcomes["unscored"],
+        num_failed=outcomes["failed"],
         num_left_out=outcomes["left_out"],
         num_retried=num_retried,
         digest=hashlib.sha256("\n".join(sorted(trained)).encode()).hexdigest(),
@@ -132,13 +134,13 @@ def audit_ledger(directory: Path) -> LedgerAudit:
 
 
 def _entries(step: int, scored: ScoredGroup, outcome: Literal["trained", "left_out"]) -> Iterator[LedgerEntry]:
-    rewards = iter(scored.rewards)
+    rewards, prompt = iter(scored.rewards), scored.group.prompt
     for trajectory in scored.group.trajectories:
         problem = scored.problems.get(trajectory.sample_index, "")
         reward = None if problem else next(rewards)
         yield LedgerEntry(
             step=step,
-            task_id=trajectory.prompt.task.task_id,
+            task_id=prompt.task.task_id,
             sample_index=trajectory.sample_index,
             policy_version=trajectory.completion.policy_version,
             attempt=scored.group.attempt,
@@ -148,8 +150,24 @@ def _entries(step: int, scored: ScoredGroup, outcome: Literal["trained", "left_o
             reward=reward.total if reward else None,
             breakdown=dict(reward.breakdown) if reward else {},
             problem=problem,
-            prompt=trajectory.prompt.text,
+            prompt=prompt.text,
             completion=trajectory.completion.text,
+        )
+    for sample_index, problem in scored.group.failures.items():
+        yield LedgerEntry(
+            step=step,
+            task_id=prompt.task.task_id,
+            sample_index=sample_index,
+            policy_version=None,
+            attempt=scored.group.attempt,
+            outcome="failed",
+            finish_reason=None,
+            completion_tokens=0,
+            reward=None,
+            breakdown={},
+            problem=problem,
+            prompt=prompt.text,
+            completion="",
         )
 
 

@@ -118,7 +118,11 @@ def check_logprob_contract(
     roles: Roles, prompts: Sequence[Prompt], sampling: SamplingParameters, config: PolicyRunConfig
 ) -> None:
     """Raise `ConfigError` where engine and learner disagree about the probability of the engine's own samples."""
-    trajectories = [trajectory for group in roles.rollouts.collect(prompts, sampling) for trajectory in group.trajectories]
+    groups = list(roles.rollouts.collect(prompts, sampling))
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    if not trajectories:
+        [problem, *_] = groups[0].failures.values()
+        raise ConfigError(f"the engine completes none of {len(groups)} prompts: {problem}; compare the tokenizer with the model")
     learner_logprobs = roles.learner.completion_logprobs(trajectories)
     differences = [
         abs(ours - theirs)

@@ -61,7 +61,8 @@ class PolicyStageConfig(StrictConfig):
     checkpoint: CheckpointConfig = CheckpointConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     max_unscored_frac: float = Field(0.2, ge=0, le=1)
-    """Trajectories without a score are left out of a step; above this share the run ends."""
+    """Trajectories without a score are left out of a step; above this share the run ends. Whether a scorer could not judge them
+    or their requests failed in the engine is all one to the update, which learns from what is left."""
 
     @field_validator("scorers")
     @classmethod

@@ -50,7 +50,7 @@ def scored_batch() -> BatchBuilder:
         groups = []
         for first in range(0, num_trajectories, group_size):
             trajectories, rewards = zip(*scored[first : first + group_size], strict=True)
-            group = TrajectoryGroup(trajectories=trajectories)
+            group = TrajectoryGroup(prompt=trajectories[0].prompt, trajectories=trajectories)
             groups.append(ScoredGroup(group=group, rewards=rewards, greedy_score=0.1 * first))
         return ScoredBatch(step=step, groups=tuple(groups))
 

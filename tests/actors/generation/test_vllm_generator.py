@@ -171,6 +171,25 @@ def test_a_prompt_that_does_not_fit_names_its_task(running: Fixture) -> None:
         list(running.pool.collect([prompt], SAMPLING))
 
 
+@pytest.mark.parametrize(
+    ("token_ids", "reason"),
+    [
+        ((65, 10_000), "VLLMValidationError"),  # out of vocabulary: refused
+        ((65, -(2**70)), "OverflowError"),  # passes vLLM's checks and breaks in its encoder: an EngineGenerateError
+    ],
+)
+def test_a_prompt_that_fails_alone_leaves_the_engine_to_the_others(
+    running: Fixture, token_ids: tuple[int, ...], reason: str
+) -> None:
+    good = _tokens(_collect(running))
+    bad = dataclasses.replace(_prompt("bad"), token_ids=token_ids)
+    groups = {group.prompt.task.task_id: group for group in running.pool.collect([bad, *PROMPTS], SAMPLING)}
+    failed = groups.pop("bad")
+    assert (failed.prompt, failed.trajectories) == (bad, ())
+    assert [reason in failed.failures[index] for index in range(SAMPLING.samples_per_prompt)] == [True] * 3
+    assert _tokens([groups[prompt.task.task_id] for prompt in PROMPTS]) == good
+
+
 def test_refused_weights_leave_the_old_ones_serving(running: Fixture, tmp_path: Path) -> None:
     held, tokens = _held(running), _tokens(_collect(running))
     changed = _published(_policy(running.folder, noise=0.1), 7, tmp_path / "changed.safetensors")

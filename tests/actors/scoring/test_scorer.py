@@ -96,6 +96,7 @@ def _group(name: str, *texts: str) -> TrajectoryGroup:
     task = Task(task_id=name, messages=(Message(role="user", content="Say it. "),))
     prompt = Prompt(task=task, text="Say it. ", token_ids=(1,))
     return TrajectoryGroup(
+        prompt=prompt,
         trajectories=tuple(
             Trajectory(
                 prompt=prompt,
@@ -105,7 +106,7 @@ def _group(name: str, *texts: str) -> TrajectoryGroup:
                 ),
             )
             for index, text in enumerate(texts)
-        )
+        ),
     )
 
 

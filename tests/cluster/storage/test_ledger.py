@@ -1,6 +1,8 @@
 """Each trajectory is in the ledger once, whole, and comes back as it was."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -9,7 +11,9 @@ from cluster.storage.ledger import TrajectoryLedger, audit_ledger, read_ledger
 from cluster.types import Completion, Message, Prompt, Reward, ScoredGroup, Task, Trajectory, TrajectoryGroup
 
 
-def scored_group(task_id: str, sample_indices: tuple[int, ...] = (0, 1)) -> ScoredGroup:
+def scored_group(
+    task_id: str, sample_indices: tuple[int, ...] = (0, 1), failures: Mapping[int, str] = MappingProxyType({})
+) -> ScoredGroup:
     prompt = Prompt(
         task=Task(task_id=task_id, messages=(Message(role="user", content="p"),)), text="A film\u2028that", token_ids=(1,)
     )
@@ -28,7 +32,8 @@ def scored_group(task_id: str, sample_indices: tuple[int, ...] = (0, 1)) -> Scor
         for index in sample_indices
     )
     rewards = tuple(Reward(total=0.5 * index, breakdown={"rm": 0.25 * index}) for index in sample_indices)
-    return ScoredGroup(group=TrajectoryGroup(trajectories=trajectories), rewards=rewards)
+    group = TrajectoryGroup(prompt=prompt, trajectories=trajectories, failures=failures)
+    return ScoredGroup(group=group, rewards=rewards)
 
 
 def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
@@ -51,6 +56,31 @@ def test_an_audit_recomputes_what_was_trained_on_whatever_the_order(tmp_path: Pa
     assert (one.num_steps, one.num_trained, one.num_left_out, one.problems) == (2, 6, 2, ())
     TrajectoryLedger(tmp_path / "two").record(1, [scored_group("d")])
     assert audit_ledger(tmp_path / "two").digest != one.digest
+
+
+def test_what_the_engine_failed_to_complete_is_written_down_and_is_no_version_of_the_policy(tmp_path: Path) -> None:
+    ledger = TrajectoryLedger(tmp_path)
+    ledger.record(
+        0, [scored_group("a", (0, 2), {1: "its request failed"})], [scored_group("b", (), {0: "it broke", 1: "it broke"})]
+    )
+    entries = {(entry.task_id, entry.sample_index): entry for entry in read_ledger(tmp_path)}
+    failed = entries["a", 1]
+    assert (failed.outcome, failed.problem, failed.reward, failed.prompt) == (
+        "failed",
+        "its request failed",
+        None,
+        "A film\u2028that",
+    )
+    assert (failed.policy_version, failed.finish_reason, failed.completion_tokens) == (None, None, 0)
+    assert [entries["a", index].outcome for index in (0, 2)] == ["trained", "trained"]
+    audit = audit_ledger(tmp_path)
+    assert (audit.num_trained, audit.num_failed, audit.num_left_out, audit.problems) == (2, 3, 0, ())
+
+
+def test_a_failed_trajectory_is_not_part_of_what_was_trained_on(tmp_path: Path) -> None:
+    TrajectoryLedger(tmp_path / "one").record(0, [scored_group("a", (0, 2), {1: "its request failed"})])
+    TrajectoryLedger(tmp_path / "two").record(0, [scored_group("a", (0, 2))])
+    assert audit_ledger(tmp_path / "one").digest == audit_ledger(tmp_path / "two").digest
 
 
 def test_an_audit_finds_what_is_missing_and_what_is_double(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ class Rollouts:
             completion = Completion(
                 token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=self.version
             )
-            yield TrajectoryGroup(trajectories=(Trajectory(prompt=prompt, sample_index=0, completion=completion),))
+            trajectory = Trajectory(prompt=prompt, sample_index=0, completion=completion)
+            yield TrajectoryGroup(prompt=prompt, trajectories=(trajectory,))
 
 
 class Scorers:

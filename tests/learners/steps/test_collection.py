@@ -44,7 +44,8 @@ class RecordingCollector:
         completion = Completion(token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=0)
         return ScoredGroup(
             group=TrajectoryGroup(
-                trajectories=tuple(Trajectory(prompt=prompt, sample_index=index, completion=completion) for index in range(2))
+                prompt=prompt,
+                trajectories=tuple(Trajectory(prompt=prompt, sample_index=index, completion=completion) for index in range(2)),
             ),
             rewards=tuple(Reward(total=score, breakdown={}) for score in (0.0, second)),
         )
@@ -147,7 +148,8 @@ class RecordingRollouts:
             completion = Completion(
                 token_ids=(1,), rollout_logprobs=(-1.0,), text=str(number), finish_reason="stop", policy_version=0
             )
-            yield sampling, TrajectoryGroup(trajectories=(Trajectory(prompt=prompt, sample_index=0, completion=completion),))
+            trajectory = Trajectory(prompt=prompt, sample_index=0, completion=completion)
+            yield sampling, TrajectoryGroup(prompt=prompt, trajectories=(trajectory,))
 
 
 class ScoringByText:

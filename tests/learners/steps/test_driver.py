@@ -42,9 +42,11 @@ def prompt(index: int) -> Prompt:
 class RecordingRollouts:
     """Answers each prompt with completions of 3 tokens, one of two cut short; the last prompt finishes first if asked."""
 
-    def __init__(self, calls: list[str], *, last_first: bool = False) -> None:
+    def __init__(self, calls: list[str], *, last_first: bool = False, failed: Collection[tuple[int, int]] = ()) -> None:
+        """`failed`: (task, sample) for which the engine has no completion."""
         self._calls = calls
         self._last_first = last_first
+        self._failed = failed
         self.samplings: list[SamplingParameters] = []
         self.version = 0
 
@@ -52,8 +54,11 @@ class RecordingRollouts:
         self._calls.append(f"collect at version {self.version}")
         self.samplings.append(sampling)
         for each in reversed(prompts) if self._last_first else prompts:
+            task, samples = int(each.task.task_id.split("-")[1]), range(sampling.samples_per_prompt)
             yield TrajectoryGroup(
-                trajectories=tuple(self._trajectory(each, index) for index in range(sampling.samples_per_prompt))
+                prompt=each,
+                trajectories=tuple(self._trajectory(each, index) for index in samples if (task, index) not in self._failed),
+                failures={index: "its request failed" for index in samples if (task, index) in self._failed},
             )
 
     def publish(self, weights: PublishedWeights) -> None:
@@ -160,6 +165,8 @@ class Loop:
         last_first: bool = False,
         num_prompts: int = 6,
         unscored: Collection[tuple[int, int]] = (),
+        failed: Collection[tuple[int, int]] = (),
+        max_unscored_frac: float = 0.2,
         min_rewards: int = 1,
         interrupt_at: str = "",
         resamples: bool = False,
@@ -168,7 +175,7 @@ class Loop:
         interrupts = Interrupts()
         self.calls = Calls(interrupts, interrupt_at)
         self.notes: list[str] = []
-        self.rollouts = RecordingRollouts(self.calls, last_first=last_first)
+        self.rollouts = RecordingRollouts(self.calls, last_first=last_first, failed=failed)
         self.learner = RecordingLearner(self.calls, **learner)
         self.folder = folder
         self._log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard")
@@ -186,7 +193,7 @@ class Loop:
                 note=self.notes.append,
             ),
             save_every=2,
-            max_unscored_frac=0.2,
+            max_unscored_frac=max_unscored_frac,
             interrupts=interrupts,
         )
 
@@ -324,8 +331,64 @@ def test_too_many_without_a_score_end_the_run_before_it_learns(tmp_path: Path) -
     loop = Loop(tmp_path, unscored=[(0, 0), (0, 1)], num_prompts=3)
     with pytest.raises(RaywardError, match="33% of the trajectories have no score") as caught:
         loop.run(1)
-    assert "task 'task-0', sample 1: the judge fell asleep" in str(caught.value)
+    assert "task 'task-0', sample 0 and 1 more: the judge fell asleep" in str(caught.value)
     assert loop.learner.batches == []
+
+
+def test_a_request_that_failed_costs_one_trajectory(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, failed=[(0, 1)], num_prompts=3)
+    ((_, metrics),) = loop.run(1)
+    assert (metrics["rollout/failed_frac"], metrics["score/unscored_frac"]) == (pytest.approx(1 / 6), 0)
+    groups = {group.group.prompt.task.task_id: group for group in loop.learner.batches[0].groups}
+    assert [len(groups[f"task-{task}"].trajectories) for task in range(3)] == [1, 2, 2]
+    entries = {(entry.task_id, entry.sample_index): entry for entry in read_ledger(tmp_path / "trajectories")}
+    missing = entries.pop(("task-0", 1))
+    assert (missing.outcome, missing.problem) == ("failed", "its request failed")
+    assert {entry.outcome for entry in entries.values()} == {"trained"}
+    assert loop.notes == [
+        "step 0: 1 trajectories without a score are left out; first, task 'task-0', sample 1: its request failed"
+    ]
+
+
+def test_a_method_that_compares_uses_what_is_left_of_a_group_if_that_is_two(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, failed=[(0, 1)], num_prompts=3, min_rewards=2)
+    loop.run(1)
+    assert {group.group.prompt.task.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
+    outcomes = {(entry.task_id, entry.sample_index): entry.outcome for entry in read_ledger(tmp_path / "trajectories")}
+    assert (outcomes["task-0", 0], outcomes["task-0", 1], outcomes["task-1", 0]) == ("left_out", "failed", "trained")
+
+
+def test_a_prompt_of_which_every_request_failed_costs_its_group(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, failed=[(0, 0), (0, 1)], num_prompts=3, max_unscored_frac=0.4)
+    loop.run(1)
+    assert {group.group.prompt.task.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
+    assert loop.notes[0].endswith("first, task 'task-0', sample 0 and 1 more: its request failed")
+
+
+def test_requests_and_scores_that_are_missing_share_one_limit(tmp_path: Path) -> None:
+    """Either share alone is below it."""
+    loop = Loop(tmp_path, failed=[(0, 1)], unscored=[(1, 1)], num_prompts=3)
+    with pytest.raises(RaywardError, match="33% of the trajectories.*mend the generator and the scorer") as caught:
+        loop.run(1)
+    assert "task 'task-0', sample 1: its request failed" in str(caught.value)
+    assert loop.learner.batches == []
+
+
+def test_a_step_with_nothing_to_learn_from_ends_the_run_whatever_the_limit(tmp_path: Path) -> None:
+    failed = [(task, sample) for task in range(3) for sample in range(2)]
+    loop = Loop(tmp_path, failed=failed, num_prompts=3, max_unscored_frac=1.0)
+    with pytest.raises(RaywardError, match="100% .* no group has enough scores.*mend the generator") as caught:
+        loop.run(1)
+    assert str(caught.value).count("its request failed") == 1  # once, however many met it
+    assert loop.learner.batches == []
+
+
+def test_a_resumed_run_writes_down_the_failures_of_the_run_that_never_stopped(tmp_path: Path) -> None:
+    failed = [(0, 1), (4, 0)]
+    Loop(tmp_path / "clean", failed=failed, max_unscored_frac=0.5).run(4)
+    Loop(tmp_path / "resumed", failed=failed, max_unscored_frac=0.5).run(3)
+    Loop(tmp_path / "resumed", failed=failed, max_unscored_frac=0.5, num_steps_saved=2).run(4)
+    assert list(read_ledger(tmp_path / "clean" / "trajectories")) == list(read_ledger(tmp_path / "resumed" / "trajectories"))
 
 
 def test_numbers_that_stay_bad_end_the_run_and_keep_the_batch(tmp_path: Path) -> None:
