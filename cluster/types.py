@@ -112,7 +112,7 @@ class StepScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What one scorer makes of one trajectory. Produced by a `Scorer`, consumed by `Scoring`."""
+    """What one scorer makes of one trajectory. Produced by a `Scorer`, consumed by `ScorerPools`."""
 
     value: float
     steps: tuple[StepScore, ...] = ()  # what of `value` belongs to single steps and not to the completion's end
@@ -127,7 +127,7 @@ class Unscored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """The score of one trajectory. Produced by `Scoring`, consumed by the learner; the breakdown goes to the ledger."""
+    """The score of one trajectory. Produced by `ScorerPools`, consumed by the learner; the breakdown goes to the ledger."""
 
     total: float  # sum over scorers of weight * score
     breakdown: Mapping[str, float]  # scorer name -> unweighted score
@@ -143,7 +143,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A group with the rewards of its trajectories. Produced by `Scoring`, consumed by the driver."""
+    """A group with the rewards of its trajectories. Produced by `ScorerPools`, consumed by the driver."""
 
     group: TrajectoryGroup  # as it was sampled
     rewards: tuple[Reward, ...]  # [G], of `trajectories`

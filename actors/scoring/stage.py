@@ -32,7 +32,7 @@ FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedScorer:
-    """One configured scorer. Produced by `build_scoring`, consumed by `Scoring`."""
+    """One configured scorer. Produced by `build_scorer_pools`, consumed by `ScorerPools`."""
 
     weight: float
     pool: ActorPool[Any]  # Ray actors of a `Scorer`
@@ -50,7 +50,7 @@ class _Call:
     groups: list[_PendingGroup]
 
 
-class Scoring:
+class ScorerPools:
     """All scorers of a run behind one call. For one thread of the driver."""
 
     def __init__(self, scorers: Mapping[str, WeightedScorer]) -> None:
@@ -192,13 +192,13 @@ def _taken(waiting: deque[_PendingGroup], *, share: int) -> list[_PendingGroup]:
     return taken
 
 
-def build_scoring(
+def build_scorer_pools(
     configs: Sequence[ScorerConfig],
     *,
     prompt_format: PromptFormat,
     supervision: SupervisionConfig,
     note: Callable[[str], None],
-) -> Scoring:
+) -> ScorerPools:
     """Start the actors of every configured scorer.
 
     `prompt_format`: that of the task, for reward models that read chats. `note`: told when a scorer is lost, and when it is back.
@@ -220,7 +220,7 @@ def build_scoring(
             ),
         )
         scorers[config.name] = WeightedScorer(weight=config.weight, pool=pool)
-    return Scoring(scorers)
+    return ScorerPools(scorers)
 
 
 def longest_wait_s(config: ScorerConfig) -> float:

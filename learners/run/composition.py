@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from actors.config import GeneratorConfig
 from actors.generation.remote import DeviceFedGeneratorActor, GeneratorActor
 from actors.generation.rollout_pool import RolloutPool
-from actors.scoring.stage import Scoring, build_scoring
+from actors.scoring.stage import ScorerPools, build_scorer_pools
 from actors.sources.models import model_digest
 from cluster.errors import ConfigError
 from cluster.processes.runtime import num_nodes
@@ -32,7 +32,7 @@ class Roles:
     """The running roles of one policy run."""
 
     rollouts: RolloutPool
-    scoring: Scoring
+    scoring: ScorerPools
     learner: PolicyLearnerHandle
 
     def pending(self) -> list[Pending]:
@@ -70,7 +70,7 @@ def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, sta
         )
     rollouts = _start_generators(start_policy, config, note=session.view.note)
     stack.callback(rollouts.shutdown)
-    scoring = build_scoring(
+    scoring = build_scorer_pools(
         config.scorers,
         prompt_format=config.task.prompt_format,
         supervision=config.supervision,

@@ -19,7 +19,7 @@ from actors.config import (
 from actors.scoring.reward_head import start_reward_model
 from actors.scoring.reward_model import RewardModel
 from actors.scoring.scorer import RewardFunctionScorer, RewardModelScorer
-from actors.scoring.stage import Scoring, WeightedScorer, build_scoring
+from actors.scoring.stage import ScorerPools, WeightedScorer, build_scorer_pools
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError, RaywardError
@@ -114,8 +114,8 @@ def _actor(judge: type, *, max_concurrency: int = 1) -> Any:
     return ray.remote(judge).options(num_cpus=0, max_concurrency=max_concurrency).remote()
 
 
-def _scoring(**judges: tuple[float, Sequence[Any]]) -> Scoring:
-    return Scoring(
+def _scoring(**judges: tuple[float, Sequence[Any]]) -> ScorerPools:
+    return ScorerPools(
         {
             name: WeightedScorer(weight=weight, pool=ActorPool({f"{name} {index}": actor for index, actor in enumerate(actors)}))
             for name, (weight, actors) in judges.items()
@@ -197,7 +197,7 @@ def test_a_failure_names_the_scorer_or_the_task(failure: str, error: type[Except
 
 def test_a_run_without_scorers_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one scorer"):
-        Scoring({})
+        ScorerPools({})
 
 
 def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
         RewardModelScorerConfig(model=str(_reward_model_folder(tmp_path)), dtype="float32", num_threads=1, num_cpus=0.5),
         BuiltInFunctionScorerConfig(function="length", weight=-1.0),
     )
-    scoring = build_scoring(configs, prompt_format="plain", supervision=SupervisionConfig(), note=print)
+    scoring = build_scorer_pools(configs, prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
     (scored,) = scoring.score_stream([_group("a", "x")])
     assert dict(scored.rewards[0].breakdown) == {"reward_model": 0.0, "length": 1.0}  # a new head; one token
@@ -214,7 +214,7 @@ def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
 
 def test_a_function_of_the_user_starts_in_an_actor() -> None:
     config = PythonScorerConfig(name="truth", path="operator:truth", weight=3.0, num_cpus=0)
-    scoring = build_scoring([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
+    scoring = build_scorer_pools([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
     (scored,) = scoring.score_stream([_group("a", "x", "y")])
     assert [dict(reward.breakdown) for reward in scored.rewards] == [{"truth": 1.0}] * 2  # a trajectory is not empty
@@ -237,7 +237,7 @@ def test_a_trajectory_without_a_score_leaves_the_others_of_its_group() -> None:
 
 
 def test_a_failing_function_of_the_user_is_named() -> None:
-    scoring = build_scoring(
+    scoring = build_scorer_pools(
         [PythonScorerConfig(path="json:dumps", num_cpus=0)], prompt_format="plain", supervision=SupervisionConfig(), note=print
     )
     (scored,) = scoring.score_stream([_group("a", "x")])
@@ -246,7 +246,7 @@ def test_a_failing_function_of_the_user_is_named() -> None:
 
 def test_a_remote_scorer_starts_in_an_actor() -> None:
     config = HttpScorerConfig.model_validate({"url": "http://127.0.0.1:1/", "max_retries": 0, "num_cpus": 0})
-    scoring = build_scoring([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
+    scoring = build_scorer_pools([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
     (scored,) = scoring.score_stream([_group("a", "x")])
     assert scored.problems[0].startswith("scorer 'http' at http://127.0.0.1:1/: ConnectError")
