@@ -148,7 +148,7 @@ class ScoredGroup:
     group: TrajectoryGroup  # as it was sampled
     rewards: tuple[Reward, ...]  # [G], of `trajectories`
     problems: Mapping[int, str] = field(default_factory=dict)  # sample_index -> why that trajectory has no reward
-    greedy_score: float = 0.0  # of the prompt's greedy completion, where the method has that as its baseline
+    greedy: "ScoredGroup | None" = None  # the prompt's greedy completion, where the method has its score as the baseline
 
     def __post_init__(self) -> None:
         if len(self.rewards) != len(self.trajectories):
@@ -158,6 +158,11 @@ class ScoredGroup:
     def trajectories(self) -> tuple[Trajectory, ...]:
         """[G] those that have a reward."""
         return tuple(each for each in self.group.trajectories if each.sample_index not in self.problems)
+
+    @property
+    def greedy_score(self) -> float:
+        """Of the greedy completion; 0 where there is none, or where it has no reward."""
+        return self.greedy.rewards[0].total if self.greedy is not None and self.greedy.rewards else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

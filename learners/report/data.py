@@ -18,7 +18,7 @@ from learners.settings.evaluation import EvaluationConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthBand:
-    """How long the completions of each step were. Produced from the ledger, consumed by the figure."""
+    """How long the sampled completions of each step were. Produced from the ledger, consumed by the figure."""
 
     steps: tuple[int, ...]
     low_tokens: tuple[float, ...]  # 10th percentile
@@ -104,7 +104,7 @@ def _read_samples(path: Path) -> tuple[EvaluatedCompletion, ...]:
 def _length_band(entries: Sequence[LedgerEntry]) -> LengthBand:
     tokens_by_step: dict[int, list[int]] = {}
     for entry in entries:
-        if entry.outcome == "failed":
+        if entry.outcome == "failed" or entry.is_greedy:
             continue
         tokens_by_step.setdefault(entry.step, []).append(entry.completion_tokens)
     bounds = [np.percentile(tokens, (10, 90)) for tokens in tokens_by_step.values()]

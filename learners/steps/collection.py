@@ -87,21 +87,15 @@ class GreedyBaseline:
         greedy_groups: list[TrajectoryGroup] = []
         scored = list(self._scoring.score_stream(self._one_wave(prompts, sampling, greedy, greedy_groups)))
         is_greedy = {id(group) for group in greedy_groups}
-        baselines = {
-            each.group.prompt.task.task_id: each.rewards[0].total
-            for each in scored
-            if id(each.group) in is_greedy and each.rewards
-        }
-        sampled = _in_order([each for each in scored if id(each.group) not in is_greedy], prompts)
-        has_both = [bool(each.rewards) and each.group.prompt.task.task_id in baselines for each in sampled]
+        baselines = {each.group.prompt.task.task_id: each for each in scored if id(each.group) in is_greedy}
+        sampled = [
+            replace(each, greedy=baselines[each.group.prompt.task.task_id])
+            for each in _in_order([each for each in scored if id(each.group) not in is_greedy], prompts)
+        ]
         return Collected(
-            groups=tuple(
-                replace(each, greedy_score=baselines[each.group.prompt.task.task_id])
-                for each, is_whole in zip(sampled, has_both, strict=True)
-                if is_whole
-            ),
-            left_out=tuple(each for each, is_whole in zip(sampled, has_both, strict=True) if not is_whole),
-            metrics={"score/greedy_mean": sum(baselines.values()) / max(1, len(baselines))},
+            groups=tuple(each for each in sampled if each.rewards and each.greedy and each.greedy.rewards),
+            left_out=tuple(each for each in sampled if not (each.rewards and each.greedy and each.greedy.rewards)),
+            metrics={},
         )
 
     def _one_wave(

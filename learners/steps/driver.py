@@ -212,9 +212,10 @@ class Driver:
         Raises where both together are more than the limit, or where nothing is left to learn from.
         """
         groups = collected.groups + collected.left_out
-        failed = [place for scored in groups for place in _places(scored, scored.group.failures)]
-        unscored = [place for scored in groups for place in _places(scored, scored.problems)]
-        num_samples = sum(scored.group.num_samples for scored in groups)
+        named = [(scored, "sample") for scored in groups] + [(each.greedy, "greedy sample") for each in groups if each.greedy]
+        failed = [place for scored, kind in named for place in _places(scored, kind, scored.group.failures)]
+        unscored = [place for scored, kind in named for place in _places(scored, kind, scored.problems)]
+        num_samples = sum(scored.group.num_samples for scored, _ in named)
         problems = _each_once(failed + unscored)
         share = (len(failed) + len(unscored)) / num_samples
         if share > self._max_unscored_frac or not collected.groups:
@@ -236,12 +237,10 @@ class Driver:
         return {"score/unscored_frac": len(unscored) / num_samples, "rollout/failed_frac": len(failed) / num_samples}
 
 
-def _places(scored: ScoredGroup, problems: Mapping[int, str]) -> list[tuple[str, str]]:
+def _places(scored: ScoredGroup, kind: str, problems: Mapping[int, str]) -> list[tuple[str, str]]:
     """(which trajectory, its problem). `problems`: by sample."""
-    return [
-        (f"task {scored.group.prompt.task.task_id!r}, sample {sample_index}", problem)
-        for sample_index, problem in problems.items()
-    ]
+    task_id = scored.group.prompt.task.task_id
+    return [(f"task {task_id!r}, {kind} {sample_index}", problem) for sample_index, problem in problems.items()]
 
 
 def _each_once(problems: Sequence[tuple[str, str]]) -> list[str]:
@@ -256,10 +255,14 @@ def _each_once(problems: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _rollout_metrics(collected: Collected, *, seconds: float) -> dict[str, float]:
-    """Of everything that was sampled: throughput, and the mean score. Of what is trained on: each scorer's mean score."""
+    """Of everything that was generated: throughput. Of what was sampled: the share cut, and the mean score. Of what is trained
+    on: each scorer's mean score."""
     sampled = collected.groups + collected.left_out
-    completions = [trajectory.completion for scored in sampled for trajectory in scored.group.trajectories]
-    num_tokens = sum(len(completion.token_ids) for completion in completions)
+    greedy = [scored.greedy for scored in sampled if scored.greedy]
+    completions, greedy_completions = (
+        [trajectory.completion for scored in groups for trajectory in scored.group.trajectories] for groups in (sampled, greedy)
+    )
+    num_tokens = sum(len(completion.token_ids) for completion in [*completions, *greedy_completions])
     rewards = [reward for scored in collected.groups for reward in scored.rewards]
     scores = {
         f"score/{name}_mean": float(np.mean([reward.breakdown[name] for reward in rewards])) for name in rewards[0].breakdown
@@ -268,5 +271,10 @@ def _rollout_metrics(collected: Collected, *, seconds: float) -> dict[str, float
         "rollout/tokens_per_s": num_tokens / seconds,
         "rollout/truncated_frac": float(np.mean([completion.finish_reason == "length" for completion in completions])),
         **scores,
-        "score/sampled_mean": float(np.mean([reward.total for scored in sampled for reward in scored.rewards])),
+        "score/sampled_mean": _mean_score(sampled),
+        **({"score/greedy_mean": _mean_score(greedy)} if greedy else {}),
     }
+
+
+def _mean_score(groups: Sequence[ScoredGroup]) -> float:
+    return float(np.mean([reward.total for scored in groups for reward in scored.rewards]))

@@ -27,7 +27,7 @@ from cluster.types import (
     TrajectoryGroup,
     UpdateResult,
 )
-from learners.steps.collection import DynamicSampling, PlainCollector
+from learners.steps.collection import DynamicSampling, GreedyBaseline, PlainCollector
 from learners.steps.driver import Driver, Records
 from learners.steps.prompt_schedule import PromptSchedule
 
@@ -49,6 +49,12 @@ class RecordingRollouts:
         self._failed = failed
         self.samplings: list[SamplingParameters] = []
         self.version = 0
+
+    def collect_each(
+        self, requests: Sequence[tuple[Prompt, SamplingParameters]]
+    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup]]:
+        for each, sampling in requests:
+            yield from ((sampling, group) for group in self.collect([each], sampling))
 
     def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
         self._calls.append(f"collect at version {self.version}")
@@ -170,6 +176,7 @@ class Loop:
         min_rewards: int = 1,
         interrupt_at: str = "",
         resamples: bool = False,
+        with_greedy: bool = False,
         **learner: Any,
     ) -> None:
         interrupts = Interrupts()
@@ -183,7 +190,11 @@ class Loop:
         plain = PlainCollector(self.rollouts, RecordingScoring(unscored), SAMPLING, min_rewards=min_rewards)
         self._driver = Driver(
             schedule=schedule,
-            collector=DynamicSampling(plain, schedule, max_rounds=1) if resamples else plain,
+            collector=GreedyBaseline(self.rollouts, RecordingScoring(unscored), SAMPLING)
+            if with_greedy
+            else DynamicSampling(plain, schedule, max_rounds=1)
+            if resamples
+            else plain,
             generators=self.rollouts,
             learner=self.learner,
             records=Records(
@@ -348,6 +359,24 @@ def test_a_request_that_failed_costs_one_trajectory(tmp_path: Path) -> None:
     assert loop.notes == [
         "step 0: 1 trajectories without a score are left out; first, task 'task-0', sample 1: its request failed"
     ]
+
+
+def test_greedy_completions_are_written_down_and_counted(tmp_path: Path) -> None:
+    """Of task 0 nothing can be judged, its greedy completion included; that of task 2 failed."""
+    loop = Loop(tmp_path, with_greedy=True, unscored=[(0, 0), (0, 1)], failed=[(2, 0)], num_prompts=3, max_unscored_frac=0.6)
+    ((_, metrics),) = loop.run(1)
+    greedy = {entry.task_id: entry for entry in read_ledger(tmp_path / "trajectories") if entry.is_greedy}
+    assert {task: entry.outcome for task, entry in greedy.items()} == {
+        "task-0": "unscored",
+        "task-1": "baseline",
+        "task-2": "failed",
+    }
+    assert greedy["task-1"].reward == metrics["score/greedy_mean"] == 1.0
+    assert metrics["score/unscored_frac"] == pytest.approx(3 / 9)
+    assert metrics["rollout/failed_frac"] == pytest.approx(2 / 9)
+    assert metrics["rollout/tokens_per_s"] == pytest.approx(7 * 3 / metrics["time/rollout_s"])  # greedy tokens are tokens, too
+    assert metrics["score/sampled_mean"] == pytest.approx((1.0 + 1.1 + 2.1) / 3)
+    assert loop.notes[0].startswith("step 0: 5 trajectories without a score are left out")
 
 
 def test_a_method_that_compares_uses_what_is_left_of_a_group_if_that_is_two(tmp_path: Path) -> None:
