@@ -68,15 +68,17 @@ class ScorerPools:
         for scorer in self._scorers.values():
             scorer.pool.broadcast(lambda actor: actor.score.remote([]))
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
         """Yield each group once all scorers have judged it, in order of completion. `groups` is consumed as it comes.
 
-        Batches form by themselves: groups that arrive while a scorer is busy wait, and go to it together in its next call.
+        Batches form by themselves: groups that arrive while a scorer is busy wait, and go to it together in its next call. None
+        among `groups` says that none has come for a moment: what waits goes to the scorers that are done, while the last decode.
         """
         stream = _ScoringStream(self._scorers)
         try:
             for group in groups:
-                stream.submit(group)
+                if group is not None:
+                    stream.submit(group)
                 yield from stream.finished(timeout_s=0)
             while stream.is_busy:
                 yield from stream.finished(timeout_s=None)

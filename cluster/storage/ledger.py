@@ -58,8 +58,8 @@ class TrajectoryLedger:
 
     def record(self, step: int, trained: Iterable[ScoredGroup], left_out: Iterable[ScoredGroup] = ()) -> None:
         """Add trajectories to the step's file. Raises `DataError`, and writes nothing, if one is there already."""
-        path = self._directory / f"step-{step:06d}.jsonl"
-        entries = list(_read_file(path)) if path.exists() else []
+        path = self._path(step)
+        entries = self.entries_of(step)
         entries += [entry for scored in trained for entry in _entries(step, scored, "trained")]
         entries += [entry for scored in left_out for entry in _entries(step, scored, "left_out")]
         seen: set[tuple[int, str, int, bool]] = set()
@@ -69,11 +69,19 @@ class TrajectoryLedger:
             seen.add(entry.key)
         write_atomically(path, "".join(json.dumps(asdict(entry), allow_nan=False) + "\n" for entry in entries))
 
+    def entries_of(self, step: int) -> list[LedgerEntry]:
+        """What a step's file holds; nothing where there is none."""
+        path = self._path(step)
+        return list(_read_file(path)) if path.exists() else []
+
     def discard_from(self, step: int) -> None:
         """Remove this step and all later ones: what they trained is given up, and they are done again."""
         for path in self._directory.glob("step-*.jsonl"):
             if int(path.stem.removeprefix("step-")) >= step:
                 path.unlink()
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step-{step:06d}.jsonl"
 
 
 def num_recorded_steps(directory: Path) -> int:

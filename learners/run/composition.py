@@ -118,7 +118,7 @@ def check_logprob_contract(
     roles: Roles, prompts: Sequence[Prompt], sampling: SamplingParameters, config: PolicyRunConfig
 ) -> None:
     """Raise `ConfigError` where engine and learner disagree about the probability of the engine's own samples."""
-    groups = list(roles.rollouts.collect(prompts, sampling))
+    groups = [group for group in roles.rollouts.collect(prompts, sampling) if group is not None]
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     if not trajectories:
         [problem, *_] = groups[0].failures.values()

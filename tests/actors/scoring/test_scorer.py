@@ -165,6 +165,28 @@ def test_groups_are_scored_while_others_are_still_to_come() -> None:
     assert [scored.group.prompt.task.task_id for scored in stream] == ["b"]
 
 
+def test_what_waits_goes_to_a_scorer_while_the_next_group_still_decodes() -> None:
+    judge = _actor(GatedJudge, max_concurrency=2)
+    judged: list[str] = []
+    judged_before_the_last: list[str] = []
+
+    def arriving() -> Iterator[TrajectoryGroup | None]:
+        yield from (_group("a", "1"), _group("b", "22"))  # b waits, for the scorer is busy with a
+        ray.get(judge.open.remote())
+        for _ in range(1000):  # while nothing has come
+            ray.get(judge.call_sizes.remote())
+            yield None
+            if len(judged) == 2:
+                break
+        judged_before_the_last.extend(judged)
+        yield _group("c", "333")
+
+    for scored in _scoring(length=(1.0, [judge])).score_stream(arriving()):
+        judged.append(scored.group.prompt.task.task_id)
+    assert judged_before_the_last == ["a", "b"]
+    assert judged == ["a", "b", "c"]
+
+
 def test_what_waits_is_shared_among_idle_replicas() -> None:
     judges = [_actor(GatedJudge, max_concurrency=2) for _ in range(2)]
 

@@ -74,8 +74,9 @@ class Scorers:
     def pending(self) -> list[Any]:
         return []
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
         for group in groups:
+            assert group is not None
             yield ScoredGroup(group=group, rewards=(Reward(total=1.0, breakdown={"length": 1.0}),))
 
 

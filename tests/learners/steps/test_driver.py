@@ -88,8 +88,9 @@ class RecordingScoring:
     def __init__(self, unscored: Collection[tuple[int, int]] = ()) -> None:
         self._unscored = unscored
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
         for group in groups:
+            assert group is not None
             task = int(group.prompt.task.task_id.split("-")[1])
             scores = {each.sample_index: task + each.sample_index / 10 for each in group.trajectories}
             problems = {sample: "the judge fell asleep" for sample in scores if (task, sample) in self._unscored}
@@ -187,18 +188,19 @@ class Loop:
         self.folder = folder
         self._log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard")
         schedule = PromptSchedule([prompt(index) for index in range(num_prompts)], prompts_per_step=3, seed=1)
+        ledger = TrajectoryLedger(folder / "trajectories")
         plain = PlainCollector(self.rollouts, RecordingScoring(unscored), SAMPLING, min_rewards=min_rewards)
         self._driver = Driver(
             schedule=schedule,
             collector=GreedyBaseline(self.rollouts, RecordingScoring(unscored), SAMPLING)
             if with_greedy
-            else DynamicSampling(plain, schedule, max_rounds=1)
+            else DynamicSampling(plain, schedule, ledger, max_rounds=1)
             if resamples
             else plain,
             generators=self.rollouts,
             learner=self.learner,
             records=Records(
-                ledger=TrajectoryLedger(folder / "trajectories"),
+                ledger=ledger,
                 metrics=self._log,
                 failed_batches=folder / "failed_batches",
                 note=self.notes.append,
