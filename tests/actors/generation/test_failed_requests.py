@@ -1,44 +1,20 @@
 """What a request that fails costs, on an engine that fails as its test says, with vLLM's own errors."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from actors.config import GeneratorConfig
-from actors.generation import vllm_generator
 from actors.generation.vllm_generator import PROBE, VLLMGenerator
 from cluster.errors import ActorLostError
 from cluster.types import Message, Prompt, SamplingParameters, Task
+from tests.actors.generation.recording_engine import RecordingEngine
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=8, samples_per_prompt=3, seed=11)
 PROMPT = Prompt(task=Task(task_id="t", messages=(Message(role="user", content="go"),)), text="go", token_ids=(5, 6))
-
-
-class RecordingEngine:
-    """The part of `AsyncLLM` that answers requests. `answer(token_ids, number)`: of the n-th request, or what it raises."""
-
-    def __init__(self, answer: Callable[[list[int], int], str]) -> None:
-        self._answer = answer
-        self.asked: list[list[int]] = []
-        self.errored = False
-        self.model_config = SimpleNamespace(hf_config=SimpleNamespace(tie_word_embeddings=False))
-
-    async def generate(self, prompt: Any, parameters: Any, *, request_id: str) -> AsyncIterator[Any]:
-        number, token_ids = len(self.asked), prompt["prompt_token_ids"]
-        self.asked.append(token_ids)
-        output = SimpleNamespace(
-            token_ids=[7],
-            logprobs=[{7: SimpleNamespace(logprob=-1.0)}],
-            text="x",
-            finish_reason=self._answer(token_ids, number),
-            weight_versions=[SimpleNamespace(version="4")],
-        )
-        yield SimpleNamespace(outputs=[output])
 
 
 @pytest.fixture
@@ -46,10 +22,9 @@ def engine_that(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[VLLMGene
     """Builds a generator on an engine with this answer."""
 
     def build(answer: Callable[[list[int], int], str]) -> tuple[VLLMGenerator, RecordingEngine]:
-        engine = RecordingEngine(answer)
-        monkeypatch.setattr(vllm_generator, "_build_engine", lambda model_path, config, steps: engine)
-        monkeypatch.setattr(vllm_generator, "folder_tensor_shapes", lambda folder: {})
-        monkeypatch.setattr(vllm_generator.os, "environ", {})
+        engine = RecordingEngine(answer=answer)
+        engine.label = "4"
+        engine.install(monkeypatch, {})
         return VLLMGenerator("folder", GeneratorConfig()), engine
 
     return build
