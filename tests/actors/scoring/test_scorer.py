@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,14 @@ def test_a_trajectory_without_a_score_leaves_the_others_of_its_group() -> None:
     assert [trajectory.completion.text for trajectory in scored.trajectories] == ["good", "fine"]
     assert [reward.total for reward in scored.rewards] == [6.0, 6.0]  # 2 x 1 + 4
     assert dict(scored.problems) == {1: "it is bad"}
+
+
+def test_a_prompt_of_which_every_request_failed_has_nothing_to_judge() -> None:
+    failed = replace(_group("a", "x"), trajectories=(), failures={0: "its request failed"})
+    scoring = _scoring(length=(1.0, [_actor(LengthJudge)]))
+    found = {scored.group.prompt.task.task_id: scored for scored in scoring.score_stream([failed, _group("b", "x")])}
+    assert (found["a"].rewards, dict(found["a"].problems), found["a"].group) == ((), {}, failed)
+    assert [reward.total for reward in found["b"].rewards] == [1.0]
 
 
 def test_a_failing_function_of_the_user_is_named() -> None:
