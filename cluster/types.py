@@ -80,18 +80,26 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrajectoryGroup:
-    """The trajectories of one prompt. Produced by a generator, consumed by scorers."""
+    """What the samples of one prompt came to. Produced by a generator, consumed by scorers."""
 
-    trajectories: tuple[Trajectory, ...]  # [G], in order of sample_index
+    prompt: Prompt
+    trajectories: tuple[Trajectory, ...]  # [G], in order of sample_index; those that failed are missing
+    failures: Mapping[int, str] = field(default_factory=dict)  # sample_index -> why the engine gave no completion for it
     attempt: int = 1  # generators that were asked; more than 1 where some were lost over it
 
     def __post_init__(self) -> None:
-        if not self.trajectories:
+        if not self.num_samples:
             raise DataError("a trajectory group is empty; sampling.samples_per_prompt must be at least 1")
+        both = [each.sample_index for each in self.trajectories if each.sample_index in self.failures]
+        if both:
+            raise DataError(
+                f"samples {both} of task {self.prompt.task.task_id!r} have a completion and failed; it is one or the other"
+            )
 
     @property
-    def prompt(self) -> Prompt:
-        return self.trajectories[0].prompt
+    def num_samples(self) -> int:
+        """Completions that were asked for."""
+        return len(self.trajectories) + len(self.failures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +112,7 @@ class StepScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What one scorer makes of one trajectory. Produced by a `Scorer`, consumed by `Scoring`."""
+    """What one scorer makes of one trajectory. Produced by a `Scorer`, consumed by `ScorerPools`."""
 
     value: float
     steps: tuple[StepScore, ...] = ()  # what of `value` belongs to single steps and not to the completion's end
@@ -119,7 +127,7 @@ class Unscored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """The score of one trajectory. Produced by `Scoring`, consumed by the learner; the breakdown goes to the ledger."""
+    """The score of one trajectory. Produced by `ScorerPools`, consumed by the learner; the breakdown goes to the ledger."""
 
     total: float  # sum over scorers of weight * score
     breakdown: Mapping[str, float]  # scorer name -> unweighted score
@@ -135,12 +143,12 @@ class Reward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A group with the rewards of its trajectories. Produced by `Scoring`, consumed by the driver."""
+    """A group with the rewards of its trajectories. Produced by `ScorerPools`, consumed by the driver."""
 
     group: TrajectoryGroup  # as it was sampled
     rewards: tuple[Reward, ...]  # [G], of `trajectories`
     problems: Mapping[int, str] = field(default_factory=dict)  # sample_index -> why that trajectory has no reward
-    greedy_score: float = 0.0  # of the prompt's greedy completion, where the method has that as its baseline
+    greedy: "ScoredGroup | None" = None  # the prompt's greedy completion, where the method has its score as the baseline
 
     def __post_init__(self) -> None:
         if len(self.rewards) != len(self.trajectories):
@@ -150,6 +158,11 @@ class ScoredGroup:
     def trajectories(self) -> tuple[Trajectory, ...]:
         """[G] those that have a reward."""
         return tuple(each for each in self.group.trajectories if each.sample_index not in self.problems)
+
+    @property
+    def greedy_score(self) -> float:
+        """Of the greedy completion; 0 where there is none, or where it has no reward."""
+        return self.greedy.rewards[0].total if self.greedy is not None and self.greedy.rewards else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

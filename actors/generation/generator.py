@@ -23,7 +23,7 @@ class Generator(Protocol):
         """The policy version, once the engine answers."""
 
     async def generate(self, prompt: Prompt, sampling: SamplingParameters) -> TrajectoryGroup:
-        """`sampling.samples_per_prompt` trajectories of one prompt."""
+        """`sampling.samples_per_prompt` trajectories of one prompt; requests that failed alone are among its `failures`."""
 
     async def progress(self) -> int:
         """A number that changes whenever the engine has done a step."""

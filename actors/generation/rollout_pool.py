@@ -15,6 +15,7 @@ from cluster.processes.watchdog import Pending
 from cluster.types import Prompt, PublishedWeights, SamplingParameters, TrajectoryGroup
 
 SHUTDOWN_S = 3.0  # for all engines together; what still runs then, the end of Ray ends
+PATIENCE_S = 0.2  # for the next group, before the caller may look after what else it waits for
 QUEUE_FACTOR = 2  # batches' worth of prompts at each engine, so that it never waits for the driver
 
 
@@ -67,14 +68,17 @@ class RolloutPool:
         """Return when every engine answers; raises with the name of one that does not start."""
         self._generators.broadcast(lambda generator: generator.ready.remote())
 
-    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
-        """Yield one group a prompt, in order of completion, so that scoring starts while others generate."""
-        for _, group in self.collect_each([(prompt, sampling) for prompt in prompts]):
-            yield group
+    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup | None]:
+        """Yield one group a prompt, in order of completion, so that scoring starts while others generate.
+
+        None where no group has come for a moment: the caller can look after the scorers, or after another `collect`.
+        """
+        for each in self.collect_each([(prompt, sampling) for prompt in prompts]):
+            yield None if each is None else each[1]
 
     def collect_each(
         self, requests: Sequence[tuple[Prompt, SamplingParameters]]
-    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup]]:
+    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup] | None]:
         """Like `collect`, in one wave for prompts that are sampled in several ways; each group comes with its own way."""
         largest_group = max((sampling.samples_per_prompt for _, sampling in requests), default=1)
         results = self._generators.map_unordered(
@@ -82,8 +86,13 @@ class RolloutPool:
             requests,
             max_in_flight=max(1, QUEUE_FACTOR * self._max_num_sequences // largest_group),
             about=lambda request: request[0].task.task_id,
+            patience_s=PATIENCE_S,
         )
-        for (_, sampling), attempt, group in results:
+        for each in results:
+            if each is None:
+                yield None
+                continue
+            (_, sampling), attempt, group = each
             yield sampling, group if attempt == 1 else replace(group, attempt=attempt)
 
     def publish(self, weights: PublishedWeights) -> None:

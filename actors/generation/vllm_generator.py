@@ -6,6 +6,7 @@ vLLM runs an engine process and worker processes of its own; this class only tal
 import asyncio
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from cluster.types import (
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.executor import Executor
 
@@ -45,6 +46,11 @@ END_GRACE_S = 0.2  # for an idle engine to leave by itself, which takes it secon
 INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
 TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+PROBE = (0,)  # token ids that every vocabulary has
+
+
+class RequestFailedError(RaywardError):
+    """One request came to nothing; the engine goes on."""
 
 
 class VLLMGenerator:
@@ -72,22 +78,32 @@ class VLLMGenerator:
         return (await self.held_weights()).policy_version
 
     async def generate(self, prompt: Prompt, sampling: SamplingParameters) -> TrajectoryGroup:
-        """Sample i is a request of its own with its own seed; the prefix cache makes the shared prompt cheap."""
+        """Sample i is a request of its own with its own seed; the prefix cache makes the shared prompt cheap.
+
+        A request that fails while the engine lives costs its own trajectory. Where all of a prompt's do, the engine must answer
+        another prompt, or it counts as lost.
+        """
         longest = len(prompt.token_ids) + sampling.max_completion_tokens
         if longest > self._config.max_model_tokens:
             raise DataError(
                 f"task {prompt.task.task_id!r}: {len(prompt.token_ids)} prompt tokens + {sampling.max_completion_tokens} for the "
                 f"completion exceed generator.max_model_tokens={self._config.max_model_tokens}; raise it or shorten the prompt"
             )
-        completions = await asyncio.gather(
+        outcomes = await asyncio.gather(
             *(self._complete(prompt, sampling, index) for index in range(sampling.samples_per_prompt))
         )
-        return TrajectoryGroup(
+        group = TrajectoryGroup(
+            prompt=prompt,
             trajectories=tuple(
-                Trajectory(prompt=prompt, sample_index=index, completion=completion)
-                for index, completion in enumerate(completions)
-            )
+                Trajectory(prompt=prompt, sample_index=index, completion=outcome)
+                for index, outcome in enumerate(outcomes)
+                if isinstance(outcome, Completion)
+            ),
+            failures={index: str(outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, RequestFailedError)},
         )
+        if not group.trajectories:
+            await self._check_engine_answers(sampling)
+        return group
 
     async def progress(self) -> int:
         """Engine steps that gave tokens, so far. Stands still where the engine does, although this actor lives."""
@@ -126,26 +142,45 @@ class VLLMGenerator:
             raise ActorLostError("this generator's engine was stopped; replace the actor")
         return self._engine
 
-    async def _complete(self, prompt: Prompt, sampling: SamplingParameters, sample_index: int) -> Completion:
+    async def _complete(self, prompt: Prompt, sampling: SamplingParameters, sample_index: int) -> Completion | RequestFailedError:
         parameters = _sampling_params(sampling, derive_seed(sampling.seed, prompt.task.task_id, sample_index))
-        output = await self._finished_output(prompt.token_ids, parameters)
-        return _completion(prompt.task.task_id, output.outputs[0])
+        try:
+            return _completion(prompt.task.task_id, await self._finished_output(prompt.token_ids, parameters))
+        except RequestFailedError as error:
+            return error
 
-    async def _finished_output(self, token_ids: tuple[int, ...], parameters: "SamplingParams") -> "RequestOutput":
-        """Run one request to its end; the parameters ask for the final output only."""
+    async def _check_engine_answers(self, sampling: SamplingParameters) -> None:
+        """Raise `ActorLostError` unless a request for one token succeeds, sampled like those that failed."""
+        parameters = _sampling_params(replace(sampling, max_completion_tokens=1), sampling.seed)
+        try:
+            await self._finished_output(PROBE, parameters)
+        except RequestFailedError as error:
+            raise ActorLostError(f"its engine fails every request: {error}") from error
+
+    async def _finished_output(self, token_ids: tuple[int, ...], parameters: "SamplingParams") -> "CompletionOutput":
+        """Run one request to its end; the parameters ask for the final output only.
+
+        Raises `RequestFailedError` where the engine lives, `ActorLostError` where it does not.
+        """
+        from vllm.exceptions import VLLMError
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        engine, last = self._running_engine(), None
         request_id = str(next(self._request_numbers))
-        last = None
         try:
-            async for output in self._running_engine().generate(
+            async for output in engine.generate(
                 TokensPrompt(prompt_token_ids=list(token_ids)), parameters, request_id=request_id
             ):
-                last = output
-        except EngineDeadError as error:
-            raise ActorLostError(f"its engine has died: {error}") from error
+                last = output.outputs[0]
+        except VLLMError as error:
+            reason = repr(error.__cause__ or error)  # an EngineGenerateError has its cause alone
+            if isinstance(error, EngineDeadError) or engine.errored:
+                raise ActorLostError(f"its engine has died: {reason}") from error
+            raise RequestFailedError(f"its request failed: {reason}") from error
         assert last is not None, "vLLM ends every request with an output"
+        if last.finish_reason not in FINISH_REASONS:
+            raise RequestFailedError(f"its request failed: vLLM ended it with {last.finish_reason!r}")
         return last
 
     def _check_published(self, weights: WeightFile) -> None:
@@ -258,15 +293,9 @@ def _completion(task_id: str, output: "CompletionOutput") -> Completion:
             logprobs[token_id].logprob for token_id, logprobs in zip(output.token_ids, output.logprobs, strict=True)
         ),
         text=output.text,
-        finish_reason=_finish_reason(task_id, output.finish_reason),
+        finish_reason=FINISH_REASONS[str(output.finish_reason)],
         policy_version=_version(labels[0]),
     )
-
-
-def _finish_reason(task_id: str, reason: str | None) -> FinishReason:
-    if reason is None or reason not in FINISH_REASONS:
-        raise RaywardError(f"task {task_id!r}: vLLM ended the request with {reason!r}; sample it again")
-    return FINISH_REASONS[reason]
 
 
 def _version(label: str) -> int:

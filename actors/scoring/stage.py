@@ -32,7 +32,7 @@ FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedScorer:
-    """One configured scorer. Produced by `build_scoring`, consumed by `Scoring`."""
+    """One configured scorer. Produced by `build_scorer_pools`, consumed by `ScorerPools`."""
 
     weight: float
     pool: ActorPool[Any]  # Ray actors of a `Scorer`
@@ -50,7 +50,7 @@ class _Call:
     groups: list[_PendingGroup]
 
 
-class Scoring:
+class ScorerPools:
     """All scorers of a run behind one call. For one thread of the driver."""
 
     def __init__(self, scorers: Mapping[str, WeightedScorer]) -> None:
@@ -68,15 +68,17 @@ class Scoring:
         for scorer in self._scorers.values():
             scorer.pool.broadcast(lambda actor: actor.score.remote([]))
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
         """Yield each group once all scorers have judged it, in order of completion. `groups` is consumed as it comes.
 
-        Batches form by themselves: groups that arrive while a scorer is busy wait, and go to it together in its next call.
+        Batches form by themselves: groups that arrive while a scorer is busy wait, and go to it together in its next call. None
+        among `groups` says that none has come for a moment: what waits goes to the scorers that are done, while the last decode.
         """
         stream = _ScoringStream(self._scorers)
         try:
             for group in groups:
-                stream.submit(group)
+                if group is not None:
+                    stream.submit(group)
                 yield from stream.finished(timeout_s=0)
             while stream.is_busy:
                 yield from stream.finished(timeout_s=None)
@@ -192,13 +194,13 @@ def _taken(waiting: deque[_PendingGroup], *, share: int) -> list[_PendingGroup]:
     return taken
 
 
-def build_scoring(
+def build_scorer_pools(
     configs: Sequence[ScorerConfig],
     *,
     prompt_format: PromptFormat,
     supervision: SupervisionConfig,
     note: Callable[[str], None],
-) -> Scoring:
+) -> ScorerPools:
     """Start the actors of every configured scorer.
 
     `prompt_format`: that of the task, for reward models that read chats. `note`: told when a scorer is lost, and when it is back.
@@ -220,7 +222,7 @@ def build_scoring(
             ),
         )
         scorers[config.name] = WeightedScorer(weight=config.weight, pool=pool)
-    return Scoring(scorers)
+    return ScorerPools(scorers)
 
 
 def longest_wait_s(config: ScorerConfig) -> float:

@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import ray
 from ray import ObjectRef
@@ -91,6 +91,7 @@ class ActorPool(Generic[ActorT]):
         ]
         return calls + joining
 
+    @overload
     def map_unordered(
         self,
         call: Callable[[ActorT, ItemT], ObjectRef],
@@ -98,12 +99,34 @@ class ActorPool(Generic[ActorT]):
         *,
         max_in_flight: int,
         about: Callable[[ItemT], str] = str,
-    ) -> Iterator[tuple[ItemT, int, Any]]:
+    ) -> Iterator[tuple[ItemT, int, Any]]: ...
+
+    @overload
+    def map_unordered(
+        self,
+        call: Callable[[ActorT, ItemT], ObjectRef],
+        items: Iterable[ItemT],
+        *,
+        max_in_flight: int,
+        about: Callable[[ItemT], str] = str,
+        patience_s: float,
+    ) -> Iterator[tuple[ItemT, int, Any] | None]: ...
+
+    def map_unordered(
+        self,
+        call: Callable[[ActorT, ItemT], ObjectRef],
+        items: Iterable[ItemT],
+        *,
+        max_in_flight: int,
+        about: Callable[[ItemT], str] = str,
+        patience_s: float | None = None,
+    ) -> Iterator[tuple[ItemT, int, Any] | None]:
         """Yield (item, attempt, result) as results arrive; each item goes to the actor with the fewest calls in flight.
 
         `about`: an item's name for people. No actor gets more than `max_in_flight` calls at a time, so that a fast one takes more
         items than a slow one. Items of a lost actor go to another. The first other failure is raised and ends the iteration; what
-        is still running then, or when the caller stops early, is cancelled.
+        is still running then, or when the caller stops early, is cancelled. None is yielded where nothing has arrived for
+        `patience_s`, and nothing may have: the caller can turn to something else in between, also to another map.
         """
         waiting = deque((item, 1) for item in items)
         running: dict[ObjectRef, tuple[ItemT, int]] = {}
@@ -114,7 +137,10 @@ class ActorPool(Generic[ActorT]):
                     item, attempt = waiting.popleft()
                     ref = self.start(self._least_loaded(), lambda actor, item=item: call(actor, item), about=about(item))  # type: ignore[misc]
                     running[ref] = item, attempt
-                for ref, result in self.finished(running):
+                ended = self.finished(running, timeout_s=patience_s)
+                if patience_s is not None and not ended:
+                    yield None
+                for ref, result in ended:
                     item, attempt = running.pop(ref)
                     if result is AGAIN:
                         waiting.appendleft((item, attempt))

@@ -24,22 +24,29 @@ class LedgerEntry:
     step: int
     task_id: str
     sample_index: int
-    policy_version: int  # of the weights that sampled
+    policy_version: int | None  # of the weights that sampled; None where nothing was
     attempt: int  # 1: the first generator that was asked delivered it
-    outcome: Literal["trained", "unscored", "left_out"]
-    """unscored: no scorer's fault made it a zero; `problem` says what happened. left_out: the step did not train on its
-    group, for want of rewards or of contrast."""
-    finish_reason: FinishReason
+    outcome: Literal["trained", "baseline", "unscored", "failed", "left_out"]
+    """baseline: a greedy completion whose score is the baseline of its prompt's samples. unscored: no scorer's fault made it a
+    zero; failed: the engine gave no completion. `problem` says what happened. left_out: the step did not train on its group, for
+    want of rewards or of contrast."""
+    finish_reason: FinishReason | None  # None where it failed
     completion_tokens: int
-    reward: float | None  # None where it is unscored
+    reward: float | None  # None where it is unscored or failed
     breakdown: dict[str, float]  # scorer name -> unweighted score
     problem: str = ""
     prompt: str
     completion: str
+    is_greedy: bool = False  # the most probable completion, beside those that were sampled
 
     @property
-    def key(self) -> tuple[int, str, int]:
-        return (self.step, self.task_id, self.sample_index)
+    def key(self) -> tuple[int, str, int, bool]:
+        return (self.step, self.task_id, self.sample_index, self.is_greedy)
+
+    @property
+    def name(self) -> str:
+        """For people, within its step."""
+        return f"task {self.task_id!r} {'greedy ' * self.is_greedy}sample {self.sample_index}"
 
 
 class TrajectoryLedger:
@@ -51,25 +58,30 @@ class TrajectoryLedger:
 
     def record(self, step: int, trained: Iterable[ScoredGroup], left_out: Iterable[ScoredGroup] = ()) -> None:
         """Add trajectories to the step's file. Raises `DataError`, and writes nothing, if one is there already."""
-        path = self._directory / f"step-{step:06d}.jsonl"
-        entries = list(_read_file(path)) if path.exists() else []
+        path = self._path(step)
+        entries = self.entries_of(step)
         entries += [entry for scored in trained for entry in _entries(step, scored, "trained")]
         entries += [entry for scored in left_out for entry in _entries(step, scored, "left_out")]
-        seen: set[tuple[int, str, int]] = set()
+        seen: set[tuple[int, str, int, bool]] = set()
         for entry in entries:
             if entry.key in seen:
-                raise DataError(
-                    f"{path}: step {step} already holds task {entry.task_id!r} sample {entry.sample_index}; "
-                    "a trajectory is trained on once"
-                )
+                raise DataError(f"{path}: step {step} already holds {entry.name}; a trajectory is trained on once")
             seen.add(entry.key)
         write_atomically(path, "".join(json.dumps(asdict(entry), allow_nan=False) + "\n" for entry in entries))
+
+    def entries_of(self, step: int) -> list[LedgerEntry]:
+        """What a step's file holds; nothing where there is none."""
+        path = self._path(step)
+        return list(_read_file(path)) if path.exists() else []
 
     def discard_from(self, step: int) -> None:
         """Remove this step and all later ones: what they trained is given up, and they are done again."""
         for path in self._directory.glob("step-*.jsonl"):
             if int(path.stem.removeprefix("step-")) >= step:
                 path.unlink()
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step-{step:06d}.jsonl"
 
 
 def num_recorded_steps(directory: Path) -> int:
@@ -89,10 +101,14 @@ class LedgerAudit:
 
     num_steps: int
     num_trained: int
+    num_baselines: int
     num_unscored: int
+    num_failed: int
     num_left_out: int
     num_retried: int  # trajectories that took more than one attempt
-    digest: str  # sha256 of what was trained on; equal for runs that trained on the same text with the same rewards, in any order
+    digest: str
+    """sha256 of what was trained on, baselines included; equal for runs that trained on the same text with the same rewards, in
+    any order."""
     problems: tuple[str, ...]
 
 
@@ -100,21 +116,21 @@ def audit_ledger(directory: Path) -> LedgerAudit:
     """Recompute from the files alone what was trained on, and check that nothing is missing or double."""
     problems: list[str] = []
     steps: list[int] = []
-    seen: set[tuple[int, str, int]] = set()
+    seen: set[tuple[int, str, int, bool]] = set()
     versions: dict[int, set[int]] = {}
     outcomes: Counter[str] = Counter()
     num_retried = 0
     trained: list[str] = []
     for entry in read_ledger(directory):
         if entry.key in seen:
-            problems.append(f"step {entry.step}: task {entry.task_id!r} sample {entry.sample_index} is there twice")
+            problems.append(f"step {entry.step}: {entry.name} is there twice")
         seen.add(entry.key)
         if entry.step not in versions:
             steps.append(entry.step)
-        versions.setdefault(entry.step, set()).add(entry.policy_version)
+        versions.setdefault(entry.step, set()).update(() if entry.policy_version is None else (entry.policy_version,))
         outcomes[entry.outcome] += 1
         num_retried += entry.attempt > 1
-        if entry.outcome == "trained":
+        if entry.outcome in ("trained", "baseline"):
             trained.append(json.dumps([*entry.key, entry.policy_version, entry.completion, entry.reward]))
     problems += [f"step {step} is missing" for step in sorted(set(range(max(steps, default=-1) + 1)) - set(steps))]
     problems += [
@@ -123,7 +139,9 @@ def audit_ledger(directory: Path) -> LedgerAudit:
     return LedgerAudit(
         num_steps=len(steps),
         num_trained=outcomes["trained"],
+        num_baselines=outcomes["baseline"],
         num_unscored=outcomes["unscored"],
+        num_failed=outcomes["failed"],
         num_left_out=outcomes["left_out"],
         num_retried=num_retried,
         digest=hashlib.sha256("\n".join(sorted(trained)).encode()).hexdigest(),
@@ -131,14 +149,19 @@ def audit_ledger(directory: Path) -> LedgerAudit:
     )
 
 
-def _entries(step: int, scored: ScoredGroup, outcome: Literal["trained", "left_out"]) -> Iterator[LedgerEntry]:
-    rewards = iter(scored.rewards)
+def _entries(
+    step: int, scored: ScoredGroup, outcome: Literal["trained", "baseline", "left_out"], *, is_greedy: bool = False
+) -> Iterator[LedgerEntry]:
+    """`outcome`: of trajectories that have a reward."""
+    if scored.greedy is not None:
+        yield from _entries(step, scored.greedy, "baseline" if outcome == "trained" else outcome, is_greedy=True)
+    rewards, prompt = iter(scored.rewards), scored.group.prompt
     for trajectory in scored.group.trajectories:
         problem = scored.problems.get(trajectory.sample_index, "")
         reward = None if problem else next(rewards)
         yield LedgerEntry(
             step=step,
-            task_id=trajectory.prompt.task.task_id,
+            task_id=prompt.task.task_id,
             sample_index=trajectory.sample_index,
             policy_version=trajectory.completion.policy_version,
             attempt=scored.group.attempt,
@@ -148,8 +171,26 @@ def _entries(step: int, scored: ScoredGroup, outcome: Literal["trained", "left_o
             reward=reward.total if reward else None,
             breakdown=dict(reward.breakdown) if reward else {},
             problem=problem,
-            prompt=trajectory.prompt.text,
+            prompt=prompt.text,
             completion=trajectory.completion.text,
+            is_greedy=is_greedy,
+        )
+    for sample_index, problem in scored.group.failures.items():
+        yield LedgerEntry(
+            step=step,
+            task_id=prompt.task.task_id,
+            sample_index=sample_index,
+            policy_version=None,
+            attempt=scored.group.attempt,
+            outcome="failed",
+            finish_reason=None,
+            completion_tokens=0,
+            reward=None,
+            breakdown={},
+            problem=problem,
+            prompt=prompt.text,
+            completion="",
+            is_greedy=is_greedy,
         )
 
 

@@ -18,7 +18,7 @@ from learners.settings.evaluation import EvaluationConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthBand:
-    """How long the completions of each step were. Produced from the ledger, consumed by the figure."""
+    """How long the sampled completions of each step were. Produced from the ledger, consumed by the figure."""
 
     steps: tuple[int, ...]
     low_tokens: tuple[float, ...]  # 10th percentile
@@ -35,7 +35,7 @@ class ReportData:
     evaluation: EvaluationConfig
     metrics: tuple[dict[str, Any], ...]  # lines of metrics.jsonl
     lengths: LengthBand
-    num_trajectories: int  # in the ledger
+    num_trained: int  # trajectories
     before_samples: tuple[EvaluatedCompletion, ...]  # empty if not evaluated
     after_samples: tuple[EvaluatedCompletion, ...]
 
@@ -71,7 +71,7 @@ def load_report_data(run_dir: Path) -> ReportData:
         evaluation=EvaluationConfig.model_validate(config.get("evaluation", {})),
         metrics=tuple(_read_metrics(run_dir / "metrics.jsonl")),
         lengths=_length_band(entries),
-        num_trajectories=len(entries),
+        num_trained=sum(entry.outcome == "trained" for entry in entries),
         before_samples=_read_samples(run_dir / "evaluation" / "before.json"),
         after_samples=_read_samples(run_dir / "evaluation" / "after.json"),
     )
@@ -104,6 +104,8 @@ def _read_samples(path: Path) -> tuple[EvaluatedCompletion, ...]:
 def _length_band(entries: Sequence[LedgerEntry]) -> LengthBand:
     tokens_by_step: dict[int, list[int]] = {}
     for entry in entries:
+        if entry.outcome == "failed" or entry.is_greedy:
+            continue
         tokens_by_step.setdefault(entry.step, []).append(entry.completion_tokens)
     bounds = [np.percentile(tokens, (10, 90)) for tokens in tokens_by_step.values()]
     return LengthBand(

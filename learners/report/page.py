@@ -117,7 +117,7 @@ def _render(data: ReportData, figures: Figures) -> str:
         rows=_summary_rows(data),
         verdicts=_verdicts(data),
         reward_model="" if before is None or after is None else _reward_model_sentence(data.summary),
-        num_trajectories=data.num_trajectories,
+        num_trained=data.num_trained,
         pairs=pairs[: data.evaluation.num_shown],
         num_pairs=len(pairs),
         extremes=_extremes(data),

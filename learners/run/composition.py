@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from actors.generation.remote import DeviceFedGeneratorActor, GeneratorActor
 from actors.generation.rollout_pool import RolloutPool
-from actors.scoring.stage import Scoring, build_scoring
+from actors.scoring.stage import ScorerPools, build_scorer_pools
 from actors.sources.models import model_digest
 from cluster.errors import ConfigError
 from cluster.processes.runtime import num_nodes
@@ -31,7 +31,7 @@ class Roles:
     """The running roles of one policy run."""
 
     rollouts: RolloutPool
-    scoring: Scoring
+    scoring: ScorerPools
     learner: PolicyLearnerHandle
 
     def pending(self) -> list[Pending]:
@@ -71,7 +71,7 @@ def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, sta
         )
     rollouts = _start_generators(start_policy, config, note=session.view.note)
     stack.callback(rollouts.shutdown)
-    scoring = build_scoring(
+    scoring = build_scorer_pools(
         config.scorers,
         prompt_format=config.task.prompt_format,
         supervision=config.supervision,
@@ -119,7 +119,11 @@ def check_logprob_contract(
     roles: Roles, prompts: Sequence[Prompt], sampling: SamplingParameters, config: PolicyRunConfig
 ) -> None:
     """Raise `ConfigError` where engine and learner disagree about the probability of the engine's own samples."""
-    trajectories = [trajectory for group in roles.rollouts.collect(prompts, sampling) for trajectory in group.trajectories]
+    groups = [group for group in roles.rollouts.collect(prompts, sampling) if group is not None]
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    if not trajectories:
+        [problem, *_] = groups[0].failures.values()
+        raise ConfigError(f"the engine completes none of {len(groups)} prompts: {problem}; compare the tokenizer with the model")
     learner_logprobs = roles.learner.completion_logprobs(trajectories)
     differences = [
         abs(ours - theirs)

@@ -90,13 +90,14 @@ def _connect_and_check(roles: Roles, prompts: RunPrompts, config: PolicyRunConfi
 
 def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Sequence[Prompt]) -> Driver:
     schedule = PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed)
+    ledger = TrajectoryLedger(session.path / "trajectories")
     return Driver(
         schedule=schedule,
-        collector=_collector(config, roles, schedule),
+        collector=_collector(config, roles, schedule, ledger),
         generators=roles.rollouts,
         learner=roles.learner,
         records=Records(
-            ledger=TrajectoryLedger(session.path / "trajectories"),
+            ledger=ledger,
             metrics=session.metrics,
             failed_batches=session.path / "failed_batches",
             note=session.view.note,
@@ -120,7 +121,7 @@ def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evalua
     return driver.run(num_steps, on_step=on_step)
 
 
-def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule) -> Collector:
+def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule, ledger: TrajectoryLedger) -> Collector:
     """The way to scored groups that the method asks for."""
     sampling = _sampling(config, config.sampling.samples_per_prompt, "rollout")
     min_rewards = 2 if config.learner.advantage.estimator in GROUP_ESTIMATORS else 1
@@ -128,7 +129,7 @@ def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule) 
     if config.learner.advantage.estimator == "remax":
         collector = GreedyBaseline(roles.rollouts, roles.scoring, sampling)
     if config.learner.group_filter.enabled:
-        collector = DynamicSampling(collector, schedule, max_rounds=config.learner.group_filter.max_rounds)
+        collector = DynamicSampling(collector, schedule, ledger, max_rounds=config.learner.group_filter.max_rounds)
     return collector
 
 

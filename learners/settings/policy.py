@@ -137,7 +137,8 @@ class GroupFilterConfig(StrictConfig):
 
     enabled: bool = False
     max_rounds: int = Field(3, ge=1)
-    """Rounds of further prompts in one step; groups without contrast fill what is then still missing."""
+    """Rounds of further prompts in one step; groups without contrast fill what is then still missing. Further prompts are also
+    asked for ahead, at the share that was useful in the steps before, and count towards max_rounds times prompts_per_step."""
 
 
 class PolicyLearnerConfig(StrictConfig):

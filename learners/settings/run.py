@@ -42,6 +42,9 @@ class RunConfig(StrictConfig):
     """When nothing has moved for so long, the run says what it waits for, and keeps the stacks of its processes in logs/."""
 
 
+MEANS_OF_ALL_SCORERS = ("sampled", "greedy")  # of what was sampled, and of greedy baselines
+
+
 class RewardModelRunConfig(RunConfig):
     """`rayward train` with learner.algorithm = reward_model."""
 
@@ -61,7 +64,8 @@ class PolicyStageConfig(StrictConfig):
     checkpoint: CheckpointConfig = CheckpointConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     max_unscored_frac: float = Field(0.2, ge=0, le=1)
-    """Trajectories without a score are left out of a step; above this share the run ends."""
+    """Trajectories without a score are left out of a step; above this share the run ends. Whether a scorer could not judge them
+    or their requests failed in the engine is all one to the update, which learns from what is left."""
 
     @field_validator("scorers")
     @classmethod
@@ -69,6 +73,11 @@ class PolicyStageConfig(StrictConfig):
         names = [scorer.name for scorer in scorers]
         if len(set(names)) < len(names):
             raise ValueError(f"two scorers share a name: {names}; the reward breakdown needs one name each")
+        for name in names:
+            if name in MEANS_OF_ALL_SCORERS:
+                raise ValueError(
+                    f"a scorer is named {name!r}, but the metric score/{name}_mean is that of all scorers; rename it"
+                )
         return scorers
 
     @model_validator(mode="after")

@@ -8,28 +8,31 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cluster.seeding import derive_seed
+from cluster.storage.ledger import TrajectoryLedger
 from cluster.types import Prompt, SamplingParameters, ScoredGroup, TrajectoryGroup
 from learners.steps.prompt_schedule import PromptSchedule
 
+NUM_PAST_STEPS = 4  # whose groups say how many of a step will be useful
+
 
 class Rollouts(Protocol):
-    """The generators, seen from a collector."""
+    """The generators, seen from a collector. Yields None where no group has come for a moment."""
 
-    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]: ...
+    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup | None]: ...
 
 
 class MixedRollouts(Protocol):
-    """The generators, asked for several ways of sampling at once."""
+    """The generators, asked for several ways of sampling at once. Yields None where no group has come for a moment."""
 
     def collect_each(
         self, requests: Sequence[tuple[Prompt, SamplingParameters]]
-    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup]]: ...
+    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup] | None]: ...
 
 
 class Scoring(Protocol):
     """The scorers, seen from a collector."""
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
         """Each `ScoredGroup.group` is the object that was given, not a copy."""
 
 
@@ -49,7 +52,7 @@ class Collector(Protocol):
 
 
 class PlainCollector:
-    """One group a prompt. Scoring of the first groups overlaps the generation of the last."""
+    """One group a prompt. Each goes to the scorers once it is complete, while others decode."""
 
     def __init__(self, rollouts: Rollouts, scoring: Scoring, sampling: SamplingParameters, *, min_rewards: int = 1) -> None:
         """`min_rewards`: that a group needs; 2 for a method that compares the completions of one prompt."""
@@ -87,21 +90,15 @@ class GreedyBaseline:
         greedy_groups: list[TrajectoryGroup] = []
         scored = list(self._scoring.score_stream(self._one_wave(prompts, sampling, greedy, greedy_groups)))
         is_greedy = {id(group) for group in greedy_groups}
-        baselines = {
-            each.group.prompt.task.task_id: each.rewards[0].total
-            for each in scored
-            if id(each.group) in is_greedy and each.rewards
-        }
-        sampled = _in_order([each for each in scored if id(each.group) not in is_greedy], prompts)
-        has_both = [bool(each.rewards) and each.group.prompt.task.task_id in baselines for each in sampled]
+        baselines = {each.group.prompt.task.task_id: each for each in scored if id(each.group) in is_greedy}
+        sampled = [
+            replace(each, greedy=baselines[each.group.prompt.task.task_id])
+            for each in _in_order([each for each in scored if id(each.group) not in is_greedy], prompts)
+        ]
         return Collected(
-            groups=tuple(
-                replace(each, greedy_score=baselines[each.group.prompt.task.task_id])
-                for each, is_whole in zip(sampled, has_both, strict=True)
-                if is_whole
-            ),
-            left_out=tuple(each for each, is_whole in zip(sampled, has_both, strict=True) if not is_whole),
-            metrics={"score/greedy_mean": sum(baselines.values()) / max(1, len(baselines))},
+            groups=tuple(each for each in sampled if each.rewards and each.greedy and each.greedy.rewards),
+            left_out=tuple(each for each in sampled if not (each.rewards and each.greedy and each.greedy.rewards)),
+            metrics={},
         )
 
     def _one_wave(
@@ -110,60 +107,84 @@ class GreedyBaseline:
         sampling: SamplingParameters,
         greedy: SamplingParameters,
         greedy_groups: list[TrajectoryGroup],
-    ) -> Iterator[TrajectoryGroup]:
+    ) -> Iterator[TrajectoryGroup | None]:
         """All groups as they finish; the greedy ones are also added to `greedy_groups`."""
         requests = [(prompt, way) for prompt in prompts for way in (sampling, greedy)]
-        for way, group in self._rollouts.collect_each(requests):
+        for each in self._rollouts.collect_each(requests):
+            if each is None:
+                yield None
+                continue
+            way, group = each
             if way is greedy:  # sampling at temperature 0 would be equal to it
                 greedy_groups.append(group)
             yield group
 
 
 class DynamicSampling:
-    """Replaces groups whose completions all have one score, for they teach nothing. Source: DAPO, arXiv:2503.14476, 3.2."""
+    """Replaces groups whose completions all have one score, for they teach nothing. Source: DAPO, arXiv:2503.14476, 3.2.
 
-    def __init__(self, inner: Collector, schedule: PromptSchedule, *, max_rounds: int) -> None:
+    Further prompts are asked for ahead, behind those of the step, so that engines have work while the step's last completions
+    decode. How many follows from the ledger of the steps before and not from who was faster: a run that is resumed or repeated
+    asks for the same prompts.
+    """
+
+    def __init__(self, inner: Collector, schedule: PromptSchedule, ledger: TrajectoryLedger, *, max_rounds: int) -> None:
+        """`max_rounds`: of further prompts that are waited for; at most so many times a step's prompts are asked for besides."""
         self._inner = inner
         self._schedule = schedule
+        self._ledger = ledger
         self._max_rounds = max_rounds
 
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
         """As many groups as prompts. Where further prompts do not bring contrast either, the first ones without it fill up."""
-        collected = self._inner.collect(step, prompts)
-        useful = [scored for scored in collected.groups if has_contrast(scored)]
-        flat = [scored for scored in collected.groups if not has_contrast(scored)]
-        left_out = list(collected.left_out)
-        asked, rounds = list(prompts), 0
-        while len(useful) < len(prompts) and rounds < self._max_rounds:
-            further = self._schedule.further_prompts(step, asked, count=_num_to_ask(len(useful), len(asked), len(prompts)))
+        num_wanted, most = len(prompts), (1 + self._max_rounds) * len(prompts)
+        num_ahead = max(0, _num_for(num_wanted, *self._past_use(step)) - num_wanted)
+        ahead = self._schedule.further_prompts(step, prompts, count=min(num_ahead, num_wanted))
+        asked = [*prompts, *ahead]
+        waves = [self._inner.collect(step, asked)]
+        while (num_useful := sum(map(has_contrast, _groups(waves)))) < num_wanted and len(waves) <= self._max_rounds:
+            count = min(_num_for(num_wanted - num_useful, num_useful, len(asked)), num_wanted, most - len(asked))
+            further = self._schedule.further_prompts(step, asked, count=count)
             if not further:
                 break
-            more = self._inner.collect(step, further)
-            useful += [scored for scored in more.groups if has_contrast(scored)]
-            flat += [scored for scored in more.groups if not has_contrast(scored)]
-            left_out += more.left_out
+            waves.append(self._inner.collect(step, further))
             asked += further
-            rounds += 1
-        chosen, surplus = (useful + flat)[: len(prompts)], (useful + flat)[len(prompts) :]
+        useful = [scored for scored in _groups(waves) if has_contrast(scored)]
+        flat = [scored for scored in _groups(waves) if not has_contrast(scored)]
+        chosen, surplus = (useful + flat)[:num_wanted], (useful + flat)[num_wanted:]
         return Collected(
             groups=tuple(chosen),
-            left_out=tuple(left_out + surplus),
+            left_out=tuple([scored for wave in waves for scored in wave.left_out] + surplus),
             metrics={
-                **collected.metrics,
-                "buffer/resampling_rounds": float(rounds),
+                **waves[0].metrics,
+                "buffer/prompts_asked_ahead": float(len(ahead)),
+                "buffer/resampling_rounds": float(len(waves) - 1),
                 "buffer/groups_without_contrast": float(len(flat)),
-                "buffer/groups_filled_up": float(max(0, len(prompts) - len(useful))),
+                "buffer/groups_filled_up": float(max(0, num_wanted - len(useful))),
             },
         )
 
+    def _past_use(self, step: int) -> tuple[int, int]:
+        """(groups with contrast, groups) of the steps just before; all of none where there were none."""
+        rewards: dict[tuple[int, str], set[float]] = {}
+        for past_step in range(max(0, step - NUM_PAST_STEPS), step):
+            for entry in self._ledger.entries_of(past_step):
+                of_group = rewards.setdefault((past_step, entry.task_id), set())
+                if entry.reward is not None and not entry.is_greedy:
+                    of_group.add(entry.reward)
+        return sum(len(of_group) > 1 for of_group in rewards.values()), len(rewards)
 
-def _num_to_ask(num_useful: int, num_asked: int, num_wanted: int) -> int:
-    """As many prompts as should bring the groups still missing, at the share that was useful so far; at most a step's worth.
+
+def _groups(waves: Sequence[Collected]) -> list[ScoredGroup]:
+    return [scored for wave in waves for scored in wave.groups]
+
+
+def _num_for(num_missing: int, num_useful: int, num_asked: int) -> int:
+    """As many prompts as should bring the groups that are missing, at the share of those asked that were useful.
 
     A further round costs a whole rollout's time, surplus groups only their own tokens.
     """
-    missing = num_wanted - num_useful
-    return min(num_wanted, -(-missing * num_asked // max(1, num_useful)))
+    return -(-num_missing * num_asked // max(1, num_useful))
 
 
 def has_contrast(scored: ScoredGroup) -> bool:

@@ -1,6 +1,6 @@
 """The control loop: roll out, score, update, publish; synchronous, so every trajectory is sampled by the newest weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from cluster.errors import LearnerRestartedError, RaywardError
 from cluster.processes.interrupts import Interrupts
 from cluster.storage.ledger import TrajectoryLedger
 from cluster.storage.metrics import MetricsLog, StageClock
-from cluster.types import PublishedWeights, SaveReport, ScoredBatch, UpdateResult
+from cluster.types import PublishedWeights, SaveReport, ScoredBatch, ScoredGroup, UpdateResult
 from learners.steps.collection import Collected, Collector
 from learners.steps.prompt_schedule import PromptSchedule
 
@@ -173,7 +173,7 @@ class Driver:
         prompts = self._schedule.prompts_of(step)
         with clock.stage("rollout"):
             collected = self._collector.collect(step, prompts)
-        unscored = self._checked_share(step, collected)
+        missing = self._checked_shares(step, collected)
         batch = ScoredBatch(step=step, groups=collected.groups)
         with self._interrupts.deferred(UPDATE_GRACE_S):
             self._is_recorded = False
@@ -189,7 +189,7 @@ class Driver:
                 **update.metrics,
                 **{f"time/{stage}_s": seconds for stage, seconds in clock.wall_s.items()},
                 "policy/version": float(update.policy_version),
-                "score/unscored_frac": unscored,
+                **missing,
             }
             self._records.metrics.log(step, metrics)
             self._is_recorded = True
@@ -206,36 +206,63 @@ class Driver:
                 "learning rate, and resume the run"
             )
 
-    def _checked_share(self, step: int, collected: Collected) -> float:
-        """The share of the step's trajectories without a reward. Raises where it is more than the limit."""
+    def _checked_shares(self, step: int, collected: Collected) -> dict[str, float]:
+        """Which shares of the step's trajectories failed in the engine, and had no score, as metrics.
+
+        Raises where both together are more than the limit, or where nothing is left to learn from.
+        """
         groups = collected.groups + collected.left_out
-        problems = [
-            f"task {group.group.prompt.task.task_id!r}, sample {sample_index}: {problem}"
-            for group in groups
-            for sample_index, problem in group.problems.items()
-        ]
-        share = len(problems) / sum(len(group.group.trajectories) for group in groups)
-        if share > self._max_unscored_frac:
+        named = [(scored, "sample") for scored in groups] + [(each.greedy, "greedy sample") for each in groups if each.greedy]
+        failed = [place for scored, kind in named for place in _places(scored, kind, scored.group.failures)]
+        unscored = [place for scored, kind in named for place in _places(scored, kind, scored.problems)]
+        num_samples = sum(scored.group.num_samples for scored, _ in named)
+        problems = _each_once(failed + unscored)
+        share = (len(failed) + len(unscored)) / num_samples
+        if share > self._max_unscored_frac or not collected.groups:
             shown = problems[:MAX_SHOWN_PROBLEMS] + ["..."] * (len(problems) > MAX_SHOWN_PROBLEMS)
+            limit = f"more than max_unscored_frac={self._max_unscored_frac:g}"
+            what = limit if collected.groups else "and no group has enough scores to learn from"
+            mend = " and ".join(["the generator"] * bool(failed) + ["the scorer"] * bool(unscored))
             raise RaywardError(
                 "\n".join(
                     [
-                        f"step {step}: {share:.0%} of the trajectories have no score, more than max_unscored_frac="
-                        f"{self._max_unscored_frac:g}; mend the scorer and resume the run",
+                        f"step {step}: {share:.0%} of the trajectories have no score, {what}; mend {mend} and resume the run",
                         *shown,
                     ]
                 )
             )
         if problems:
-            self._records.note(f"step {step}: {len(problems)} trajectories without a score are left out; first, {problems[0]}")
-        return share
+            num_left_out = len(failed) + len(unscored)
+            self._records.note(f"step {step}: {num_left_out} trajectories without a score are left out; first, {problems[0]}")
+        return {"score/unscored_frac": len(unscored) / num_samples, "rollout/failed_frac": len(failed) / num_samples}
+
+
+def _places(scored: ScoredGroup, kind: str, problems: Mapping[int, str]) -> list[tuple[str, str]]:
+    """(which trajectory, its problem). `problems`: by sample."""
+    task_id = scored.group.prompt.task.task_id
+    return [(f"task {task_id!r}, {kind} {sample_index}", problem) for sample_index, problem in problems.items()]
+
+
+def _each_once(problems: Sequence[tuple[str, str]]) -> list[str]:
+    """One line a problem, with the first trajectory that has it and how many others do."""
+    places: dict[str, list[str]] = {}
+    for place, problem in problems:
+        places.setdefault(problem, []).append(place)
+    return [
+        f"{found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "") + f": {problem}"
+        for problem, found in places.items()
+    ]
 
 
 def _rollout_metrics(collected: Collected, *, seconds: float) -> dict[str, float]:
-    """Of everything that was sampled: throughput, and the mean score. Of what is trained on: each scorer's mean score."""
+    """Of everything that was generated: throughput. Of what was sampled: the share cut, and the mean score. Of what is trained
+    on: each scorer's mean score."""
     sampled = collected.groups + collected.left_out
-    completions = [trajectory.completion for scored in sampled for trajectory in scored.group.trajectories]
-    num_tokens = sum(len(completion.token_ids) for completion in completions)
+    greedy = [scored.greedy for scored in sampled if scored.greedy]
+    completions, greedy_completions = (
+        [trajectory.completion for scored in groups for trajectory in scored.group.trajectories] for groups in (sampled, greedy)
+    )
+    num_tokens = sum(len(completion.token_ids) for completion in [*completions, *greedy_completions])
     rewards = [reward for scored in collected.groups for reward in scored.rewards]
     scores = {
         f"score/{name}_mean": float(np.mean([reward.breakdown[name] for reward in rewards])) for name in rewards[0].breakdown
@@ -244,5 +271,10 @@ def _rollout_metrics(collected: Collected, *, seconds: float) -> dict[str, float
         "rollout/tokens_per_s": num_tokens / seconds,
         "rollout/truncated_frac": float(np.mean([completion.finish_reason == "length" for completion in completions])),
         **scores,
-        "score/sampled_mean": float(np.mean([reward.total for scored in sampled for reward in scored.rewards])),
+        "score/sampled_mean": _mean_score(sampled),
+        **({"score/greedy_mean": _mean_score(greedy)} if greedy else {}),
     }
+
+
+def _mean_score(groups: Sequence[ScoredGroup]) -> float:
+    return float(np.mean([reward.total for scored in groups for reward in scored.rewards]))

@@ -69,6 +69,13 @@ MUTANTS = [
     (setting("scorers.0.weight", float("nan")), "scorers.0.weight: Input should be a finite number"),
     (setting("scorers", []), "scorers: "),
     (setting("scorers", [{"kind": "function", "function": "vader"}] * 2), "scorers: two scorers share a name"),
+    *(
+        (
+            setting("scorers", [{"kind": "python", "name": name, "path": "json:dumps"}]),
+            f"scorers: a scorer is named {name!r}, but the metric score/",
+        )
+        for name in ("sampled", "greedy")
+    ),
     (setting("name", "../escape"), "name: "),
     (setting("name", "a" * 65), "name: "),
     (setting("seed", -1), "seed: "),

@@ -153,7 +153,9 @@ class FaultyRun:
     def trained(self) -> set[tuple[int, str, int, str]]:
         """(step, task, sample, completion) of everything that was trained on."""
         entries = read_ledger(self.path / "trajectories")
-        return {(*entry.key, entry.completion) for entry in entries if entry.outcome == "trained"}
+        return {
+            (entry.step, entry.task_id, entry.sample_index, entry.completion) for entry in entries if entry.outcome == "trained"
+        }
 
     def policy(self) -> bytes:
         """The bytes of the exported weights."""

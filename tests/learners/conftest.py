@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,8 +51,11 @@ def scored_batch() -> BatchBuilder:
         groups = []
         for first in range(0, num_trajectories, group_size):
             trajectories, rewards = zip(*scored[first : first + group_size], strict=True)
-            group = TrajectoryGroup(trajectories=trajectories)
-            groups.append(ScoredGroup(group=group, rewards=rewards, greedy_score=0.1 * first))
+            group = TrajectoryGroup(prompt=trajectories[0].prompt, trajectories=trajectories)
+            baseline = ScoredGroup(
+                group=replace(group, trajectories=trajectories[:1]), rewards=(Reward(total=0.1 * first, breakdown={}),)
+            )
+            groups.append(ScoredGroup(group=group, rewards=rewards, greedy=baseline))
         return ScoredBatch(step=step, groups=tuple(groups))
 
     return build

@@ -18,67 +18,17 @@ from actors.generation.generator import HeldWeights
 from actors.generation.weight_loading import register
 from cluster.errors import ActorLostError, RaywardError, StaleLinkError, WeightMismatchError
 from cluster.types import SentWeights
+from tests.actors.generation.recording_engine import NoReceiver, RecordingEngine
 
 CONFIG = GeneratorConfig(num_gpus=0.5, weight_transfer="ipc")
 SHAPES = {"a": (2, 3), "b": (4,)}
 WEIGHTS = SentWeights(policy_version=2, checksum="c2")
 
 
-class RecordingEngine:
-    """The part of `AsyncLLM` that an update uses."""
-
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-        self.label = "default"
-        self.failing_update = False
-
-    async def init_weight_transfer_engine(self, request: Any) -> None:
-        self.calls.append(("init", request.init_info))
-
-    async def shutdown_weight_transfer_engine(self) -> None:
-        self.calls.append("leave")
-
-    async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
-        self.calls.append(("pause", mode, clear_cache))
-
-    async def start_weight_update(self) -> None:
-        self.calls.append("start")
-
-    async def update_weights(self, request: Any) -> None:
-        if self.failing_update:
-            raise ValueError("IPC handle not found for GPU UUID")
-        self.calls.append(("update", request.update_info))
-
-    async def finish_weight_update(self, *, weight_version: str) -> None:
-        self.calls.append("finish")
-        self.label = weight_version
-
-    async def resume_generation(self) -> None:
-        self.calls.append("resume")
-
-    async def get_weight_version(self) -> str:
-        return self.label
-
-    def shutdown(self, timeout: float) -> None:
-        self.calls.append("shutdown")
-
-    @property
-    def model_config(self) -> "RecordingEngine":
-        return self
-
-    @property
-    def hf_config(self) -> "RecordingEngine":
-        return self
-
-    tie_word_embeddings = True
-
-
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> RecordingEngine:
     engine = RecordingEngine()
-    monkeypatch.setattr(vllm_generator, "_build_engine", lambda model_path, config, steps: engine)
-    monkeypatch.setattr(vllm_generator, "folder_tensor_shapes", lambda folder: {**SHAPES, "lm_head.weight": (9, 9)})
-    monkeypatch.setattr(vllm_generator.os, "environ", {})
+    engine.install(monkeypatch, {**SHAPES, "lm_head.weight": (9, 9)})
     return engine
 
 
@@ -99,15 +49,9 @@ def test_an_update_pauses_clears_the_cache_and_ends_with_its_version(
     generator: DeviceFedGenerator, engine: RecordingEngine
 ) -> None:
     asyncio.run(_update(generator, WEIGHTS))
-    assert engine.calls == [
-        ("init", {"packed": False}),
-        ("pause", "wait", True),
-        "start",
-        ("update", {"names": ["a"]}),
-        ("update", {"names": ["b"]}),
-        "finish",
-        "resume",
-    ]
+    assert engine.calls == ["init", "pause wait, clear the cache", "start", "update", "update", "finish", "resume"]
+    assert engine.init_infos == [{"packed": False}]
+    assert engine.update_infos == [{"names": ["a"]}, {"names": ["b"]}]
     assert asyncio.run(generator.held_weights()) == HeldWeights(policy_version=2, checksum="c2")
 
 
@@ -127,8 +71,14 @@ def test_loading_refuses_what_did_not_arrive(generator: DeviceFedGenerator, publ
         asyncio.run(generator.load_weights(published))
 
 
-def test_a_failing_update_stops_the_engine(generator: DeviceFedGenerator, engine: RecordingEngine) -> None:
-    engine.failing_update = True
+def test_a_failing_update_stops_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FailingReceiver(NoReceiver):
+        def update_weights(self, update_info: dict[str, Any]) -> None:
+            raise ValueError("IPC handle not found for GPU UUID")
+
+    engine = RecordingEngine(FailingReceiver())
+    engine.install(monkeypatch, SHAPES)
+    generator = DeviceFedGenerator("folder", CONFIG)
     with pytest.raises(ValueError, match="IPC handle"):
         asyncio.run(_update(generator, WEIGHTS))
     assert engine.calls[-1] == "shutdown"
@@ -146,7 +96,8 @@ def test_the_policys_tensors_must_be_the_models(generator: DeviceFedGenerator, e
 def test_a_new_link_leaves_the_one_before(generator: DeviceFedGenerator, engine: RecordingEngine) -> None:
     asyncio.run(_update(generator, WEIGHTS))
     asyncio.run(generator.init_weight_transfer_engine(2, {"packed": True}))
-    assert engine.calls[-2:] == ["leave", ("init", {"packed": True})]
+    assert engine.calls[-2:] == ["leave", "init"]
+    assert engine.init_infos[-1] == {"packed": True}
     assert asyncio.run(generator.held_weights()) == HeldWeights(policy_version=2, checksum="c2")
 
 

@@ -91,9 +91,14 @@ def _assert_logprobs_are_the_policys(groups: list[TrajectoryGroup], policy: torc
         assert completion.rollout_logprobs == pytest.approx(expected, abs=TOLERANCE_NATS)
 
 
+def _groups_of(running: Fixture, prompts: list[Prompt], sampling: SamplingParameters) -> list[TrajectoryGroup]:
+    """In the order of the prompts."""
+    groups = {group.prompt.task.task_id: group for group in running.pool.collect(prompts, sampling) if group is not None}
+    return [groups[prompt.task.task_id] for prompt in prompts]
+
+
 def _collect(running: Fixture, sampling: SamplingParameters = SAMPLING) -> list[TrajectoryGroup]:
-    groups = {group.prompt.task.task_id: group for group in running.pool.collect(PROMPTS, sampling)}
-    return [groups[prompt.task.task_id] for prompt in PROMPTS]
+    return _groups_of(running, PROMPTS, sampling)
 
 
 def _tokens(groups: list[TrajectoryGroup]) -> list[tuple[int, ...]]:
@@ -132,7 +137,7 @@ def test_samples_differ_and_a_seed_repeats_them(running: Fixture) -> None:
 def test_a_completion_ends_with_the_end_token_or_at_the_limit(running: Fixture) -> None:
     tokenizer = byte_tokenizer()
     many = dataclasses.replace(SAMPLING, samples_per_prompt=64, max_completion_tokens=64)
-    [group] = running.pool.collect(PROMPTS[:1], many)
+    [group] = _groups_of(running, PROMPTS[:1], many)
     completions = [trajectory.completion for trajectory in group.trajectories]
     for completion in completions:
         is_ended = completion.token_ids[-1] == tokenizer.eos_token_id
@@ -170,6 +175,24 @@ def test_a_prompt_that_does_not_fit_names_its_task(running: Fixture) -> None:
     prompt = dataclasses.replace(PROMPTS[2], token_ids=(65,) * MAX_MODEL_TOKENS)
     with pytest.raises(DataError, match=f"task 'Nobody': {MAX_MODEL_TOKENS} prompt tokens"):
         list(running.pool.collect([prompt], SAMPLING))
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "reason"),
+    [
+        ((65, 10_000), "VLLMValidationError"),  # out of vocabulary: refused
+        ((65, "x"), "TypeError"),  # nothing that vLLM expects: an EngineGenerateError
+    ],
+)
+def test_a_prompt_that_fails_alone_leaves_the_engine_to_the_others(
+    running: Fixture, token_ids: tuple[Any, ...], reason: str
+) -> None:
+    good = _tokens(_collect(running))
+    bad = dataclasses.replace(_prompt("bad"), token_ids=token_ids)
+    failed, *groups = _groups_of(running, [bad, *PROMPTS], SAMPLING)
+    assert (failed.prompt, failed.trajectories) == (bad, ())
+    assert [reason in failed.failures[index] for index in range(SAMPLING.samples_per_prompt)] == [True] * 3
+    assert _tokens(groups) == good
 
 
 def test_refused_weights_leave_the_old_ones_serving(running: Fixture, tmp_path: Path) -> None:

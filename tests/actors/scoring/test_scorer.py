@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from actors.config import (
 from actors.scoring.reward_head import start_reward_model
 from actors.scoring.reward_model import RewardModel
 from actors.scoring.scorer import RewardFunctionScorer, RewardModelScorer
-from actors.scoring.stage import Scoring, WeightedScorer, build_scoring
+from actors.scoring.stage import ScorerPools, WeightedScorer, build_scorer_pools
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError, RaywardError
@@ -96,6 +97,7 @@ def _group(name: str, *texts: str) -> TrajectoryGroup:
     task = Task(task_id=name, messages=(Message(role="user", content="Say it. "),))
     prompt = Prompt(task=task, text="Say it. ", token_ids=(1,))
     return TrajectoryGroup(
+        prompt=prompt,
         trajectories=tuple(
             Trajectory(
                 prompt=prompt,
@@ -105,7 +107,7 @@ def _group(name: str, *texts: str) -> TrajectoryGroup:
                 ),
             )
             for index, text in enumerate(texts)
-        )
+        ),
     )
 
 
@@ -113,8 +115,8 @@ def _actor(judge: type, *, max_concurrency: int = 1) -> Any:
     return ray.remote(judge).options(num_cpus=0, max_concurrency=max_concurrency).remote()
 
 
-def _scoring(**judges: tuple[float, Sequence[Any]]) -> Scoring:
-    return Scoring(
+def _scoring(**judges: tuple[float, Sequence[Any]]) -> ScorerPools:
+    return ScorerPools(
         {
             name: WeightedScorer(weight=weight, pool=ActorPool({f"{name} {index}": actor for index, actor in enumerate(actors)}))
             for name, (weight, actors) in judges.items()
@@ -164,6 +166,28 @@ def test_groups_are_scored_while_others_are_still_to_come() -> None:
     assert [scored.group.prompt.task.task_id for scored in stream] == ["b"]
 
 
+def test_what_waits_goes_to_a_scorer_while_the_next_group_still_decodes() -> None:
+    judge = _actor(GatedJudge, max_concurrency=2)
+    judged: list[str] = []
+    judged_before_the_last: list[str] = []
+
+    def arriving() -> Iterator[TrajectoryGroup | None]:
+        yield from (_group("a", "1"), _group("b", "22"))  # b waits, for the scorer is busy with a
+        ray.get(judge.open.remote())
+        for _ in range(1000):  # while nothing has come
+            ray.get(judge.call_sizes.remote())
+            yield None
+            if len(judged) == 2:
+                break
+        judged_before_the_last.extend(judged)
+        yield _group("c", "333")
+
+    for scored in _scoring(length=(1.0, [judge])).score_stream(arriving()):
+        judged.append(scored.group.prompt.task.task_id)
+    assert judged_before_the_last == ["a", "b"]
+    assert judged == ["a", "b", "c"]
+
+
 def test_what_waits_is_shared_among_idle_replicas() -> None:
     judges = [_actor(GatedJudge, max_concurrency=2) for _ in range(2)]
 
@@ -196,7 +220,7 @@ def test_a_failure_names_the_scorer_or_the_task(failure: str, error: type[Except
 
 def test_a_run_without_scorers_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one scorer"):
-        Scoring({})
+        ScorerPools({})
 
 
 def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
@@ -204,7 +228,7 @@ def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
         RewardModelScorerConfig(model=str(_reward_model_folder(tmp_path)), dtype="float32", num_threads=1, num_cpus=0.5),
         BuiltInFunctionScorerConfig(function="length", weight=-1.0),
     )
-    scoring = build_scoring(configs, prompt_format="plain", supervision=SupervisionConfig(), note=print)
+    scoring = build_scorer_pools(configs, prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
     (scored,) = scoring.score_stream([_group("a", "x")])
     assert dict(scored.rewards[0].breakdown) == {"reward_model": 0.0, "length": 1.0}  # a new head; one token
@@ -213,7 +237,7 @@ def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
 
 def test_a_function_of_the_user_starts_in_an_actor() -> None:
     config = PythonScorerConfig(name="truth", path="operator:truth", weight=3.0, num_cpus=0)
-    scoring = build_scoring([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
+    scoring = build_scorer_pools([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
     (scored,) = scoring.score_stream([_group("a", "x", "y")])
     assert [dict(reward.breakdown) for reward in scored.rewards] == [{"truth": 1.0}] * 2  # a trajectory is not empty
@@ -235,8 +259,16 @@ def test_a_trajectory_without_a_score_leaves_the_others_of_its_group() -> None:
     assert dict(scored.problems) == {1: "it is bad"}
 
 
+def test_a_prompt_of_which_every_request_failed_has_nothing_to_judge() -> None:
+    failed = replace(_group("a", "x"), trajectories=(), failures={0: "its request failed"})
+    scoring = _scoring(length=(1.0, [_actor(LengthJudge)]))
+    found = {scored.group.prompt.task.task_id: scored for scored in scoring.score_stream([failed, _group("b", "x")])}
+    assert (found["a"].rewards, dict(found["a"].problems), found["a"].group) == ((), {}, failed)
+    assert [reward.total for reward in found["b"].rewards] == [1.0]
+
+
 def test_a_failing_function_of_the_user_is_named() -> None:
-    scoring = build_scoring(
+    scoring = build_scorer_pools(
         [PythonScorerConfig(path="json:dumps", num_cpus=0)], prompt_format="plain", supervision=SupervisionConfig(), note=print
     )
     (scored,) = scoring.score_stream([_group("a", "x")])
@@ -245,7 +277,7 @@ def test_a_failing_function_of_the_user_is_named() -> None:
 
 def test_a_remote_scorer_starts_in_an_actor() -> None:
     config = HttpScorerConfig.model_validate({"url": "http://127.0.0.1:1/", "max_retries": 0, "num_cpus": 0})
-    scoring = build_scoring([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
+    scoring = build_scorer_pools([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
     (scored,) = scoring.score_stream([_group("a", "x")])
     assert scored.problems[0].startswith("scorer 'http' at http://127.0.0.1:1/: ConnectError")

@@ -96,6 +96,21 @@ def test_results_come_as_they_finish(pool: ActorPool[Any], gate: Any) -> None:
     assert [number for number, _, _ in results] == [0]
 
 
+def test_a_caller_with_other_work_is_not_kept_waiting(pool: ActorPool[Any], gate: Any) -> None:
+    def doubled(test: str, numbers: range, held: int) -> Iterator[tuple[int, int, Any] | None]:
+        def call(actor: Any, number: int) -> ray.ObjectRef:
+            return actor.double_behind.remote(test, number) if number == held else actor.double.remote(number)
+
+        return pool.map_unordered(call, numbers, max_in_flight=4, patience_s=0.01)
+
+    first, second = doubled("patience", range(1), 0), doubled("patience", range(10, 12), -1)
+    assert next(first) is None  # and stays so until the gate opens
+    assert sorted(each[0] for each in second if each is not None) == [10, 11]
+    assert next(first) is None
+    ray.get(gate.open.remote("patience"))
+    assert [each[0] for each in first if each is not None] == [0]
+
+
 def test_a_busy_actor_gets_no_more_than_its_share(pool: ActorPool[Any], gate: Any) -> None:
     results = _map(pool, "share", range(8), held=0, max_in_flight=1)
     quick = [next(results)[2][0] for _ in range(7)]

@@ -1,6 +1,10 @@
 """Each trajectory is in the ledger once, whole, and comes back as it was."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -9,7 +13,9 @@ from cluster.storage.ledger import TrajectoryLedger, audit_ledger, read_ledger
 from cluster.types import Completion, Message, Prompt, Reward, ScoredGroup, Task, Trajectory, TrajectoryGroup
 
 
-def scored_group(task_id: str, sample_indices: tuple[int, ...] = (0, 1)) -> ScoredGroup:
+def scored_group(
+    task_id: str, sample_indices: tuple[int, ...] = (0, 1), failures: Mapping[int, str] = MappingProxyType({})
+) -> ScoredGroup:
     prompt = Prompt(
         task=Task(task_id=task_id, messages=(Message(role="user", content="p"),)), text="A film\u2028that", token_ids=(1,)
     )
@@ -28,7 +34,8 @@ def scored_group(task_id: str, sample_indices: tuple[int, ...] = (0, 1)) -> Scor
         for index in sample_indices
     )
     rewards = tuple(Reward(total=0.5 * index, breakdown={"rm": 0.25 * index}) for index in sample_indices)
-    return ScoredGroup(group=TrajectoryGroup(trajectories=trajectories), rewards=rewards)
+    group = TrajectoryGroup(prompt=prompt, trajectories=trajectories, failures=failures)
+    return ScoredGroup(group=group, rewards=rewards)
 
 
 def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
@@ -51,6 +58,63 @@ def test_an_audit_recomputes_what_was_trained_on_whatever_the_order(tmp_path: Pa
     assert (one.num_steps, one.num_trained, one.num_left_out, one.problems) == (2, 6, 2, ())
     TrajectoryLedger(tmp_path / "two").record(1, [scored_group("d")])
     assert audit_ledger(tmp_path / "two").digest != one.digest
+
+
+def test_what_the_engine_failed_to_complete_is_written_down_and_is_no_version_of_the_policy(tmp_path: Path) -> None:
+    ledger = TrajectoryLedger(tmp_path)
+    ledger.record(
+        0, [scored_group("a", (0, 2), {1: "its request failed"})], [scored_group("b", (), {0: "it broke", 1: "it broke"})]
+    )
+    entries = {(entry.task_id, entry.sample_index): entry for entry in read_ledger(tmp_path)}
+    failed = entries["a", 1]
+    assert (failed.outcome, failed.problem, failed.reward, failed.prompt) == (
+        "failed",
+        "its request failed",
+        None,
+        "A film\u2028that",
+    )
+    assert (failed.policy_version, failed.finish_reason, failed.completion_tokens) == (None, None, 0)
+    assert [entries["a", index].outcome for index in (0, 2)] == ["trained", "trained"]
+    audit = audit_ledger(tmp_path)
+    assert (audit.num_trained, audit.num_failed, audit.num_left_out, audit.problems) == (2, 3, 0, ())
+
+
+def test_a_greedy_completion_is_an_entry_of_its_own_and_part_of_what_was_trained_on(tmp_path: Path) -> None:
+    with_greedy, left_out = (replace(scored_group(task), greedy=scored_group(task, (0,))) for task in "ab")
+    broken = replace(scored_group("c"), greedy=scored_group("c", (), {0: "its request failed"}))
+    TrajectoryLedger(tmp_path / "one").record(0, [with_greedy], [left_out, broken])
+    found = {(entry.task_id, entry.sample_index): entry for entry in read_ledger(tmp_path / "one") if entry.is_greedy}
+    assert {key: entry.outcome for key, entry in found.items()} == {
+        ("a", 0): "baseline",
+        ("b", 0): "left_out",
+        ("c", 0): "failed",
+    }
+    assert (found["a", 0].reward, found["a", 0].completion) == (0.0, " is\n0")
+    audit = audit_ledger(tmp_path / "one")
+    assert (audit.num_trained, audit.num_baselines, audit.num_failed, audit.num_left_out) == (2, 1, 1, 5)
+
+    other = replace(with_greedy, greedy=replace(scored_group("a", (0,)), rewards=(Reward(total=9.0, breakdown={}),)))
+    TrajectoryLedger(tmp_path / "two").record(0, [other])
+    assert audit_ledger(tmp_path / "two").digest != audit.digest
+    with pytest.raises(DataError, match="task 'a' greedy sample 0"):
+        TrajectoryLedger(tmp_path / "two").record(
+            0, [replace(with_greedy, group=scored_group("a", (2,)).group, rewards=other.rewards[:1])]
+        )
+
+
+def test_a_line_without_newer_fields_is_read(tmp_path: Path) -> None:
+    TrajectoryLedger(tmp_path).record(0, [scored_group("a", (0,))])
+    (path,) = tmp_path.iterdir()
+    line = json.loads(path.read_text())
+    del line["is_greedy"]
+    path.write_text(json.dumps(line) + "\n")
+    assert [entry.is_greedy for entry in read_ledger(tmp_path)] == [False]
+
+
+def test_a_failed_trajectory_is_not_part_of_what_was_trained_on(tmp_path: Path) -> None:
+    TrajectoryLedger(tmp_path / "one").record(0, [scored_group("a", (0, 2), {1: "its request failed"})])
+    TrajectoryLedger(tmp_path / "two").record(0, [scored_group("a", (0, 2))])
+    assert audit_ledger(tmp_path / "one").digest == audit_ledger(tmp_path / "two").digest
 
 
 def test_an_audit_finds_what_is_missing_and_what_is_double(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from cluster.types import ScoredBatch, ScoredGroup, TrajectoryGroup
+from cluster.types import ScoredBatch, ScoredGroup
 from learners.algorithms.advantages.dr_grpo import dr_grpo
 from learners.algorithms.advantages.gae import gae
 from learners.algorithms.advantages.grpo import grpo
@@ -88,6 +88,6 @@ def _ends_first(batch: ScoredBatch) -> ScoredBatch:
             )
             for trajectory in scored.trajectories
         )
-        return replace(scored, group=TrajectoryGroup(trajectories=trajectories))
+        return replace(scored, group=replace(scored.group, trajectories=trajectories))
 
     return replace(batch, groups=tuple(cut(scored) for scored in batch.groups))

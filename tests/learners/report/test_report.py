@@ -117,7 +117,8 @@ def _scored_group(task_id: str, num_tokens: int) -> ScoredGroup:
         token_ids=(1,) * num_tokens, rollout_logprobs=(-1.0,) * num_tokens, text="is fine", finish_reason="stop", policy_version=0
     )
     trajectory = Trajectory(prompt=Prompt(task=task, text="The film", token_ids=(1, 2)), sample_index=0, completion=completion)
-    return ScoredGroup(group=TrajectoryGroup(trajectories=(trajectory,)), rewards=(Reward(total=0.5, breakdown={"rm": 0.5}),))
+    group = TrajectoryGroup(prompt=trajectory.prompt, trajectories=(trajectory,))
+    return ScoredGroup(group=group, rewards=(Reward(total=0.5, breakdown={"rm": 0.5}),))
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,8 @@ class Rollouts:
             completion = Completion(
                 token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=self.version
             )
-            yield TrajectoryGroup(trajectories=(Trajectory(prompt=prompt, sample_index=0, completion=completion),))
+            trajectory = Trajectory(prompt=prompt, sample_index=0, completion=completion)
+            yield TrajectoryGroup(prompt=prompt, trajectories=(trajectory,))
 
 
 class Scorers:
@@ -74,8 +75,9 @@ class Scorers:
     def pending(self) -> list[Any]:
         return []
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
         for group in groups:
+            assert group is not None
             yield ScoredGroup(group=group, rewards=(Reward(total=1.0, breakdown={"length": 1.0}),))
 
 

@@ -1,9 +1,10 @@
 """Greedy baselines and dynamic sampling, over a collector that records what it is asked."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-import pytest
-
+from cluster.storage.ledger import TrajectoryLedger
 from cluster.types import (
     Completion,
     Message,
@@ -37,14 +38,15 @@ class RecordingCollector:
 
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
         self.asked.append([prompt.task.task_id for prompt in prompts])
-        return Collected(groups=tuple(self._group(prompt) for prompt in prompts), metrics={"rounds": 1.0})
+        return Collected(groups=tuple(self.group(prompt) for prompt in prompts), metrics={"rounds": 1.0})
 
-    def _group(self, prompt: Prompt) -> ScoredGroup:
+    def group(self, prompt: Prompt) -> ScoredGroup:
         second = float(prompt.task.task_id in self._useful)
         completion = Completion(token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=0)
         return ScoredGroup(
             group=TrajectoryGroup(
-                trajectories=tuple(Trajectory(prompt=prompt, sample_index=index, completion=completion) for index in range(2))
+                prompt=prompt,
+                trajectories=tuple(Trajectory(prompt=prompt, sample_index=index, completion=completion) for index in range(2)),
             ),
             rewards=tuple(Reward(total=score, breakdown={}) for score in (0.0, second)),
         )
@@ -58,9 +60,9 @@ def _ids(collected: Collected) -> list[str]:
     return [scored.group.prompt.task.task_id for scored in collected.groups]
 
 
-def test_groups_without_contrast_are_replaced_by_other_prompts() -> None:
+def test_groups_without_contrast_are_replaced_by_other_prompts(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[0, 1, *range(4, 12)])
-    collected = DynamicSampling(inner, _schedule(), max_rounds=3).collect(0, PROMPTS[:4])
+    collected = DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=3).collect(0, PROMPTS[:4])
     assert len(collected.groups) == 4
     assert all(has_contrast(scored) for scored in collected.groups)
     # Tasks 2 and 3 are replaced. Half of the prompts were useful, so four should bring two groups; two are then too many.
@@ -69,32 +71,96 @@ def test_groups_without_contrast_are_replaced_by_other_prompts() -> None:
     assert [each.group.prompt.task.task_id for each in collected.left_out] == [*inner.asked[1][2:], "task-2", "task-3"]
     assert collected.metrics == {
         "rounds": 1.0,
+        "buffer/prompts_asked_ahead": 0.0,
         "buffer/resampling_rounds": 1.0,
         "buffer/groups_without_contrast": 2.0,
         "buffer/groups_filled_up": 0.0,
     }
 
 
-def test_one_round_asks_for_what_is_missing_at_the_share_that_was_useful() -> None:
+def test_one_round_asks_for_what_is_missing_at_the_share_that_was_useful(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[0, 1, 2, *range(4, 12, 2)])
-    collected = DynamicSampling(inner, _schedule(), max_rounds=3).collect(0, PROMPTS[:4])
+    collected = DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=3).collect(0, PROMPTS[:4])
     assert [len(asked) for asked in inner.asked][:2] == [4, 2]  # 1 missing at 3 of 4
     assert all(has_contrast(scored) for scored in collected.groups)
     hopeless = RecordingCollector(useful=[])
-    DynamicSampling(hopeless, _schedule(), max_rounds=2).collect(0, PROMPTS[:4])
+    DynamicSampling(hopeless, _schedule(), TrajectoryLedger(tmp_path), max_rounds=2).collect(0, PROMPTS[:4])
     assert [len(asked) for asked in hopeless.asked] == [4, 4, 4]  # a step's worth at most
 
 
-def test_no_prompt_is_asked_twice_in_a_step() -> None:
+def _steps(folder: Path, inner: RecordingCollector, steps: range, *, max_rounds: int = 2) -> list[Collected]:
+    """So many steps of a run whose ledger lies in `folder`, with a sampler of their own, as after a resume."""
+    ledger = TrajectoryLedger(folder)
+    sampling = DynamicSampling(inner, _schedule(), ledger, max_rounds=max_rounds)
+    found = []
+    for step in steps:
+        found.append(sampling.collect(step, _schedule().prompts_of(step)))
+        ledger.record(step, found[-1].groups, found[-1].left_out)
+    return found
+
+
+def test_further_prompts_are_asked_ahead_at_the_share_that_was_useful_in_the_steps_before(tmp_path: Path) -> None:
+    inner = RecordingCollector(useful=[0, 2, 4, *range(5, 12)])
+    TrajectoryLedger(tmp_path).record(0, [inner.group(prompt) for prompt in PROMPTS[:5]])  # three useful of five
+    collected = DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=1).collect(1, PROMPTS[:4])
+    assert [len(asked) for asked in inner.asked] == [7]  # 4 x 5 / 3
+    assert collected.metrics["buffer/prompts_asked_ahead"] == 3
+    assert _ids(collected) == ["task-0", "task-2", *inner.asked[0][4:6]]
+    assert [each.group.prompt.task.task_id for each in collected.left_out] == [inner.asked[0][6], "task-1", "task-3"]
+
+
+def test_engines_run_empty_less_often_where_the_steps_before_are_known(tmp_path: Path) -> None:
+    """Once a wave, while its last completion decodes."""
+    useful = range(0, 12, 2)
+    with_past = _steps(tmp_path / "whole", RecordingCollector(useful), range(12))
+    without = [_steps(tmp_path / str(step), RecordingCollector(useful), range(step, step + 1))[0] for step in range(12)]
+    waves, waves_without = (
+        sum(1 + collected.metrics["buffer/resampling_rounds"] for collected in steps) for steps in (with_past, without)
+    )
+    assert (waves, waves_without) == (15, 28)
+
+
+def test_a_resumed_run_asks_for_what_the_run_that_never_stopped_asked(tmp_path: Path) -> None:
+    whole, before, after = (RecordingCollector(useful=[1, 2, 5, 7, 8]) for _ in range(3))
+    uninterrupted = _steps(tmp_path / "whole", whole, range(6))
+    _steps(tmp_path / "resumed", before, range(3))
+    TrajectoryLedger(tmp_path / "resumed").discard_from(2)
+    assert _steps(tmp_path / "resumed", after, range(2, 6)) == uninterrupted[2:]
+    assert before.asked[:1] == whole.asked[:1]
+    assert after.asked == whole.asked[-len(after.asked) :]
+
+
+def test_what_is_asked_ahead_is_bounded_and_counts_as_asked(tmp_path: Path) -> None:
+    inner = RecordingCollector(useful=[])
+    _steps(tmp_path, inner, range(2))
+    assert [len(asked) for asked in inner.asked] == [4, 4, 4, 8, 4]  # twice a step's worth besides its own
+
+
+def test_greedy_completions_and_those_without_a_score_are_no_contrast(tmp_path: Path) -> None:
+    inner = RecordingCollector(useful=[])
+    flat = [replace(inner.group(prompt), greedy=_other_score(inner.group(prompt))) for prompt in PROMPTS[:4]]
+    broken = [replace(each, rewards=each.rewards[:1], problems={1: "the judge fell asleep"}) for each in flat[2:]]
+    TrajectoryLedger(tmp_path).record(0, [*flat[:2], *broken])
+    DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=1).collect(1, PROMPTS[:4])
+    assert len(inner.asked[0]) == 8
+
+
+def _other_score(scored: ScoredGroup) -> ScoredGroup:
+    """Of one completion."""
+    group = replace(scored.group, trajectories=scored.group.trajectories[:1])
+    return ScoredGroup(group=group, rewards=(Reward(total=9.0, breakdown={}),))
+
+
+def test_no_prompt_is_asked_twice_in_a_step(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[5])
-    DynamicSampling(inner, _schedule(), max_rounds=9).collect(0, PROMPTS[:4])
+    DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=9).collect(0, PROMPTS[:4])
     asked = [task_id for round_ids in inner.asked for task_id in round_ids]
     assert len(set(asked)) == len(asked)
 
 
-def test_the_search_is_bounded_and_fills_up_in_the_order_asked() -> None:
+def test_the_search_is_bounded_and_fills_up_in_the_order_asked(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[2])
-    collected = DynamicSampling(inner, _schedule(), max_rounds=1).collect(0, PROMPTS[:4])
+    collected = DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=1).collect(0, PROMPTS[:4])
     assert len(inner.asked) == 2
     assert _ids(collected)[0] == "task-2"
     assert _ids(collected)[1:] == ["task-0", "task-1", "task-3"]
@@ -102,9 +168,11 @@ def test_the_search_is_bounded_and_fills_up_in_the_order_asked() -> None:
     assert collected.metrics["buffer/groups_without_contrast"] == 7  # of eight asked
 
 
-def test_a_task_that_is_used_up_ends_the_search() -> None:
+def test_a_task_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[])
-    DynamicSampling(inner, PromptSchedule(PROMPTS[:5], prompts_per_step=4, seed=0), max_rounds=9).collect(0, PROMPTS[:4])
+    DynamicSampling(
+        inner, PromptSchedule(PROMPTS[:5], prompts_per_step=4, seed=0), TrajectoryLedger(tmp_path), max_rounds=9
+    ).collect(0, PROMPTS[:4])
     assert [len(asked) for asked in inner.asked] == [4, 1]
 
 
@@ -125,8 +193,9 @@ def test_the_greedy_score_of_a_prompt_is_the_baseline_of_its_group() -> None:
     assert _ids(collected) == ["task-0", "task-1"]  # though the last one finished first
     assert [scored.greedy_score for scored in collected.groups] == [10.0, 11.0]
     assert [[reward.total for reward in scored.rewards] for scored in collected.groups] == [[0.0], [1.0]]  # untouched
-    assert collected.metrics["score/greedy_mean"] == pytest.approx(10.5)
     assert [scored.group.prompt.task.task_id for scored in collected.left_out] == ["task-2"]  # no score for its baseline
+    every = [*collected.groups, *collected.left_out]
+    assert [scored.greedy and scored.greedy.group.trajectories[0].completion.text for scored in every] == ["10", "11", "12"]
 
 
 class RecordingRollouts:
@@ -135,26 +204,27 @@ class RecordingRollouts:
     def __init__(self) -> None:
         self.waves: list[list[tuple[str, SamplingParameters]]] = []
 
-    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
-        return (group for _, group in self.collect_each([(prompt, sampling) for prompt in prompts]))
-
     def collect_each(
         self, requests: Sequence[tuple[Prompt, SamplingParameters]]
-    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup]]:
+    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup] | None]:
         self.waves.append([(prompt.task.task_id, sampling) for prompt, sampling in requests])
         for prompt, sampling in reversed(requests):
             number = int(prompt.task.task_id.split("-")[1]) + 10 * (sampling.temperature == 0)
             completion = Completion(
                 token_ids=(1,), rollout_logprobs=(-1.0,), text=str(number), finish_reason="stop", policy_version=0
             )
-            yield sampling, TrajectoryGroup(trajectories=(Trajectory(prompt=prompt, sample_index=0, completion=completion),))
+            yield None  # it takes a while
+            trajectory = Trajectory(prompt=prompt, sample_index=0, completion=completion)
+            yield sampling, TrajectoryGroup(prompt=prompt, trajectories=(trajectory,))
 
 
 class ScoringByText:
     """A completion's score is its text; 12 has none."""
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
         for group in groups:
+            if group is None:
+                continue
             score = float(group.trajectories[0].completion.text)
             if score == 12:
                 yield ScoredGroup(group=group, rewards=(), problems={0: "the judge fell asleep"})

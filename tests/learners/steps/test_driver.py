@@ -28,7 +28,7 @@ from cluster.types import (
     TrajectoryGroup,
     UpdateResult,
 )
-from learners.steps.collection import DynamicSampling, PlainCollector
+from learners.steps.collection import DynamicSampling, GreedyBaseline, PlainCollector
 from learners.steps.driver import Driver, Records
 from learners.steps.prompt_schedule import PromptSchedule
 
@@ -43,18 +43,29 @@ def prompt(index: int) -> Prompt:
 class RecordingRollouts:
     """Answers each prompt with completions of 3 tokens, one of two cut short; the last prompt finishes first if asked."""
 
-    def __init__(self, calls: list[str], *, last_first: bool = False) -> None:
+    def __init__(self, calls: list[str], *, last_first: bool = False, failed: Collection[tuple[int, int]] = ()) -> None:
+        """`failed`: (task, sample) for which the engine has no completion."""
         self._calls = calls
         self._last_first = last_first
+        self._failed = failed
         self.samplings: list[SamplingParameters] = []
         self.version = 0
+
+    def collect_each(
+        self, requests: Sequence[tuple[Prompt, SamplingParameters]]
+    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup]]:
+        for each, sampling in requests:
+            yield from ((sampling, group) for group in self.collect([each], sampling))
 
     def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
         self._calls.append(f"collect at version {self.version}")
         self.samplings.append(sampling)
         for each in reversed(prompts) if self._last_first else prompts:
+            task, samples = int(each.task.task_id.split("-")[1]), range(sampling.samples_per_prompt)
             yield TrajectoryGroup(
-                trajectories=tuple(self._trajectory(each, index) for index in range(sampling.samples_per_prompt))
+                prompt=each,
+                trajectories=tuple(self._trajectory(each, index) for index in samples if (task, index) not in self._failed),
+                failures={index: "its request failed" for index in samples if (task, index) in self._failed},
             )
 
     def publish(self, weights: PublishedWeights) -> None:
@@ -78,8 +89,9 @@ class RecordingScoring:
     def __init__(self, unscored: Collection[tuple[int, int]] = ()) -> None:
         self._unscored = unscored
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
         for group in groups:
+            assert group is not None
             task = int(group.prompt.task.task_id.split("-")[1])
             scores = {each.sample_index: task + each.sample_index / 10 for each in group.trajectories}
             problems = {sample: "the judge fell asleep" for sample in scores if (task, sample) in self._unscored}
@@ -161,33 +173,41 @@ class Loop:
         last_first: bool = False,
         num_prompts: int = 6,
         unscored: Collection[tuple[int, int]] = (),
+        failed: Collection[tuple[int, int]] = (),
+        max_unscored_frac: float = 0.2,
         min_rewards: int = 1,
         interrupt_at: str = "",
         resamples: bool = False,
+        with_greedy: bool = False,
         **learner: Any,
     ) -> None:
         interrupts = Interrupts()
         self.calls = Calls(interrupts, interrupt_at)
         self.notes: list[str] = []
-        self.rollouts = RecordingRollouts(self.calls, last_first=last_first)
+        self.rollouts = RecordingRollouts(self.calls, last_first=last_first, failed=failed)
         self.learner = RecordingLearner(self.calls, **learner)
         self.folder = folder
         self._log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard")
         schedule = PromptSchedule([prompt(index) for index in range(num_prompts)], prompts_per_step=3, seed=1)
+        ledger = TrajectoryLedger(folder / "trajectories")
         plain = PlainCollector(self.rollouts, RecordingScoring(unscored), SAMPLING, min_rewards=min_rewards)
         self._driver = Driver(
             schedule=schedule,
-            collector=DynamicSampling(plain, schedule, max_rounds=1) if resamples else plain,
+            collector=GreedyBaseline(self.rollouts, RecordingScoring(unscored), SAMPLING)
+            if with_greedy
+            else DynamicSampling(plain, schedule, ledger, max_rounds=1)
+            if resamples
+            else plain,
             generators=self.rollouts,
             learner=self.learner,
             records=Records(
-                ledger=TrajectoryLedger(folder / "trajectories"),
+                ledger=ledger,
                 metrics=self._log,
                 failed_batches=folder / "failed_batches",
                 note=self.notes.append,
             ),
             save_every=2,
-            max_unscored_frac=0.2,
+            max_unscored_frac=max_unscored_frac,
             interrupts=interrupts,
         )
 
@@ -325,8 +345,82 @@ def test_too_many_without_a_score_end_the_run_before_it_learns(tmp_path: Path) -
     loop = Loop(tmp_path, unscored=[(0, 0), (0, 1)], num_prompts=3)
     with pytest.raises(RaywardError, match="33% of the trajectories have no score") as caught:
         loop.run(1)
-    assert "task 'task-0', sample 1: the judge fell asleep" in str(caught.value)
+    assert "task 'task-0', sample 0 and 1 more: the judge fell asleep" in str(caught.value)
     assert loop.learner.batches == []
+
+
+def test_a_request_that_failed_costs_one_trajectory(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, failed=[(0, 1)], num_prompts=3)
+    ((_, metrics),) = loop.run(1)
+    assert (metrics["rollout/failed_frac"], metrics["score/unscored_frac"]) == (pytest.approx(1 / 6), 0)
+    groups = {group.group.prompt.task.task_id: group for group in loop.learner.batches[0].groups}
+    assert [len(groups[f"task-{task}"].trajectories) for task in range(3)] == [1, 2, 2]
+    entries = {(entry.task_id, entry.sample_index): entry for entry in read_ledger(tmp_path / "trajectories")}
+    missing = entries.pop(("task-0", 1))
+    assert (missing.outcome, missing.problem) == ("failed", "its request failed")
+    assert {entry.outcome for entry in entries.values()} == {"trained"}
+    assert loop.notes == [
+        "step 0: 1 trajectories without a score are left out; first, task 'task-0', sample 1: its request failed"
+    ]
+
+
+def test_greedy_completions_are_written_down_and_counted(tmp_path: Path) -> None:
+    """Of task 0 nothing can be judged, its greedy completion included; that of task 2 failed."""
+    loop = Loop(tmp_path, with_greedy=True, unscored=[(0, 0), (0, 1)], failed=[(2, 0)], num_prompts=3, max_unscored_frac=0.6)
+    ((_, metrics),) = loop.run(1)
+    greedy = {entry.task_id: entry for entry in read_ledger(tmp_path / "trajectories") if entry.is_greedy}
+    assert {task: entry.outcome for task, entry in greedy.items()} == {
+        "task-0": "unscored",
+        "task-1": "baseline",
+        "task-2": "failed",
+    }
+    assert greedy["task-1"].reward == metrics["score/greedy_mean"] == 1.0
+    assert metrics["score/unscored_frac"] == pytest.approx(3 / 9)
+    assert metrics["rollout/failed_frac"] == pytest.approx(2 / 9)
+    assert metrics["rollout/tokens_per_s"] == pytest.approx(7 * 3 / metrics["time/rollout_s"])  # greedy tokens are tokens, too
+    assert metrics["score/sampled_mean"] == pytest.approx((1.0 + 1.1 + 2.1) / 3)
+    assert loop.notes[0].startswith("step 0: 5 trajectories without a score are left out")
+
+
+def test_a_method_that_compares_uses_what_is_left_of_a_group_if_that_is_two(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, failed=[(0, 1)], num_prompts=3, min_rewards=2)
+    loop.run(1)
+    assert {group.group.prompt.task.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
+    outcomes = {(entry.task_id, entry.sample_index): entry.outcome for entry in read_ledger(tmp_path / "trajectories")}
+    assert (outcomes["task-0", 0], outcomes["task-0", 1], outcomes["task-1", 0]) == ("left_out", "failed", "trained")
+
+
+def test_a_prompt_of_which_every_request_failed_costs_its_group(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, failed=[(0, 0), (0, 1)], num_prompts=3, max_unscored_frac=0.4)
+    loop.run(1)
+    assert {group.group.prompt.task.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
+    assert loop.notes[0].endswith("first, task 'task-0', sample 0 and 1 more: its request failed")
+
+
+def test_requests_and_scores_that_are_missing_share_one_limit(tmp_path: Path) -> None:
+    """Either share alone is below it."""
+    loop = Loop(tmp_path, failed=[(0, 1)], unscored=[(1, 1)], num_prompts=3)
+    with pytest.raises(RaywardError, match="33% of the trajectories.*mend the generator and the scorer") as caught:
+        loop.run(1)
+    assert "task 'task-0', sample 1: its request failed" in str(caught.value)
+    assert loop.learner.batches == []
+
+
+def test_a_step_with_nothing_to_learn_from_ends_the_run_whatever_the_limit(tmp_path: Path) -> None:
+    failed = [(task, sample) for task in range(3) for sample in range(2)]
+    loop = Loop(tmp_path, failed=failed, num_prompts=3, max_unscored_frac=1.0)
+    with pytest.raises(RaywardError, match="100% .* no group has enough scores.*mend the generator") as caught:
+        loop.run(1)
+    assert str(caught.value).count("its request failed") == 1  # once, however many met it
+    assert loop.learner.batches == []
+
+
+def test_a_resumed_run_writes_down_the_failures_of_the_run_that_never_stopped(tmp_path: Path) -> None:
+    failed = [(0, 1), (4, 0)]
+    Loop(tmp_path / "clean", failed=failed, max_unscored_frac=0.5).run(4)
+    Loop(tmp_path / "resumed", failed=failed, max_unscored_frac=0.5).run(3)
+    Loop(tmp_path / "resumed", failed=failed, max_unscored_frac=0.5, num_steps_saved=2).run(4)
+    assert list(read_ledger(tmp_path / "clean" / "trajectories")) == list(read_ledger(tmp_path / "resumed" / "trajectories"))
 
 
 def test_numbers_that_stay_bad_end_the_run_and_keep_the_batch(tmp_path: Path) -> None:

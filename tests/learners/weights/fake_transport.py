@@ -15,12 +15,11 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 from torch.storage import TypedStorage
 from vllm.distributed.weight_transfer import ipc_engine, nccl_engine
-from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from actors.config import GeneratorConfig
-from actors.generation import vllm_generator
 from actors.generation.device_generator import DeviceFedGenerator
 from actors.generation.device_receiving import IPCReceiver, NCCLReceiver
+from tests.actors.generation.recording_engine import RecordingEngine
 
 RECEIVERS = {"nccl": NCCLReceiver, "ipc": IPCReceiver}
 
@@ -42,60 +41,18 @@ class FakeModel:
         self.tensors |= {name: tensor.clone() for name, tensor in weights}
 
 
-class FakeEngine:
-    """The part of `AsyncLLM` that an update uses, with a real receiver on a CPU. What it is told goes through vLLM's encoder."""
-
-    def __init__(self, backend: str) -> None:
-        self.model, self.label = FakeModel(), "default"
-        self.calls: list[str] = []
-        config = SimpleNamespace(parallel_config=None, model_config=None)
-        receiver: Any = RECEIVERS[backend]  # a mix of our check and vLLM's engine, which mypy does not see
-        self._receiver = receiver(None, config, torch.device("cpu"), self.model)
-        self.init_infos: list[dict[str, Any]] = []
-        self.model_config = SimpleNamespace(hf_config=SimpleNamespace(tie_word_embeddings=True))
-
-    async def check_health(self) -> None:
-        """Well."""
-
-    async def init_weight_transfer_engine(self, request: Any) -> None:
-        self.calls.append("init")
-        self.init_infos.append(request.init_info)
-        self._receiver.init_transfer_engine(self._receiver.parse_init_info(request.init_info))
-
-    async def shutdown_weight_transfer_engine(self) -> None:
-        self.calls.append("leave")
-        self._receiver.shutdown()
-
-    async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
-        self.calls.append(f"pause {mode}")
-
-    async def start_weight_update(self) -> None:
-        self.calls.append("start")
-
-    async def update_weights(self, request: Any) -> None:
-        self.calls.append("update")
-        update_info = MsgpackDecoder().decode(MsgpackEncoder().encode(request.update_info))
-        self._receiver.update_weights(update_info)
-
-    async def finish_weight_update(self, *, weight_version: str) -> None:
-        self.calls.append("finish")
-        self.label = weight_version
-
-    async def resume_generation(self) -> None:
-        self.calls.append("resume")
-
-    async def get_weight_version(self) -> str:
-        return self.label
-
-    def shutdown(self, timeout: float) -> None:
-        self.calls.append("shutdown")
+def engine_that_keeps(model: FakeModel, backend: str) -> RecordingEngine:
+    """An engine whose tensors go through vLLM's own receiver, on a CPU."""
+    config = SimpleNamespace(parallel_config=None, model_config=None)
+    receiver: Any = RECEIVERS[backend]  # a mix of our check and vLLM's engine, which mypy does not see
+    return RecordingEngine(receiver(None, config, torch.device("cpu"), model))
 
 
 class FakeHandle:
     """A Ray actor of a `DeviceFedGenerator`, run here."""
 
-    def __init__(self, generator: DeviceFedGenerator, engine: FakeEngine) -> None:
-        self.engine, self._generator = engine, generator
+    def __init__(self, generator: DeviceFedGenerator, engine: RecordingEngine, model: FakeModel) -> None:
+        self.engine, self.model, self._generator = engine, model, generator
         self.is_alive = True
         self.dies_in = self.hangs_in = ""
 
@@ -130,13 +87,12 @@ class Transport:
         self._memory: list[torch.Tensor] = []
 
     def start(self, name: str = "generator") -> FakeHandle:
-        engine = FakeEngine(self.backend)
+        model = FakeModel()
+        engine = engine_that_keeps(model, self.backend)
         config = GeneratorConfig(num_gpus=1, weight_transfer=self.backend)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(vllm_generator, "_build_engine", lambda *arguments: engine)
-            patch.setattr(vllm_generator, "folder_tensor_shapes", lambda folder: dict(self.shapes))
-            patch.setattr(vllm_generator.os, "environ", {})
-            self.handles.append(FakeHandle(DeviceFedGenerator("folder", config), engine))
+            engine.install(patch, dict(self.shapes))
+            self.handles.append(FakeHandle(DeviceFedGenerator("folder", config), engine, model))
         return self.handles[-1]
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,10 +123,10 @@ def test_one_send_brings_every_tensor_with_its_version_to_every_generator(
     expected = generator_weights(policy, torch.bfloat16)
     assert weights == SentWeights(policy_version=5, checksum=bit_checksum(expected.items()))
     for generator in generators:
-        assert generator.engine.calls == ["init", "pause wait", "start", "update", "finish", "resume"]
+        assert generator.engine.calls == ["init", "pause wait, clear the cache", "start", "update", "finish", "resume"]
         assert held(generator) == HeldWeights(policy_version=5, checksum=weights.checksum)
-        assert list(generator.engine.model.tensors) == list(expected)
-        for name, tensor in generator.engine.model.tensors.items():
+        assert list(generator.model.tensors) == list(expected)
+        for name, tensor in generator.model.tensors.items():
             assert_close(tensor, expected[name], atol=0, rtol=0)
 
 
