@@ -10,7 +10,7 @@ import pytest
 from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import GENERATOR, RANK, SCORER, FaultyRun, RunStarter, wait_until
 
-ROOM_BYTES = 6 * 2**30  # for the run, beside what is in use before it
+ROOM_BYTES = 8 * 2**30  # for the run, beside what is in use before it
 PIECE_BYTES = 64 * 2**20  # a fifth of what the smallest role holds, so that one kill is enough
 LEFT_BYTES = 2**30  # of the machine, in any case
 RECOVERY_S = 60.0
