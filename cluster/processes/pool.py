@@ -339,6 +339,7 @@ class ActorPool(Generic[ActorT]):
             self._joining[following] = joining
         except StopIteration:
             self._actors[joining.name] = joining.actor
+            self._has_answered.add(joining.name)
             self._supervision.note(f"{joining.name} is back")
         except (RayError, RaywardError) as error:
             self._replace_joining(joining, self._why_lost(error))
