@@ -29,6 +29,7 @@ TRAIN_ENVIRONMENT: Mapping[str, str] = {
 """Defaults for Ray Train, read where `fit` runs; a value that the user has set stays."""
 
 
+FOUND_OF_A_RANK = "health_check_failure"  # in Ray Train's own error about a rank that does not answer: Ray's error
 MEMORY_ADVICE = "lower micro_batch_tokens or logprob_chunk_tokens of learner.workers; `rayward plan` shows what each role takes"
 
 
@@ -169,6 +170,7 @@ def _said(failure: Exception) -> str:
     """Of a rank, in words: Ray's own errors on one line, those of the rank's code whole."""
     from ray.exceptions import RayError
 
+    failure = vars(failure).get(FOUND_OF_A_RANK, failure)
     if is_out_of_memory(failure):
         return f"{reason_of(failure)}; {MEMORY_ADVICE}"
     return reason_of(failure) if isinstance(failure, RayError) else f"{type(failure).__name__}: {failure}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 from ray.util.placement_group import placement_group, placement_group_table
 
 from learners.ranks.group import GroupPlan, TrainGroup, build_trainer
@@ -52,13 +52,19 @@ def test_neither_lost_ranks_nor_a_group_that_cannot_start_are_tried_for_ever(tmp
     assert (failures.max_failures, failures.controller_failure_limit) == (2, 2)
 
 
-def test_the_line_about_a_rank_that_ran_out_of_memory_says_what_to_set(tmp_path: Path) -> None:
+def test_the_line_about_lost_ranks_says_why_and_what_to_set(tmp_path: Path) -> None:
     told: list[str] = []
+    gone = RuntimeError("A worker health check failed.\nWorker info: ...")
+    gone.health_check_failure = ActorDiedError()  # type: ignore[attr-defined]
     (teller,) = build_trainer(_plan(tmp_path, max_restarts=2, tell=told.append)).run_config.callbacks
     teller.after_exception(None, {1: RayActorError(error_msg="Its node has died."), 0: OutOfMemoryError("a page\nof Ray")})
+    teller.after_exception(None, {0: gone})
+    teller.after_exception(None, {0: ValueError("of its own\nand more")})
     assert told == [
         "rank 0: the machine ran out of memory; Ray's memory monitor ended it; lower micro_batch_tokens or logprob_chunk_tokens"
-        " of learner.workers; `rayward plan` shows what each role takes"
+        " of learner.workers; `rayward plan` shows what each role takes",
+        "rank 0: its process has died",
+        "rank 0: ValueError: of its own",
     ]
 
 
