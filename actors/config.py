@@ -212,7 +212,8 @@ class SupervisionConfig(StrictConfig):
     publish_deadline_s: float = Field(600.0, gt=0)
     """The same for new weights, while which no token is generated. Raise it for models that load longer."""
     start_deadline_s: float = Field(900.0, gt=0)
-    """A replacement that has not loaded its model after so long is lost, too. Raise it for models that load longer."""
+    """One that has not loaded its model after so long, at the start of a run or as a replacement, is lost, too. Raise it for
+    models that load longer."""
     max_losses: int = Field(3, ge=0)
     """Of one and its replacements, with nothing finished in between; one more ends the run."""
 

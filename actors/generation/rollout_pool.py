@@ -16,6 +16,7 @@ from cluster.types import Prompt, PublishedWeights, SamplingParameters, Trajecto
 
 SHUTDOWN_S = 3.0  # for all engines together; what still runs then, the end of Ray ends
 PATIENCE_S = 0.2  # for the next group, before the caller may look after what else it waits for
+MEMORY_ADVICE = "lower generator.kv_cache_gib or generator.num_replicas; `rayward plan` shows what each role takes"
 QUEUE_FACTOR = 2  # batches' worth of prompts at each engine, so that it never waits for the driver
 
 
@@ -44,6 +45,7 @@ class RolloutPool:
                 deadline_s=supervision.deadline_s,
                 start_deadline_s=supervision.start_deadline_s,
                 max_losses=supervision.max_losses,
+                memory_advice=MEMORY_ADVICE,
                 note=note,
             ),
         )

@@ -27,6 +27,7 @@ from cluster.types import Reward, Score, ScoredGroup, StepScore, TrajectoryGroup
 
 POLL_S = 0.5
 MAX_TRAJECTORIES_PER_CALL = 64  # what a lost scorer costs at most, and what an abandoned call keeps one busy with
+MEMORY_ADVICE = "lower batch_size or num_replicas of scorers; `rayward plan` shows what each role takes"
 FUNCTION_ACTORS = {"function": RewardFunctionScorerActor, "python": PythonScorerActor, "http": HttpScorerActor}
 
 
@@ -218,6 +219,7 @@ def build_scorer_pools(
                 deadline_s=supervision.deadline_s + longest_wait_s(config),
                 start_deadline_s=supervision.start_deadline_s,
                 max_losses=supervision.max_losses,
+                memory_advice=MEMORY_ADVICE,
                 note=note,
             ),
         )

@@ -25,9 +25,14 @@ from cluster.errors import ActorLostError
 
 LOSSES = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError, RaySystemError)
 MEMORY_WORDS = ("memory monitor", "running low on memory")  # not "OOM", which Ray guesses for any process that ends
-
+IN_USE = re.compile(r"was (?P<used>[\d.]+)GB used / (?P<total>[\d.]+)GB limit")  # this and the next as ray 2.60 writes them
+LIMIT = re.compile(r"exceeded threshold of \d+B \((?P<percent>[\d.]+)% of")
+ENDED = re.compile(r"Selected to kill: .*actual memory used=([\d.]+)GB")
+LARGEST = re.compile(r"^\d+\t(?P<gb>[\d.]+)\t(?P<title>.+)$", re.MULTILINE)
 
 MAX_REASON_CHARACTERS = 300
+MAX_TITLE_CHARACTERS = 40  # of a process
+NUM_LARGEST = 3  # processes that are named where memory runs out
 
 
 class Outcome(Enum):
@@ -58,9 +63,8 @@ def reason_of(error: Exception) -> str:
         return first_line(error.cause) if isinstance(error.cause, ActorLostError) else repr(error.cause)
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return _raised_at_the_end(str(error))
-    text = str(error)
-    if isinstance(error, OutOfMemoryError) or any(words in text for words in MEMORY_WORDS):
-        return "the machine ran out of memory, and Ray or the kernel ended it"
+    if is_out_of_memory(error):
+        return _out_of_memory(str(error))
     match error:
         case ActorDiedError() | WorkerCrashedError():
             return "its process has died"
@@ -69,6 +73,26 @@ def reason_of(error: Exception) -> str:
         case ObjectLostError():
             return "an object that it needs was lost with another process"
     return first_line(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Ray's memory monitor ended the process. Of the kernel's kills Ray knows nothing for certain."""
+    return isinstance(error, OutOfMemoryError) or any(words in str(error) for words in MEMORY_WORDS)
+
+
+def _out_of_memory(page: str) -> str:
+    """With the sizes that Ray's monitor found; a generator's engine is a process beside it, and among the largest."""
+    in_use, limit, ended = IN_USE.search(page), LIMIT.search(page), ENDED.findall(page)
+    largest = [f"{found['title'].strip()[:MAX_TITLE_CHARACTERS]} {found['gb']} GB" for found in LARGEST.finditer(page)]
+    parts = [
+        "the machine ran out of memory"
+        + (f": {in_use['used']} of {in_use['total']} GB were in use" if in_use else "")
+        + (f", the limit is {limit['percent']} %" if limit else ""),
+        "Ray's memory monitor ended it" + (f" at {' + '.join(ended)} GB" if ended else ""),
+    ]
+    if largest:
+        parts.append(f"the largest processes: {', '.join(largest[:NUM_LARGEST])}")
+    return "; ".join(parts)
 
 
 def _raised_at_the_end(traceback: str) -> str:

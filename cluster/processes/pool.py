@@ -20,8 +20,8 @@ from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.errors import ConfigError, RaywardError
-from cluster.processes.losses import Outcome, outcome_of, reason_of
-from cluster.processes.supervision import ActorT, Pulse, Supervision
+from cluster.processes.losses import Outcome, is_out_of_memory, outcome_of, reason_of
+from cluster.processes.supervision import START_DEADLINE, ActorT, Pulse, Supervision, not_started
 from cluster.processes.watchdog import Pending
 
 ItemT = TypeVar("ItemT")
@@ -63,7 +63,7 @@ class ActorPool(Generic[ActorT]):
         self._lost_calls: set[ObjectRef] = set()  # of actors that hang: these references may never resolve
         self._joining: dict[ObjectRef, _Joining[ActorT]] = {}
         self._pulses: dict[str, Pulse[ActorT]] = {}
-        self._has_answered: set[str] = set()  # before, it may still be loading, for which there is no deadline
+        self._has_answered: set[str] = set()  # before, it may still be loading: the deadline of a start holds
         self._losses: Counter[str] = Counter()  # since the last finished call
         self._blips: Counter[str] = Counter()  # likewise
         self._blip_s: dict[str, float] = {}  # when the last of them was counted
@@ -292,18 +292,20 @@ class ActorPool(Generic[ActorT]):
             cause = error.cause if isinstance(error, RayTaskError) else None
             return cause if isinstance(cause, RaywardError) else _failure(call.name, error)
         if self._actors.get(call.name) is call.actor:
-            self._replace(call.name, reason_of(error))
+            self._replace(call.name, self._why_lost(error))
         return LOST
 
     def _those_at_work(self) -> list[str]:
         """Actors of whom an answer can be expected."""
-        return [name for name, load in self.loads().items() if load and name in self._has_answered]
+        return [name for name, load in self.loads().items() if load]
 
     def _ends_s(self, name: str) -> float:
         """When an actor at work counts as lost, unless it makes progress before."""
         assert self._supervision is not None, "without one there is no deadline"
         own = [call.deadline_s for call in self._in_flight.values() if call.name == name and call.deadline_s is not None]
-        return self._pulses[name].moved_s + max([self._supervision.deadline_s, *own])
+        supervision = self._supervision
+        deadline_s = supervision.deadline_s if name in self._has_answered else supervision.start_deadline_s
+        return self._pulses[name].moved_s + max([deadline_s, *own])
 
     def _lose_those_that_hang(self) -> None:
         if self._supervision is None:
@@ -313,16 +315,27 @@ class ActorPool(Generic[ActorT]):
             if time.monotonic() > self._ends_s(name):
                 actor = self._actors[name]
                 hanging = {ref for ref, call in self._in_flight.items() if call.actor is actor}
-                silent_s = time.monotonic() - self._pulses[name].moved_s
                 for ref in hanging:
                     del self._in_flight[ref]
                 self._lost_calls |= hanging
-                self._replace(name, f"{len(hanging)} calls in flight, and no progress for {silent_s:.0f} s")
+                self._replace(name, self._why_it_hangs(name, len(hanging)))
         start_deadline_s = self._supervision.start_deadline_s
         for ref, joining in list(self._joining.items()):
             if time.monotonic() - joining.since_s > start_deadline_s:
                 del self._joining[ref]
-                self._replace_joining(joining, f"it has not started within {start_deadline_s:g} s")
+                self._replace_joining(joining, not_started(start_deadline_s, setting=START_DEADLINE))
+
+    def _why_lost(self, error: RayError | RaywardError) -> str:
+        assert self._supervision is not None, "without one a loss is an error"
+        advice = f"; {self._supervision.memory_advice}" if is_out_of_memory(error) else ""
+        return reason_of(error) + advice
+
+    def _why_it_hangs(self, name: str, num_calls: int) -> str:
+        assert self._supervision is not None, "without one there is no deadline"
+        pulse = self._pulses[name]
+        if name not in self._has_answered:
+            return not_started(self._supervision.start_deadline_s, setting=START_DEADLINE, is_up=pulse.is_heard)
+        return f"{num_calls} calls in flight, and no progress for {time.monotonic() - pulse.moved_s:.0f} s"
 
     def _replace(self, name: str, reason: str) -> None:
         assert self._supervision is not None, "the caller knows"
@@ -352,9 +365,10 @@ class ActorPool(Generic[ActorT]):
             self._joining[following] = joining
         except StopIteration:
             self._actors[joining.name] = joining.actor
+            self._has_answered.add(joining.name)
             self._supervision.note(f"{joining.name} is back")
         except (RayError, RaywardError) as error:
-            self._replace_joining(joining, reason_of(error))
+            self._replace_joining(joining, self._why_lost(error))
 
     def _replace_joining(self, joining: _Joining[ActorT], reason: str) -> None:
         self._actors[joining.name] = joining.actor

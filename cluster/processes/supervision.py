@@ -18,6 +18,8 @@ ActorT = TypeVar("ActorT")  # handle of a Ray actor
 
 PROGRESS_GROUP = "progress"  # Ray's concurrency group in which an actor answers `progress` while it works
 
+START_DEADLINE = "supervision.start_deadline_s"  # in words for people
+
 PROBES_PER_DEADLINE = 10  # progress is seen a tenth of a deadline late at most
 
 
@@ -34,9 +36,11 @@ class Supervision(Generic[ActorT]):
     deadline_s: float
     """An actor that has answered once, has work, and makes no progress for so long is lost, even if its process lives."""
     start_deadline_s: float
-    """A replacement that has not joined after so long is lost, too."""
+    """One that has not answered its first call after so long, or as a replacement has not joined, is lost, too."""
     max_losses: int
     """Of one actor and its replacements, with no finished call in between; one more ends the run."""
+    memory_advice: str
+    """What makes such an actor smaller, in words for people whose machine runs out of memory."""
     note: Callable[[str], None]
     """One line to the people who watch."""
 
@@ -54,6 +58,11 @@ class Pulse(Generic[ActorT]):
     def move(self) -> None:
         """The actor finished a call, or got work after it had none."""
         self.moved_s = time.monotonic()
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether it has answered a probe: then its process is up, and its constructor is done."""
+        return self._last is not None
 
     @property
     def next_look_s(self) -> float:
@@ -79,3 +88,18 @@ class Pulse(Generic[ActorT]):
         if self._last is not None and number != self._last:
             self.move()
         self._last = number
+
+
+def not_started(deadline_s: float, *, setting: str, is_up: bool = False) -> str:
+    """Why something that did not come within its deadline is lost, in words for people.
+
+    `setting`: what the deadline is called. `is_up`: its process has answered.
+    """
+    if is_up:
+        return f"it has not started within {deadline_s:g} s: its process is up, and its first call does not end"
+    available, resources = ray.available_resources(), ray.cluster_resources()
+    free = ", ".join(f"{available.get(kind, 0):g} of {resources[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in resources)
+    return (
+        f"it has not started within {deadline_s:g} s: it still loads its model, or no node has room for it"
+        f" (free in the cluster: {free}); raise {setting} for a model that loads longer"
+    )

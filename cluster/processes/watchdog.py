@@ -4,9 +4,6 @@ The watchdog ends nothing: an update of a large model may rightly take long. Dea
 """
 
 import itertools
-import shutil
-import subprocess
-import sysconfig
 import threading
 import time
 from collections import defaultdict
@@ -16,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from ray.exceptions import RayError
 
+from cluster.processes.stacks import stacks_of_this_machine
 from cluster.storage.atomic_file import write_atomically
 
 LOOKS_PER_DEADLINE = 20
 MAX_LOOK_S = 1.0  # from one look to the next
-ALL_PROCESSES = "stacks of all processes"
-OF_THE_DRIVER = "stacks of the driver, and of the others with `ray stack` on each node"  # of a cluster that was joined
 MAX_SHOWN = 4  # things that one actor owes
-DUMP_TIMEOUT_S = 10.0  # of one process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +39,17 @@ def watched(
     deadline_s: float,
     note: Callable[[str], None],
     stacks: Path,
-    covered: str = ALL_PROCESSES,
+    gather: Callable[[threading.Event], str] = stacks_of_this_machine,
 ) -> Iterator[None]:
     """Inside, whenever `pending()` has stayed the same for `deadline_s`, once a stall: one line to `note`, and a file of stacks.
 
     `pending` is asked from another thread. `stacks`: the folder for files `stacks-1.txt`, `stacks-2.txt`, ..., also of several
-    stages and of a resumed run. A file that cannot be written is told, and the watch goes on.
+    stages and of a resumed run; `gather` says what is in them, and comes to an end when its event is set. A file that cannot be
+    written is told, and the watch goes on.
     """
     over = threading.Event()
     watchdog = threading.Thread(
-        target=_watch, args=(over, pending, deadline_s, note, stacks, covered), name="watchdog", daemon=True
+        target=_watch, args=(over, pending, deadline_s, note, stacks, gather), name="watchdog", daemon=True
     )
     watchdog.start()
     try:
@@ -68,7 +65,7 @@ def _watch(
     deadline_s: float,
     note: Callable[[str], None],
     stacks: Path,
-    covered: str,
+    gather: Callable[[threading.Event], str],
 ) -> None:
     seen: frozenset[Pending] = frozenset()
     seen_s, is_told = time.monotonic(), False
@@ -79,10 +76,10 @@ def _watch(
         elif now and not is_told and time.monotonic() - seen_s >= deadline_s:
             is_told = True
             file = next(name for name in _names(stacks) if not name.exists())
-            note(f"nothing has moved for {deadline_s:g} s; waiting for {waiting_for(now)}; {covered}: {file}")
+            note(f"nothing has moved for {deadline_s:g} s; waiting for {waiting_for(now)}; stacks of all processes: {file}")
             try:
-                write_atomically(file, _all_stacks(over))
-            except (OSError, psutil.Error) as error:
+                write_atomically(file, gather(over))
+            except (OSError, psutil.Error, RayError) as error:
                 note(f"no stacks: {error}")
 
 
@@ -100,35 +97,3 @@ def waiting_for(pending: Collection[Pending]) -> str:
         shown = ", ".join(things[:MAX_SHOWN])
         phrases.append(f"{whom} ({shown})" if len(things) <= MAX_SHOWN else f"{whom} ({shown}, ... {len(things)} in all)")
     return " and ".join(phrases)
-
-
-def _all_stacks(over: threading.Event) -> str:
-    """State and Python stacks of this process and all that descend from it; cut short when `over` is set."""
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return "".join(_described(process) for process in processes if not over.is_set())
-
-
-def _described(process: psutil.Process) -> str:
-    try:
-        title, status = " ".join(process.cmdline()), process.status()
-    except psutil.Error:
-        return ""
-    return f"== pid {process.pid}, {status}: {title[:200]}\n{_stacks(process.pid)}\n"
-
-
-def _stacks(pid: int) -> str:
-    """What py-spy sees, without stopping the process: a stopped one stays as it is."""
-    py_spy = shutil.which("py-spy", path=sysconfig.get_path("scripts")) or shutil.which("py-spy")
-    if py_spy is None:
-        return "(py-spy is not installed)"
-    try:
-        dump = subprocess.run(
-            [py_spy, "dump", "--nonblocking", "--pid", str(pid)],
-            capture_output=True,
-            text=True,
-            timeout=DUMP_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"(py-spy did not end within {DUMP_TIMEOUT_S:g} s)"
-    return dump.stdout or f"({(dump.stderr.strip().splitlines() or ['no Python in it'])[0]})"

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import ray
+from ray.train import UserCallback
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError
 from cluster.processes.collector_pause import collector_paused
-from cluster.processes.losses import reason_of
+from cluster.processes.losses import is_out_of_memory, reason_of
 from learners.settings.training import WorkerConfig
 
 TRAIN_ENVIRONMENT: Mapping[str, str] = {
@@ -28,6 +29,10 @@ TRAIN_ENVIRONMENT: Mapping[str, str] = {
 """Defaults for Ray Train, read where `fit` runs; a value that the user has set stays."""
 
 
+FOUND_OF_A_RANK = "health_check_failure"  # in Ray Train's own error about a rank that does not answer: Ray's error
+MEMORY_ADVICE = "lower micro_batch_tokens or logprob_chunk_tokens of learner.workers; `rayward plan` shows what each role takes"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupPlan:
     """What the ranks run and where. Produced by a learner's driver side, consumed by `TrainGroup`."""
@@ -38,6 +43,7 @@ class GroupPlan:
     workers: WorkerConfig
     storage: Path  # Ray Train's own records
     max_restarts: int  # of all ranks, after the loss of one; 0 where a restart would forget what was learned
+    tell: Callable[[str], object]  # why ranks were lost, each time; called where Ray Train runs
 
 
 class TrainGroup:
@@ -124,8 +130,20 @@ def build_trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
             name=plan.name,
             storage_path=str(plan.storage.absolute()),
             failure_config=FailureConfig(max_failures=plan.max_restarts, controller_failure_limit=plan.max_restarts),
+            callbacks=[_LossTeller(plan.tell)],
         ),
     )
+
+
+class _LossTeller(UserCallback):
+    """Ray Train's controller alone learns how a rank ended."""
+
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self._tell = tell
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        rank, error = min(worker_exceptions.items())
+        self._tell(f"rank {rank}: {_said(error).splitlines()[0]}")
 
 
 def _resources(workers: WorkerConfig) -> dict[str, float]:
@@ -135,7 +153,7 @@ def _resources(workers: WorkerConfig) -> dict[str, float]:
 
 def _explained(name: str, error: Exception) -> RaywardError:
     """The first failing rank's own words, without Ray Train's frame around them; what the user must mend stays as it is."""
-    from ray.exceptions import RayActorError, RayError
+    from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
 
     if isinstance(error, RayActorError):
@@ -144,6 +162,15 @@ def _explained(name: str, error: Exception) -> RaywardError:
         rank, failure = min(error.worker_failures.items())
         if isinstance(failure, ConfigError | DataError):
             return failure
-        said = reason_of(failure) if isinstance(failure, RayError) else f"{type(failure).__name__}: {failure}"
-        return RaywardError(f"the {name} stopped: rank {rank}: {said}")
+        return RaywardError(f"the {name} stopped: rank {rank}: {_said(failure)}")
     return RaywardError(f"the {name} stopped: {type(error).__name__}: {error}")
+
+
+def _said(failure: Exception) -> str:
+    """Of a rank, in words: Ray's own errors on one line, those of the rank's code whole."""
+    from ray.exceptions import RayError
+
+    failure = vars(failure).get(FOUND_OF_A_RANK, failure)
+    if is_out_of_memory(failure):
+        return f"{reason_of(failure)}; {MEMORY_ADVICE}"
+    return reason_of(failure) if isinstance(failure, RayError) else f"{type(failure).__name__}: {failure}"

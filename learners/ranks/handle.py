@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +13,7 @@ from ray.exceptions import RayError
 
 from cluster.errors import ActorLostError, LearnerRestartedError, RaywardError
 from cluster.processes.losses import reason_of
+from cluster.processes.supervision import not_started
 from cluster.processes.watchdog import Pending
 from cluster.types import SaveReport
 from learners.ranks.group import GroupPlan, TrainGroup
@@ -45,6 +47,7 @@ class RanksHandle:
         self._mailbox = self._new_mailbox()
         self._group: TrainGroup | None = None
         self._num_restarts = 0
+        self._has_answered = False  # those that run now: until then they may still be loading
         self._pending: tuple[Pending, ...] = ()
 
     def __enter__(self) -> Self:
@@ -61,6 +64,7 @@ class RanksHandle:
     def start(self) -> None:
         """Start the ranks; returns at once, and calls wait until all have loaded their models."""
         plan = self._plan
+        self._has_answered = False
         self._group = TrainGroup.start(
             GroupPlan(
                 name=plan.name,
@@ -69,6 +73,7 @@ class RanksHandle:
                 workers=plan.workers,
                 storage=plan.storage,
                 max_restarts=plan.workers.max_restarts,
+                tell=partial(_tell, self._mailbox),
             )
         )
 
@@ -128,8 +133,12 @@ class RanksHandle:
         pending = self._mailbox.send.remote(call)
         what = "leaving" if call is None else call.function.__name__
         self._pending = (Pending(whom="the learner's ranks", what=what, since_s=time.monotonic()),)
-        ray.wait([pending, group.end], num_returns=1)
+        deadline_s = None if self._has_answered else self._plan.workers.start_deadline_s
+        ended, _ = ray.wait([pending, group.end], num_returns=1, timeout=deadline_s)
         self._pending = ()
+        if not ended and deadline_s is not None:
+            reason = not_started(deadline_s, setting="learner.workers.start_deadline_s")
+            raise ActorLostError(f"the {self._plan.name} has not come: {reason}")
         has_ended = group.has_ended()  # then nobody answers any more, but what was said before comes first
         try:
             answer: Answer = ray.get(pending, timeout=LAST_WORDS_S if has_ended else None)
@@ -137,9 +146,17 @@ class RanksHandle:
             raise (
                 group.failure() if has_ended else ActorLostError(f"the learner's mailbox was lost: {reason_of(error)}")
             ) from error
+        self._has_answered = True
         match answer:
-            case Answer(outcome="lost"):
-                raise LearnerRestartedError("the learner's ranks were lost and have started again from the newest checkpoint")
+            case Answer(outcome="lost", reply=reason):
+                why = f" ({reason})" if reason else ""
+                raise LearnerRestartedError(
+                    f"the learner's ranks were lost{why} and have started again from the newest checkpoint"
+                )
             case Answer(outcome="failed", reply=error):
                 raise error
         return answer.reply
+
+
+def _tell(mailbox: "ray.actor.ActorHandle", reason: str) -> None:
+    mailbox.lose.remote(reason)

@@ -34,7 +34,7 @@ class Answer:
 
     outcome: Literal["replied", "lost", "failed"]
     """replied: by rank 0. lost: the ranks died and others have taken their place. failed: no rank could do it, or ever will."""
-    reply: Any = None  # the error, where the outcome is failed
+    reply: Any = None  # the error, where the outcome is failed; where it is lost, why, in words, as far as it is known
 
 
 class Mailbox:
@@ -53,6 +53,7 @@ class Mailbox:
         self._unanswered: set[int] = set()
         self._answers: dict[int, Answer] = {}
         self._failure: Exception | None = None
+        self._loss = ""  # of the newest group that was lost, in words
         self._changed = asyncio.Condition()
 
     async def send(self, call: Call | None) -> Answer:
@@ -63,7 +64,7 @@ class Mailbox:
             if self._group_known not in (0, self._group):
                 # Ranks were replaced while nobody asked anything: they are at their checkpoint, not where the driver left them.
                 self._group_known = self._group
-                return Answer(outcome="lost")
+                return Answer(outcome="lost", reply=self._loss)
             sequence = self._num_sent
             self._num_sent += 1
             self._calls[sequence] = call
@@ -83,7 +84,7 @@ class Mailbox:
             if self._group > 1:
                 if self._unanswered:
                     self._group_known = self._group
-                self._answers |= {sequence: Answer(outcome="lost") for sequence in self._unanswered}
+                self._answers |= {sequence: Answer(outcome="lost", reply=self._loss) for sequence in self._unanswered}
                 self._unanswered.clear()
                 self._calls.clear()
                 self._num_reads.clear()
@@ -111,6 +112,10 @@ class Mailbox:
                 self._group_known = group
                 self._answers[sequence] = Answer(outcome="replied", reply=reply)
                 self._changed.notify_all()
+
+    async def lose(self, reason: str) -> None:
+        """Ranks are lost, and the next group is to come: what calls that they had are told."""
+        self._loss = reason
 
     async def fail(self, error: Exception) -> None:
         """A rank met what no restart mends; it is the answer to all that was and will be sent."""

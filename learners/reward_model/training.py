@@ -1,5 +1,6 @@
 """Training a reward model, as the driver sees it: one call that runs a Ray Train group to its end and reports each step."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from learners.reward_model.records import RewardModelJob, RewardModelResult
 if TYPE_CHECKING:
     from learners.ranks.checkpoint import CheckpointWriter
     from learners.reward_model.learner import RewardModelLearner
+
+logger = logging.getLogger(__name__)
 
 REPORT_TIMEOUT_S = 1.0  # after so long without a report, look whether the ranks are still there
 
@@ -50,6 +53,7 @@ def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: Step
             workers=job.config.workers,
             storage=storage_path,
             max_restarts=job.config.workers.max_restarts,
+            tell=logger.warning,
         )
     )
     try:

@@ -15,7 +15,8 @@ from cluster.host.versions import machine, versions
 from cluster.processes.interrupts import Interrupts, interruptible
 from cluster.processes.placement import RoleRequest, check_nodes, check_placement, cluster_address, this_machine
 from cluster.processes.runtime import RaySession, cluster_nodes, prints_to, ray_cluster, ray_session
-from cluster.processes.watchdog import ALL_PROCESSES, OF_THE_DRIVER, Pending, watched
+from cluster.processes.stacks import stacks_of_all_nodes, stacks_of_this_machine
+from cluster.processes.watchdog import Pending, watched
 from cluster.storage.metrics import MetricsLog, StageClock
 from cluster.storage.run_directory import METRICS_NAME, RunDirectory
 from learners.settings.run import PolicyRunConfig, RunConfig
@@ -56,7 +57,7 @@ class Session:
             deadline_s=self._stall_s,
             note=self.view.note,
             stacks=self.path / "logs",
-            covered=ALL_PROCESSES if self.ray.is_local else OF_THE_DRIVER,
+            gather=stacks_of_this_machine if self.ray.is_local else stacks_of_all_nodes,
         )
 
     @contextmanager

@@ -10,6 +10,7 @@ import pytest
 from actors.sources.models import resolve_model
 from cluster.types import Completion, Message, Prompt, Reward, ScoredBatch, ScoredGroup, Task, Trajectory, TrajectoryGroup
 from learners.settings.policy import PolicyLearnerConfig
+from learners.settings.training import WorkerConfig
 
 BatchBuilder = Callable[..., ScoredBatch]
 NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))  # `make test-numeric` asks for one and for two
@@ -26,11 +27,7 @@ def ppo_config() -> Callable[..., PolicyLearnerConfig]:
 
     def build(**fields: object) -> PolicyLearnerConfig:
         workers = {"num_threads": NUM_THREADS, "compute_dtype": "float32", "num_cpus": 0.5}
-        workers |= {
-            name: fields.pop(name)
-            for name in list(fields)
-            if name in ("num_workers", "micro_batch_tokens", "logprob_chunk_tokens")
-        }
+        workers |= {name: fields.pop(name) for name in list(fields) if name in WorkerConfig.model_fields}
         optimizer = {"learning_rate": 1e-4} | {name: fields.pop(name) for name in list(fields) if name == "learning_rate"}
         values = {"num_steps": 2, "prompts_per_step": 8, "minibatch_size": 4, "workers": workers, "optimizer": optimizer} | fields
         return PolicyLearnerConfig.model_validate(values)

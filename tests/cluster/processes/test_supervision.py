@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -10,10 +11,10 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorUnavailableError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError
 
 from cluster.errors import ActorLostError, RaywardError
-from cluster.processes.pool import ActorPool, Supervision
+from cluster.processes.pool import LOST, ActorPool, Supervision
 
 DEADLINE_S = 3.0
 
@@ -96,12 +97,13 @@ class Watched:
         max_losses: int = 3,
         load_s: float = 0.0,
         new_load_s: float = 0.0,
+        num_cpus: float = 0.0,
         start_deadline_s: float = 60.0,
         admission: Callable[[Any], Generator[ray.ObjectRef, Any, None]] = admission,
     ) -> None:
         self.notes: list[str] = []
         self.pool: ActorPool[Any] = ActorPool(
-            {name: RemoteWorker.remote(load_s=load_s) for name in ("a", "b")},
+            {name: RemoteWorker.options(num_cpus=num_cpus).remote(load_s=load_s) for name in ("a", "b")},
             Supervision(
                 start=lambda name: RemoteWorker.remote(load_s=new_load_s),
                 admission=admission,
@@ -109,6 +111,7 @@ class Watched:
                 deadline_s=DEADLINE_S,
                 start_deadline_s=start_deadline_s,
                 max_losses=max_losses,
+                memory_advice="give it less to hold",
                 note=self.notes.append,
             ),
         )
@@ -154,16 +157,36 @@ def test_an_actor_that_hangs_is_lost_by_its_deadline() -> None:
     watched.wait_for(2)
 
 
-def test_an_actor_that_still_loads_has_no_deadline() -> None:
+def test_an_actor_that_still_loads_has_the_deadline_of_a_start() -> None:
     watched = Watched(load_s=DEADLINE_S + 2)
     assert (watched.pool.num_lost, watched.notes) == (0, [])
 
 
+def test_a_first_start_that_hangs_is_lost_by_its_deadline() -> None:
+    watched = Watched(load_s=600.0, start_deadline_s=10.0)
+    assert watched.pids == {}
+    lost = [note for note in watched.notes if "is lost (it has not started within 10 s: it still loads its model" in note]
+    assert len(lost) == 2
+    watched.wait_for(2)
+    os.kill(ray.get(watched.pool.actors["a"].pid.remote()), signal.SIGSTOP)  # a replacement that joined has started
+    assert watched.pool.broadcast(lambda actor: actor.double.remote(3)) == {"b": 6}
+    assert f"no progress for {DEADLINE_S:.0f} s" in watched.notes[-1]
+    watched.wait_for(2)
+
+
+def test_a_start_that_no_node_has_room_for_ends_the_run_in_one_line() -> None:
+    with pytest.raises(RaywardError) as caught:
+        Watched(max_losses=0, num_cpus=100.0, start_deadline_s=1.0)
+    (line,) = str(caught.value).splitlines()
+    assert re.match("[ab] was lost 1 times in a row, .* it has not started within 1 s: .* no node has room for it", line)
+    assert re.search(r"\(free in the cluster: [\d.]+ of 2 CPUs\); raise supervision.start_deadline_s", line)
+
+
 def test_a_replacement_that_does_not_come_up_is_lost_too() -> None:
-    watched = Watched(max_losses=1, new_load_s=600.0, start_deadline_s=1.0)
+    watched = Watched(max_losses=1, new_load_s=600.0, start_deadline_s=10.0)
     os.kill(watched.pids["a"], signal.SIGKILL)
     os.kill(watched.pids["b"], signal.SIGKILL)
-    with pytest.raises(RaywardError, match="was lost 2 times in a row.*it has not started within 1 s"):
+    with pytest.raises(RaywardError, match="was lost 2 times in a row.*it has not started within 10 s"):
         list(watched.doubled(range(4)))
 
 
@@ -277,3 +300,19 @@ def test_one_outage_with_many_calls_in_flight_is_one_moment_and_no_loss(monkeypa
     found = sorted(results)
     assert found == [(number, 1, 2 * number) for number in range(40)]  # asked again, and not a second attempt
     assert (watched.pool.num_lost, watched.notes) == (0, [])
+
+
+def test_a_loss_to_the_memory_monitor_is_told_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched()
+    call = watched.pool.start("a", lambda actor: actor.double.remote(1))
+    get = ray.get
+
+    def killed(ref: ray.ObjectRef, **options: Any) -> Any:
+        if ref == call:
+            raise OutOfMemoryError("killed by Ray's memory monitor\na page of its text")
+        return get(ref, **options)
+
+    monkeypatch.setattr("cluster.processes.pool.ray.get", killed)
+    assert watched.pool.finished([call]) == [(call, LOST)]
+    assert "(the machine ran out of memory; Ray's memory monitor ended it; give it less to hold)" in watched.notes[0]
+    watched.wait_for(2)

@@ -3,13 +3,15 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RaySystemError
 
-from cluster.processes.watchdog import OF_THE_DRIVER, Pending, waiting_for, watched
+from cluster.processes.watchdog import Pending, waiting_for, watched
 
 DEADLINE_S = 0.4
 STALLED = [Pending(whom="generator 0", what="reviews/1", since_s=0.0)]
@@ -84,10 +86,23 @@ def test_stacks_that_cannot_be_written_do_not_end_the_watch(tmp_path: Path) -> N
 def test_stacks_of_an_earlier_stage_stay(tmp_path: Path) -> None:
     (tmp_path / "stacks-1.txt").write_text("earlier")
     notes: list[str] = []
-    with watched(lambda: STALLED, deadline_s=0.05, note=notes.append, stacks=tmp_path, covered=OF_THE_DRIVER):
+    with watched(lambda: STALLED, deadline_s=0.05, note=notes.append, stacks=tmp_path, gather=lambda over: ""):
         until(notes, 1)
-    assert notes[0].endswith(f"`ray stack` on each node: {tmp_path / 'stacks-2.txt'}")
+    assert notes[0].endswith(f"stacks of all processes: {tmp_path / 'stacks-2.txt'}")
     assert (tmp_path / "stacks-1.txt").read_text() == "earlier"
+
+
+def test_a_cluster_that_does_not_answer_does_not_end_the_watch(tmp_path: Path) -> None:
+    def no_answer(over: threading.Event) -> str:
+        raise RaySystemError("no answer")
+
+    pending, notes = list(STALLED), list[str]()
+    with watched(lambda: pending, deadline_s=0.05, note=notes.append, stacks=tmp_path, gather=no_answer):
+        until(notes, 2)
+        assert notes[1] == "no stacks: System error: no answer"
+        pending[:] = [Pending(whom="the learner's ranks", what="update", since_s=9.0)]
+        until(notes, 3)
+    assert "the learner's ranks (update)" in notes[2]
 
 
 def test_nothing_pending_is_no_stall(tmp_path: Path) -> None:

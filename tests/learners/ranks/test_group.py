@@ -3,10 +3,12 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 from ray.util.placement_group import placement_group, placement_group_table
 
 from learners.ranks.group import GroupPlan, TrainGroup, build_trainer
@@ -40,15 +42,39 @@ def test_a_killed_group_leaves_the_equal_reservation_of_another_job(tmp_path: Pa
         ours = placement_group([{"CPU": 0.5}])
         ray.get(ours.ready())
         fit = ray.remote(_sleep).options(num_cpus=0, max_retries=0).remote()
-        workers = WorkerConfig(num_workers=1, num_cpus=0.5)
-        plan = GroupPlan(name="ranks", train_loop=print, setup=None, workers=workers, storage=tmp_path, max_restarts=0)
-        TrainGroup(plan, fit, earlier_reservations=set()).kill()
+        TrainGroup(_plan(tmp_path, max_restarts=0), fit, earlier_reservations=set()).kill()
         states = {name: reservation["state"] for name, reservation in placement_group_table().items()}
         assert (states[ours.id.hex()], states[theirs]) == ("REMOVED", "CREATED")
 
 
 def test_neither_lost_ranks_nor_a_group_that_cannot_start_are_tried_for_ever(tmp_path: Path) -> None:
-    workers = WorkerConfig(num_workers=1, num_cpus=0.5)
-    plan = GroupPlan(name="ranks", train_loop=print, setup=None, workers=workers, storage=tmp_path, max_restarts=2)
-    failures = build_trainer(plan).run_config.failure_config
+    failures = build_trainer(_plan(tmp_path, max_restarts=2)).run_config.failure_config
     assert (failures.max_failures, failures.controller_failure_limit) == (2, 2)
+
+
+def test_the_line_about_lost_ranks_says_why_and_what_to_set(tmp_path: Path) -> None:
+    told: list[str] = []
+    gone = RuntimeError("A worker health check failed.\nWorker info: ...")
+    gone.health_check_failure = ActorDiedError()  # type: ignore[attr-defined]
+    (teller,) = build_trainer(_plan(tmp_path, max_restarts=2, tell=told.append)).run_config.callbacks
+    teller.after_exception(None, {1: RayActorError(error_msg="Its node has died."), 0: OutOfMemoryError("a page\nof Ray")})
+    teller.after_exception(None, {0: gone})
+    teller.after_exception(None, {0: ValueError("of its own\nand more")})
+    assert told == [
+        "rank 0: the machine ran out of memory; Ray's memory monitor ended it; lower micro_batch_tokens or logprob_chunk_tokens"
+        " of learner.workers; `rayward plan` shows what each role takes",
+        "rank 0: its process has died",
+        "rank 0: ValueError: of its own",
+    ]
+
+
+def _plan(storage: Path, *, max_restarts: int, tell: Callable[[str], object] = print) -> GroupPlan:
+    return GroupPlan(
+        name="ranks",
+        train_loop=print,
+        setup=None,
+        workers=WorkerConfig(num_workers=1, num_cpus=0.5),
+        storage=storage,
+        max_restarts=max_restarts,
+        tell=tell,
+    )

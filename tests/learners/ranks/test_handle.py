@@ -9,7 +9,7 @@ from ray.util.placement_group import placement_group_table
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from cluster.errors import DataError, LearnerRestartedError, RaywardError
+from cluster.errors import ActorLostError, DataError, LearnerRestartedError, RaywardError
 from cluster.types import ScoredBatch, WeightFile
 from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.start import StartingPoint
@@ -156,3 +156,21 @@ def test_a_model_that_does_not_load_is_reported_at_the_start(ppo_config: ConfigB
         _handle(str(tmp_path / "nowhere"), ppo_config(), tmp_path) as learner,
     ):
         learner.wait_until_ready()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_ranks_that_do_not_come_are_lost_by_their_deadline(tiny_model: str, ppo_config: ConfigBuilder, tmp_path: Path) -> None:
+    config = ppo_config(start_deadline_s=0.5, max_restarts=1)  # Ray Train alone takes longer
+    with (
+        pytest.raises(ActorLostError, match="within 0.5 s: .* raise learner.workers.start_deadline_s"),
+        _handle(tiny_model, config, tmp_path) as learner,
+    ):
+        wait_again(learner)
+    reserved = [each for each in placement_group_table().values() if each["state"] != "REMOVED"]
+    assert reserved == []
+
+
+def wait_again(learner: PolicyLearnerHandle) -> None:
+    with pytest.raises(LearnerRestartedError, match="the learner has not come: .* it has started again"):
+        learner.wait_until_ready()
+    learner.wait_until_ready()

@@ -36,9 +36,11 @@ def test_calls_of_a_dead_group_are_lost_and_the_next_group_starts_after_them() -
         first_group, _ = await mailbox.join()
         read, unread = (asyncio.create_task(mailbox.send(call)) for call in (SAVE, FINISH))
         assert await mailbox.receive(first_group, 0) == SAVE  # by one rank of two
+        await mailbox.lose("rank 1: its process has died")
         group, first = await mailbox.join()
         assert (group, first) == (2, 2)
-        assert [(await sent).outcome for sent in (read, unread)] == ["lost", "lost"]
+        lost = Answer(outcome="lost", reply="rank 1: its process has died")
+        assert [await sent for sent in (read, unread)] == [lost, lost]
         again = asyncio.create_task(mailbox.send(READY))
         assert [await mailbox.receive(group, 2) for _ in range(2)] == [READY] * 2
         await mailbox.reply(first_group, 2, "late words of the dead")
