@@ -81,12 +81,12 @@ def downloaded(file: PackageFile) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def announced(activity: str) -> Iterator[None]:
-    """Show a spinner with the elapsed time while a slow step runs in a terminal; write one log line elsewhere."""
+    """Show a spinner with the elapsed time while a slow step runs in a terminal; write one log line elsewhere, and under -q."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or logger.level > logging.INFO:
         logger.info(activity)
         yield
         return
