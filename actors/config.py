@@ -7,8 +7,19 @@ from pydantic import Field, HttpUrl, IPvAnyNetwork, field_validator, model_valid
 
 from actors.user_code.function import user_function_problem
 from cluster.config import StrictConfig
+from cluster.host.processor import multiplies_bfloat16
 
 DType = Literal["float32", "bfloat16", "float16"]
+
+
+def fast_dtype(settings: dict[str, Any]) -> DType:
+    """The default type of a part with `settings`: bfloat16 where its device multiplies it fast, float32 elsewhere.
+
+    A part without `num_gpus` is taken to run on a processor like this one's.
+    """
+    return "bfloat16" if settings.get("num_gpus") or multiplies_bfloat16() else "float32"
+
+
 BadLines = Literal["error", "skip"]
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -157,7 +168,8 @@ class GeneratorConfig(StrictConfig):
     num_threads: int = Field(2, ge=1)
     """OpenMP threads of a CPU engine."""
     tensor_parallel_size: int = Field(1, ge=1)
-    dtype: DType = "bfloat16"
+    dtype: DType = Field(default_factory=fast_dtype)
+    """bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     max_model_tokens: int = Field(256, ge=2)
     """Longest prompt + completion."""
     max_num_sequences: int = Field(64, ge=1)
@@ -218,7 +230,8 @@ class RewardModelScorerConfig(StrictConfig):
     num_cpus: float = Field(0.5, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     num_threads: int = Field(2, ge=1)
-    dtype: DType = "bfloat16"
+    dtype: DType = Field(default_factory=fast_dtype)
+    """bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     batch_size: int = Field(64, ge=1)
     """Texts per forward pass."""
     max_tokens: int = Field(256, ge=2)

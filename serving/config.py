@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import DType
+from actors.config import DType, fast_dtype
 from cluster.config import StrictConfig
 
 
@@ -31,7 +31,8 @@ class ServeConfig(StrictConfig):
     """OpenMP threads of a CPU engine."""
     tensor_parallel_size: int = Field(1, ge=1)
     """Devices over which one replica splits the model."""
-    dtype: DType = "bfloat16"
+    dtype: DType = Field(default_factory=fast_dtype)
+    """bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     max_model_tokens: int = Field(512, ge=2)
     """Longest prompt + completion; a request beyond it is answered 400."""
     kv_cache_gib: float = Field(1.0, gt=0)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from actors.config import DType
+from actors.config import DType, fast_dtype
 from cluster.config import StrictConfig
 
 
@@ -34,8 +34,9 @@ class WorkerConfig(StrictConfig):
     """Times that lost ranks are replaced, each time going on from the newest checkpoint; after that the run ends."""
     num_threads: int = Field(2, ge=1)
     """Torch threads of a rank on CPU."""
-    compute_dtype: DType = "bfloat16"
-    """Type of the matrix products; master weights, gradients and losses stay in float32. float16 is refused."""
+    compute_dtype: DType = Field(default_factory=fast_dtype)
+    """Type of the matrix products; master weights, gradients and losses stay in float32. float16 is refused. The default is
+    bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Padded tokens in one forward pass; bounds memory, never changes the update."""
     logprob_chunk_tokens: int = Field(512, ge=1)
