@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import FetchError
 from cluster.host.cache import CACHE_VARIABLE, cache_root
@@ -59,6 +60,15 @@ def cached_folder(name: str, *, source: str, build: Callable[[Path], None]) -> P
             f"cannot make {target}: {error}; check the free space, or set {CACHE_VARIABLE} to another folder"
         ) from error
     return target
+
+
+def cached(name: str, *, source: str) -> dict[str, Any]:
+    """What of the folder `name` is there: is_fetched, path (None where it is not), and bytes on the disk."""
+    target = cache_root() / name
+    if not _is_complete(target, source):
+        return {"is_fetched": False, "path": None, "bytes": None}
+    num_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    return {"is_fetched": True, "path": str(target), "bytes": num_bytes}
 
 
 @contextlib.contextmanager
