@@ -13,11 +13,13 @@ from typing import Final
 import ray
 
 from actors.sources.models import resolve_model
-from cluster.errors import ConfigError, RaywardError
+from cluster.errors import ConfigError, DataError, RaywardError
+from cluster.host.cache import cache_root
 from cluster.processes.interrupts import Interrupts, interruptible
 from cluster.processes.placement import RoleRequest, check_placement, this_machine
 from cluster.processes.runtime import RaySession, prints_to, start_ray, stop_ray
 from serving.config import ServeConfig
+from serving.guard.key_file import default_key_file, read_keys
 from serving.policy_folder import PolicyFolder, check_is_run, check_max_model_tokens, resolve_policy
 
 logger = logging.getLogger("rayward")
@@ -26,6 +28,7 @@ APP_NAME: Final = "rayward"
 POLL_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 15.0
 VERSION_TIMEOUT_S = 10.0
+PROXY_GRACE_S = 5.0  # the front door answers a request that is late; the proxy's plain text comes only where it does not
 
 
 class ServedPolicy:
@@ -116,6 +119,7 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
     resolve_model(str(policy.path))  # refuses a folder with code in it, or with the tokenizer of another model
     check_max_model_tokens(policy, config.max_model_tokens)
     port = _available_port(config.host, config.port)
+    keys = _key_file(config)
     feedback = _feedback_file(config.feedback)
     model_id = config.model_id or policy.name
     ray_session = None
@@ -132,7 +136,7 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
         ray_session=ray_session,
     )
     try:
-        _deploy(config, served, port, feedback)
+        _deploy(config, served, port, feedback, keys)
     except BaseException:
         served.stop()
         raise
@@ -175,29 +179,62 @@ def callers_logging_kept() -> Iterator[None]:
         root.setLevel(level)
 
 
-def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path | None) -> None:
+def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path | None, keys: Path | None) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     with callers_logging_kept():
         from serving.deployment import QUIET, build_app
+        from serving.guard.application import Guard
+        from serving.guard.usage_app import usage_target
         from serving.health import health_target
     for name in ("ray", "ray.serve"):  # their handlers write to this terminal; the log files keep everything
         logging.getLogger(name).setLevel(logging.ERROR)
     serve.start(
         proxy_location="HeadOnly",
-        http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s),
+        http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s + PROXY_GRACE_S),
         logging_config=QUIET,
     )
+    state_dir = _state_dir(config, served.model_id)
+    guard = Guard(
+        limits=config.limits,
+        timeout_s=config.request_timeout_s,
+        log_folder=state_dir / "logs",
+        cors_origins=config.cors_origins,
+        keys=keys,
+    )
+    policy_app = build_app(config, served.policy, served.model_id, guard, state_dir)
     targets = [
-        serve.RunTarget(target=build_app(config, served.policy, served.model_id), name=APP_NAME, logging_config=QUIET),
+        serve.RunTarget(target=policy_app, name=APP_NAME, logging_config=QUIET),
         health_target(APP_NAME, QUIET),
     ]
+    if keys is not None:
+        lease_s = config.request_timeout_s + PROXY_GRACE_S
+        targets.append(usage_target(config.quota, lease_s=lease_s, logging_config=QUIET))
     if feedback is not None:
         from serving.feedback_api import feedback_target
 
-        targets.append(feedback_target(feedback, QUIET))
+        targets.append(feedback_target(feedback, guard, QUIET))
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def _key_file(config: ServeConfig) -> Path | None:
+    """The file of keys, read once; None where no key is asked for. Raises `ConfigError` where others could ask without one."""
+    if config.keys is None and config.is_loopback:
+        return None
+    path = default_key_file() if config.keys is None else Path(config.keys).expanduser().resolve()
+    try:
+        keys = read_keys(path)
+    except DataError as error:
+        raise ConfigError(f"host={config.host} needs keys: {error}") from error
+    if not keys:
+        raise ConfigError(f"the file of keys {path} has none, so nobody could ask; make one with: rayward keys add NAME")
+    return path
+
+
+def _state_dir(config: ServeConfig, model_id: str) -> Path:
+    """What the endpoint writes down, for people and for its own next start."""
+    return cache_root() / "serve" / model_id if config.state_dir is None else Path(config.state_dir).expanduser().resolve()
 
 
 def _feedback_file(path: str | None) -> Path | None:
