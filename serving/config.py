@@ -6,7 +6,7 @@ from typing import Final, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import DType
+from actors.config import DType, fast_dtype
 from cluster.config import StrictConfig
 
 ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
@@ -64,6 +64,7 @@ class ServeConfig(StrictConfig):
     port: int = Field(8000, ge=0, le=65535)
     """0 picks a free one."""
     num_replicas: int = Field(1, ge=1)
+    """Engines, each with a copy of the policy."""
     num_cpus: float = Field(1.0, gt=0)
     """CPUs that Ray reserves for each replica; the front door and the proxy reserve none."""
     num_gpus: float = Field(0.0, ge=0)
@@ -72,7 +73,8 @@ class ServeConfig(StrictConfig):
     """OpenMP threads of a CPU engine."""
     tensor_parallel_size: int = Field(1, ge=1)
     """Devices over which one replica splits the model."""
-    dtype: DType = "bfloat16"
+    dtype: DType = Field(default_factory=fast_dtype)
+    """bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     max_model_tokens: int = Field(512, ge=2)
     """Longest prompt + completion; a request beyond it is answered 400."""
     kv_cache_gib: float = Field(1.0, gt=0)
