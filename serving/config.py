@@ -102,8 +102,8 @@ class ServeConfig(StrictConfig):
     """vLLM's parser of this model's reasoning, such as qwen3; None: reasoning is part of the content."""
     state_dir: str | None = None
     """Folder for the log of requests and the digests of refused ones. None: a folder of `model_id` in the cache."""
-    drain_timeout_s: float = Field(30.0, gt=0)
-    """Wall time that requests in progress have to end when the endpoint stops or a replica is replaced."""
+    drain_timeout_s: float = Field(60.0, gt=0)
+    """Wall time that requests in progress have to end when the endpoint stops; no more than `request_timeout_s` is waited."""
     feedback: str | None = None
     """SQLite file in which posted preferences are kept, made where it does not exist; None: the route does not exist."""
     dashboard: bool = False
@@ -134,6 +134,11 @@ class ServeConfig(StrictConfig):
                 f"tensor_parallel_size={self.tensor_parallel_size} needs as many GPUs a replica, but num_gpus={self.num_gpus:g}"
             )
         return self
+
+    @property
+    def drain_s(self) -> float:
+        """How long a replica that is told to end may work on the requests that it has."""
+        return min(self.drain_timeout_s, self.request_timeout_s)
 
     @property
     def is_loopback(self) -> bool:

@@ -27,6 +27,7 @@ QUIET = LoggingConfig(log_level="WARNING", encoding="JSON", enable_access_log=Fa
 BYTES_PER_GIB = 2**30
 POLICY_SERVER_NAME: Final = "PolicyServer"
 MAX_INGRESS_REPLICAS = 2  # one is enough for the work; the second is there when the first is lost
+DRAIN_POLL_S = 0.2  # between looks at whether requests are left; Serve's default is 2 s
 HEALTH_CHECK_PERIOD_S = 1.0  # a dead engine takes requests, and fails them, until it has failed three checks
 MIN_BATCHED_TOKENS = 2048  # several short prompts are prefilled in one step
 
@@ -50,7 +51,8 @@ def build_app(config: ServeConfig, policy: PolicyFolder, model_id: str, guard: G
         max_ongoing_requests=math.ceil(config.max_ongoing_requests * config.num_replicas / num_doors),
         max_queued_requests=config.max_queued_requests,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        graceful_shutdown_timeout_s=config.drain_timeout_s,
+        graceful_shutdown_timeout_s=config.drain_s,
+        graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
     )
     return ingress.bind(
@@ -74,7 +76,8 @@ def _llm_config(config: ServeConfig, policy: PolicyFolder, model_id: str) -> LLM
             "num_replicas": config.num_replicas,
             "max_ongoing_requests": config.max_ongoing_requests,
             "health_check_period_s": HEALTH_CHECK_PERIOD_S,
-            "graceful_shutdown_timeout_s": config.drain_timeout_s,
+            "graceful_shutdown_timeout_s": config.drain_s,
+            "graceful_shutdown_wait_loop_s": DRAIN_POLL_S,
             "max_constructor_retry_count": 1,  # a folder that does not load will not load the second time
             "ray_actor_options": {"num_cpus": 0},
         },

@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMValidationError
 
 from serving.api_errors import (
     Refusal,
@@ -241,8 +242,8 @@ def _engine_body(
         detail = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = ".".join(str(part) for part in detail["loc"][:1]) or None
         raise engine_refusal(400, detail["msg"], param=field) from error
-    except ValueError as error:
-        raise engine_refusal(400, str(error), param=None) from error
+    except VLLMValidationError as error:
+        raise engine_refusal(400, str(error), param=error.parameter) from error
 
 
 def _has_no_room(first: Any, body: ChatCompletionRequest | CompletionRequest) -> bool:
