@@ -180,7 +180,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     from ray.serve.config import HTTPOptions
 
     with callers_logging_kept():
-        from serving.deployment import QUIET, build_app
+        from serving.deployment import QUIET, build_app, followed_versions
         from serving.health import health_target
     for name in ("ray", "ray.serve"):  # their handlers write to this terminal; the log files keep everything
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -189,9 +189,10 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
         http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s),
         logging_config=QUIET,
     )
+    versions = followed_versions(config, served.model_id) if config.follow else None
     targets = [
         serve.RunTarget(target=build_app(config, served.policy, served.model_id), name=APP_NAME, logging_config=QUIET),
-        health_target(APP_NAME, QUIET),
+        health_target(APP_NAME, versions, QUIET),
     ]
     if feedback is not None:
         from serving.feedback_api import feedback_target
