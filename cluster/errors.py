@@ -73,3 +73,7 @@ class RunInterruptedError(RaywardError):
     """Ctrl-C or SIGTERM; everything was stopped before this is raised."""
 
     exit_code = 130
+
+
+class UnexpectedError(RaywardError):
+    """An exception that nobody foresaw; the message names the file that holds its traceback."""

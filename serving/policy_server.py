@@ -1,7 +1,8 @@
 """One engine replica: Ray's LLM server, told which policy version it holds, and able to take a newer one without a stop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import multiprocessing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any, Final
 
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from cluster.storage.serving_contract import ServingContract
 from serving.contract_check import check_contract
+from serving.engine_watch import EngineWatch
 from serving.followed_versions import FollowedVersions
 from serving.follower import ChangeDeadlines, Follower, first_version
 from serving.open_replicas import IS_CHANGING, STATS_PERIOD_S
@@ -19,6 +22,7 @@ from serving.policy_check import BadPolicyError, check_policy
 from serving.policy_folder import PolicyFolder, served_model
 from serving.version_gate import VersionGate
 
+STREAM_ERROR: Final = 'data: {"error"'  # how vLLM begins the event before a stream's early end
 STATS_TIMEOUT_S: Final = 5 * STATS_PERIOD_S
 PASSED_ON_S: Final = 0.5  # from the controller's question until every router has the answer; a turn of its loop takes 0.1 s
 
@@ -39,8 +43,20 @@ class FollowPlan:
     deadlines: ChangeDeadlines
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLost:
+    """The engine is dead. Produced by `PolicyServer` in place of, or within, a response; consumed by `PolicyIngress`."""
+
+    had_begun: bool  # whether the engine had taken this request
+    has_crashed: bool = False  # rather than ended from outside
+    was_alone: bool = False  # with this request
+
+
 class PolicyServer(LLMServer):
-    """Responses are Ray's, behind one `ServedBy` each: the version that sampled the response, whole."""
+    """Responses are Ray's, behind one `ServedBy` each: the version that sampled the response, whole.
+
+    An engine's death is an item of its own, `EngineLost`: before `ServedBy` where the engine never took the request.
+    """
 
     async def __init__(  # type: ignore[misc]  # as in the class below: Serve awaits it
         self, llm_config: LLMConfig, *, policy: PolicyFolder, follow: FollowPlan | None
@@ -62,6 +78,7 @@ class PolicyServer(LLMServer):
         contract = await asyncio.to_thread(check_policy, policy.path, None)
         await super().__init__(llm_config)
         self._gate = VersionGate(policy.policy_version)
+        self._watch = EngineWatch(multiprocessing.active_children())
         if follow is None or started is None:
             await self.check(contract)
             return
@@ -78,17 +95,41 @@ class PolicyServer(LLMServer):
 
     async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
         """`ServedBy`, then what Ray's server yields."""
-        async with self._gate.request() as policy_version:
-            yield ServedBy(policy_version=policy_version)
-            async for item in await super().chat(request, raw_request_info):
-                yield item
+        async for item in self._answer(super().chat, request, raw_request_info):
+            yield item
 
     async def completions(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
         """`ServedBy`, then what Ray's server yields."""
+        async for item in self._answer(super().completions, request, raw_request_info):
+            yield item
+
+    async def _answer(
+        self, ask: Callable[[Any, Any], Awaitable[AsyncIterator[Any]]], request: Any, raw_request_info: Any
+    ) -> AsyncIterator[Any]:
         async with self._gate.request() as policy_version:
+            if await self._is_dead():
+                yield EngineLost(had_begun=False)
+                return
             yield ServedBy(policy_version=policy_version)
-            async for item in await super().completions(request, raw_request_info):
-                yield item
+            with self._watch.request():
+                try:
+                    async for item in await ask(request, raw_request_info):
+                        if is_stream_error(item) and await self._is_dead():
+                            yield self._lost()
+                            return
+                        yield item
+                except EngineDeadError:
+                    yield self._lost()
+
+    async def _is_dead(self) -> bool:
+        try:
+            await super().check_health()
+        except EngineDeadError:
+            return True
+        return False
+
+    def _lost(self) -> EngineLost:
+        return EngineLost(had_begun=True, has_crashed=self._watch.crashed(), was_alone=self._watch.num_at_death() == 1)
 
     async def policy_version(self) -> int | None:
         """The version that new requests meet."""
@@ -136,3 +177,8 @@ class PolicyServer(LLMServer):
         stats = {**await super().record_routing_stats(), IS_CHANGING: self._is_changing}
         self._stats_asked_for.set()
         return stats
+
+
+def is_stream_error(item: Any) -> bool:
+    """Whether an item of a stream, events that were ready together, holds the one before its early end."""
+    return isinstance(item, list) and any(event.startswith(STREAM_ERROR) for event in item)

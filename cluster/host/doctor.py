@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from cluster.host.cache import CACHE_VARIABLE, cache_root
 from cluster.host.cpu_engine import OPENMP_LIBRARY, TCMALLOC_LIBRARIES
+from cluster.host.processor import bfloat16_flags
 from cluster.host.versions import BYTES_PER_GIB, machine
 from cluster.processes.placement import this_machine
 
@@ -32,7 +33,6 @@ FETCHED = {  # folder in the cache -> the command that fills it
     "models/smollm2-135m-instruct": "rayward models fetch smollm2-135m-instruct",
     "data/movie-reviews": "rayward data fetch movie-reviews",
 }
-CPUINFO = Path("/proc/cpuinfo")
 SHARED_MEMORY = Path("/dev/shm")
 STATE_STYLE: dict[State, str] = {"ok": "green", "warning": "yellow", "missing": "bold red"}
 
@@ -54,7 +54,7 @@ def diagnose(runs_dir: Path = Path("runs")) -> list[dict[str, Any]]:
         *_packages(),
         _engine(),
         _cores(),
-        _matrix_instructions(_cpu_flags(CPUINFO)),
+        _matrix_instructions(),
         _memory(),
         _shared_memory(),
         _gpus(),
@@ -129,24 +129,10 @@ def _cores() -> Finding:
     return Finding(name="cores", state="ok", found=str(num_cores))
 
 
-def _cpu_flags(cpuinfo: Path) -> set[str]:
-    """Feature flags of the first core, or nothing where the kernel does not list them so."""
-    if not cpuinfo.is_file():
-        return set()
-    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):  # x86, Arm
-            return set(value.split())
-    return set()
-
-
-def _matrix_instructions(flags: set[str]) -> Finding:
-    name = "bfloat16 instructions"
-    present = sorted(flag for flag in flags if flag in ("amx_bf16", "avx512_bf16", "bf16"))
-    if present:
-        return Finding(name=name, state="ok", found=", ".join(present))
-    fix = "set generator.dtype and learner.workers.compute_dtype to float32, which is faster here"
-    return Finding(name=name, state="warning", found="none", fix=fix)
+def _matrix_instructions() -> Finding:
+    flags = bfloat16_flags()
+    found = ", ".join(flags) if flags else "none; float32 is the default type here"
+    return Finding(name="bfloat16 instructions", state="ok", found=found)
 
 
 def _memory() -> Finding:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from actors.config import GeneratorConfig, HttpScorerConfig, PythonScorerConfig
+from actors import config
+from actors.config import GeneratorConfig, HttpScorerConfig, PythonScorerConfig, RewardModelScorerConfig
 from cluster.config import parse_config
 from cluster.errors import ConfigError
 from learners.settings.run import PolicyRunConfig
@@ -173,3 +174,15 @@ def test_an_engine_on_two_devices_needs_two(num_gpus: float) -> None:
     with pytest.raises(ValidationError, match="tensor_parallel_size=2 needs as many GPUs"):
         GeneratorConfig(num_gpus=num_gpus, tensor_parallel_size=2)
     assert GeneratorConfig(num_gpus=0.5).num_gpus == 0.5
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "instructions", "dtype"), [(0, True, "bfloat16"), (0, False, "float32"), (0.5, False, "bfloat16")]
+)
+def test_the_default_type_follows_the_device(
+    num_gpus: float, instructions: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "multiplies_bfloat16", lambda: instructions)
+    assert GeneratorConfig(num_gpus=num_gpus).dtype == dtype
+    assert RewardModelScorerConfig(model="judge", num_gpus=num_gpus).dtype == dtype
+    assert GeneratorConfig(num_gpus=num_gpus, dtype="float16").dtype == "float16"

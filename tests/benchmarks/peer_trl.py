@@ -17,7 +17,7 @@ from pathlib import Path
 from actors.sources.models import resolve_model
 from actors.sources.movie_reviews import load_movie_reviews
 from learners.run.memory_estimate import local_model_shape
-from tests.benchmarks.step import KL_COEF, MODEL, NUM_PROMPTS, NUM_SAMPLES, NUM_TOKENS, measure
+from tests.benchmarks.step import DTYPE, KL_COEF, MODEL, NUM_PROMPTS, NUM_SAMPLES, NUM_TOKENS, measure
 
 TRL = "trl==1.16.0"
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def main() -> None:
     assert shape is not None, "the model was fetched just now"
     theirs_s = statistics.median(trl_steps(model, num_steps=num_steps + 1)[1:])
     ours_s = measure("grpo", num_steps=num_steps, shape=shape).step_s
-    sys.stdout.write(f"TRL {theirs_s:.1f} s a step, Rayward {ours_s:.1f} s: ratio {theirs_s / ours_s:.2f}\n")
+    sys.stdout.write(f"TRL {theirs_s:.1f} s a step, Rayward {ours_s:.1f} s, both in {DTYPE}: ratio {theirs_s / ours_s:.2f}\n")
 
 
 def trl_steps(model: str, *, num_steps: int) -> list[float]:
@@ -46,6 +46,7 @@ def trl_steps(model: str, *, num_steps: int) -> list[float]:
         "num_samples": NUM_SAMPLES,
         "num_tokens": NUM_TOKENS,
         "kl_coef": KL_COEF,
+        "dtype": DTYPE,
         "num_steps": num_steps,
         "prompts": [" ".join(snippet.text.split()[:NUM_WORDS]) for snippet in snippets],
     }

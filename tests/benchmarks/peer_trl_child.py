@@ -36,9 +36,9 @@ def main() -> None:
             reward_funcs=lambda completions, **_: [-0.01 * len(completion) for completion in completions],
             args=GRPOConfig(
                 output_dir=folder,
-                model_init_kwargs={"dtype": "bfloat16"},
+                model_init_kwargs={"dtype": work["dtype"]},
                 use_cpu=True,
-                bf16=True,
+                bf16=work["dtype"] == "bfloat16",
                 per_device_train_batch_size=work["num_prompts"] * work["num_samples"],
                 num_generations=work["num_samples"],
                 max_completion_length=work["num_tokens"],

@@ -1,7 +1,8 @@
 """Seconds of a training step by part, against the time that its necessary matrix products would take on this machine.
 
 Run: python -m tests.benchmarks.step [--algorithm ppo --algorithm grpo] [--steps 4] [--json], with nothing beside. The work is
-that of `peer_trl`: SmolLM2-135M in bf16, 8 prompts x 4 samples x 64 tokens, KL 0.05. The first step is left out.
+that of `peer_trl`: SmolLM2-135M in the processor's fast type, 8 prompts x 4 samples x 64 tokens, KL 0.05. The first step is
+left out.
 
 Necessary are the products of one update, of the reference where there is a KL, and of the policy before the update where the
 advantages or the ratio need it. Counted are weights only; attention over so few tokens adds less than 2 %.
@@ -22,14 +23,17 @@ import torch
 import yaml
 from tokenizers import Tokenizer
 
+from actors.config import fast_dtype
 from actors.sources.models import resolve_model
 from cluster.storage.ledger import read_ledger
+from learners.network.models import TORCH_DTYPES
 from learners.run.memory_estimate import ModelShape, local_model_shape
 from learners.settings.run import PolicyRunConfig, load_run_config
 
 MODEL = "smollm2-135m-instruct"
 NUM_PROMPTS, NUM_SAMPLES, NUM_TOKENS = 8, 4, 64
 KL_COEF = 0.05
+DTYPE = fast_dtype({})  # what both sides compute in
 PARTS = ("rollout", "prepare", "update", "publish")
 RATE_REPEATS = 20
 
@@ -125,10 +129,11 @@ def necessary_flop(config: PolicyRunConfig, shape: ModelShape, *, all_tokens: fl
 
 
 def matrix_product_rate(shape: ModelShape) -> float:
-    """bf16 FLOP a second of two threads, in products as large as those of the model's feed-forward blocks."""
+    """FLOP a second of two threads in `DTYPE`, in products as large as those of the model's feed-forward blocks."""
     torch.set_num_threads(2)
     tokens, hidden, wide = 2304, shape.hidden, shape.layer // shape.hidden // 4
-    left, right = torch.randn(tokens, hidden, dtype=torch.bfloat16), torch.randn(hidden, wide, dtype=torch.bfloat16)
+    dtype = TORCH_DTYPES[DTYPE]
+    left, right = torch.randn(tokens, hidden, dtype=dtype), torch.randn(hidden, wide, dtype=dtype)
     seconds = []
     for _ in range(RATE_REPEATS):
         started = time.perf_counter()
@@ -141,6 +146,7 @@ def described(times: StepTimes, rate: float) -> dict[str, Any]:
     necessary_s = times.necessary_flop / rate
     return {
         "algorithm": times.algorithm,
+        "dtype": DTYPE,
         "seconds": {part: round(seconds, 2) for part, seconds in times.seconds.items()},
         "step_s": round(times.step_s, 2),
         "necessary_tflop": round(times.necessary_flop / 1e12, 2),
@@ -153,7 +159,8 @@ def described(times: StepTimes, rate: float) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     parts = "  ".join(f"{part} {seconds:.1f} s" for part, seconds in found["seconds"].items())
     return (
-        f"{found['algorithm']}: step {found['step_s']:.1f} s ({parts}); necessary products {found['necessary_tflop']} TFLOP at "
+        f"{found['algorithm']} in {found['dtype']}: step {found['step_s']:.1f} s ({parts}); "
+        f"necessary products {found['necessary_tflop']} TFLOP at "
         f"{found['matrix_products_tflop_per_s']} TFLOP/s = {found['necessary_s']} s; learner {found['learner_over_necessary']} "
         "times that\n"
     )

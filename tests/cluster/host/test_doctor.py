@@ -112,22 +112,13 @@ def test_rayward_that_is_not_installed(cache: Path, tmp_path: Path, monkeypatch:
     assert by_name(diagnose(tmp_path))["rayward"]["state"] == "missing"
 
 
-@pytest.mark.parametrize(
-    ("cpuinfo", "state", "found"),
-    [
-        ("processor\t: 0\nflags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n", "ok", "amx_bf16, avx512_bf16"),
-        ("Features\t: fp asimd bf16\n", "ok", "bf16"),
-        ("flags\t\t: fpu avx2\n", "warning", "none"),
-        ("", "warning", "none"),
-    ],
-)
-def test_bfloat16_is_read_from_the_processors_flags(
-    cpuinfo: str, state: str, found: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("flags", "found"), [(["bf16"], "bf16"), ([], "none; float32 is the default type here")])
+def test_the_type_that_the_processor_multiplies(
+    flags: list[str], found: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(doctor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(doctor, "bfloat16_flags", lambda: flags)
     finding = by_name(diagnose(tmp_path))["bfloat16 instructions"]
-    assert (finding["state"], finding["found"]) == (state, found)
+    assert (finding["state"], finding["found"]) == ("ok", found)
 
 
 def test_preload_libraries(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,9 +69,9 @@ def ppo_config(**changes: Any) -> PolicyRunConfig:
         "model": "small",
         "task": {"kind": "movie_reviews", "max_prompt_tokens": 20},
         "sampling": {"samples_per_prompt": 4, "max_completion_tokens": 12},
-        "generator": {"num_replicas": 2, "num_cpus": 0.25, "kv_cache_gib": 0.5},
+        "generator": {"num_replicas": 2, "num_cpus": 0.25, "kv_cache_gib": 0.5, "dtype": "bfloat16"},
         "scorers": [
-            {"kind": "reward_model", "model": "small", "num_cpus": 0.5},
+            {"kind": "reward_model", "model": "small", "num_cpus": 0.5, "dtype": "bfloat16"},
             {"kind": "function", "function": "length", "num_replicas": 3, "num_cpus": 0.1},
         ],
         "learner": {
@@ -80,7 +80,13 @@ def ppo_config(**changes: Any) -> PolicyRunConfig:
             "prompts_per_step": 6,
             "minibatch_size": 8,
             "num_epochs": 2,
-            "workers": {"num_workers": 2, "num_cpus": 0.5, "micro_batch_tokens": 100, "logprob_chunk_tokens": 16},
+            "workers": {
+                "num_workers": 2,
+                "num_cpus": 0.5,
+                "compute_dtype": "bfloat16",
+                "micro_batch_tokens": 100,
+                "logprob_chunk_tokens": 16,
+            },
         },
     }
     return PolicyRunConfig.model_validate({**values, **changes})
@@ -244,7 +250,13 @@ def reward_model_config(**learner: Any) -> RewardModelRunConfig:
         {
             "name": "trial",
             "model": "small",
-            "learner": {"algorithm": "reward_model", "batch_size": 6, "max_tokens": 10, **learner},
+            "learner": {
+                "algorithm": "reward_model",
+                "batch_size": 6,
+                "max_tokens": 10,
+                "workers": {"compute_dtype": "bfloat16"},
+                **learner,
+            },
         }
     )
 
