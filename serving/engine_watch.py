@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from typing import Final
 
 FROM_OUTSIDE: Final = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT})
+EXIT_WITHIN_S = 1.0
 
 
 class EngineWatch:
@@ -21,6 +22,7 @@ class EngineWatch:
         self._processes = tuple(processes)
         self._num_inside = 0
         self._num_at_death: int | None = None
+        self._has_crashed: bool | None = None
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -32,9 +34,15 @@ class EngineWatch:
             self._num_inside -= 1
 
     def crashed(self) -> bool:
-        """Whether the engine, which is dead, ended by itself. One that told of its end is a crash, though it may still run."""
-        codes = [process.exitcode for process in self._processes]
-        return not any(code in FROM_OUTSIDE for code in codes)
+        """Whether the engine, which is dead, ended by itself. One that told of its end is a crash, though it may still run.
+
+        The first call waits for its exit code, `EXIT_WITHIN_S` at most; the engine's own watcher may be about to collect it.
+        """
+        if self._has_crashed is None:
+            for process in self._processes:
+                process.join(EXIT_WITHIN_S)
+            self._has_crashed = not any(process.exitcode in FROM_OUTSIDE for process in self._processes)
+        return self._has_crashed
 
     def num_at_death(self) -> int:
         """Requests inside when the first of them learned of the engine's end. To be called from within `request`."""

@@ -110,8 +110,12 @@ class PolicyIngress(OpenAiIngress):
         fields = completion_fields(await json_body(request), self._rules.limits)
         return await self._answer(fields, CompletionRequest, "completions", request)
 
+    async def models(self) -> Any:
+        """List the served policy."""
+        return await super().models()
+
     async def model_data(self, model: Annotated[str, Path(max_length=256)]) -> Any:
-        """The served policy."""
+        """Show the served policy."""
         if model not in self._model_ids:
             raise model_not_found(model)
         return await super().model_data(model)

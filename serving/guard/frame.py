@@ -5,6 +5,7 @@ says no more than the id, a request past its deadline a 408, and a stream past i
 """
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from serving.api_errors import Refusal, internal_error, stream_error
 from serving.guard.request_log import RequestLog
 
 REQUEST_ID_HEADER: Final = "X-Request-ID"
+OUR_ID: Final = re.compile(r"req_[0-9a-f]{32}")
 LABEL_HEADERS: Final = ("x-client-request-id", REQUEST_ID_HEADER)  # what a client calls its request
 NO_SNIFFING: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
@@ -44,12 +46,11 @@ class Frame:
             return
         started_s = self._clock()
         request_id = new_request_id()
-        headers = Headers(scope=scope)
         record = self._log.begin(
             request_id,
             method=scope["method"],
             path=scope["path"],
-            label=next((headers[name] for name in LABEL_HEADERS if name in headers), None),
+            label=_label(Headers(scope=scope)),
         )
         state = {**scope.get("state", {}), "request_id": request_id, "record": record}
         reply = _Reply(send, request_id)
@@ -108,6 +109,12 @@ class _Reply:
             await refusal.reply()(scope, receive, self)
         elif self._is_stream and not self._has_ended:
             await self({"type": "http.response.body", "body": stream_error(refusal).encode(), "more_body": False})
+
+
+def _label(headers: Headers) -> str | None:
+    """What the client calls its request; an id that the proxy made is none."""
+    named = [headers[name] for name in LABEL_HEADERS if name in headers]
+    return next((name for name in named if not OUR_ID.fullmatch(name)), None)
 
 
 def state_of(scope: Scope) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from serving import engine_watch
 from serving.engine_watch import EngineWatch
 
 
@@ -22,15 +23,16 @@ def end_by(number: int) -> None:
     ("end", "has_crashed"),
     [(-signal.SIGKILL, False), (-signal.SIGTERM, False), (-signal.SIGSEGV, True), (-signal.SIGABRT, True), (1, True)],
 )
-def test_an_engine_that_was_killed_has_not_crashed(end: int, has_crashed: bool) -> None:
+def test_an_engine_that_was_killed_has_not_crashed(monkeypatch: pytest.MonkeyPatch, end: int, has_crashed: bool) -> None:
     process = multiprocessing.get_context("spawn").Process(target=end_by, args=(end,), daemon=True)
     process.start()
     watch = EngineWatch([process])
-    process.join()
+    monkeypatch.setattr(engine_watch, "EXIT_WITHIN_S", 60.0)
     assert watch.crashed() is has_crashed
 
 
-def test_an_engine_that_told_of_its_end_and_still_runs_has_crashed() -> None:
+def test_an_engine_that_told_of_its_end_and_still_runs_has_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_watch, "EXIT_WITHIN_S", 0.01)
     process = multiprocessing.get_context("spawn").Process(target=end_by, args=(0,), daemon=True)
     process.start()
     try:
