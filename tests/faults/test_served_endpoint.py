@@ -50,6 +50,7 @@ class Endpoint:
             num_threads=1,
             dtype="float32",
             follow=True,
+            state_dir=str(run_dir.parent / "state"),
         )
         self.served: ServedPolicy = serve_policy(config, start=partial(start_ray, num_cpus=2))
         self.wait_until_whole()

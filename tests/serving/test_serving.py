@@ -59,7 +59,9 @@ def feedback(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(run_dir: Path, feedback: Path, earlier_children: set[psutil.Process]) -> Iterator[ServedPolicy]:
+def served(
+    run_dir: Path, feedback: Path, earlier_children: set[psutil.Process], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedPolicy]:
     config = ServeConfig(
         model=str(run_dir),
         follow=True,
@@ -68,6 +70,7 @@ def served(run_dir: Path, feedback: Path, earlier_children: set[psutil.Process])
         kv_cache_gib=0.1,
         dtype="float32",
         feedback=str(feedback),
+        state_dir=str(tmp_path_factory.mktemp("state")),
     )
     policy = serve_policy(config, start=partial(start_ray, num_cpus=2))
     try:
