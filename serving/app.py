@@ -203,7 +203,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     from ray.serve.config import HTTPOptions
 
     with callers_logging_kept():
-        from serving.deployment import QUIET, build_app
+        from serving.deployment import QUIET, build_app, followed_versions
         from serving.guard.application import Guard
         from serving.guard.usage_app import usage_target
         from serving.health import health_target
@@ -225,7 +225,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     policy_app = build_app(config, served.policy, served.model_id, guard, state_dir)
     targets = [
         serve.RunTarget(target=policy_app, name=APP_NAME, logging_config=QUIET),
-        health_target(APP_NAME, QUIET),
+        health_target(APP_NAME, followed_versions(config, state_dir) if config.follow else None, QUIET),
     ]
     if keys is not None:
         lease_s = config.request_timeout_s + PROXY_GRACE_S

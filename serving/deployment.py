@@ -8,7 +8,7 @@ from ray import serve
 
 # Ray's own example builds model cards with this function; the public module has no other way.
 from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.schema import LoggingConfig
 
@@ -16,12 +16,15 @@ from cluster.host.cpu_engine import cpu_engine_environment
 from cluster.processes.runtime import WORKER_ENVIRONMENT
 from serving.api_errors import RETRY_AFTER_S
 from serving.config import ServeConfig
+from serving.followed_versions import FollowedVersions
+from serving.follower import ChangeDeadlines
 from serving.guard.application import Guard, build_application
 from serving.guard.refused_requests import RefusedRequests
 from serving.guard.usage_app import RemoteUsage
 from serving.ingress import DoorRules, build_ingress_class
+from serving.open_replicas import STATS_PERIOD_S, OpenReplicasRouter
 from serving.policy_folder import PolicyFolder
-from serving.policy_server import PolicyServer
+from serving.policy_server import FollowPlan, PolicyServer
 
 QUIET = LoggingConfig(log_level="WARNING", encoding="JSON", enable_access_log=False)
 BYTES_PER_GIB = 2**30
@@ -29,6 +32,13 @@ POLICY_SERVER_NAME: Final = "PolicyServer"
 MAX_INGRESS_REPLICAS = 2  # one is enough for the work; the second is there when the first is lost
 DRAIN_POLL_S = 0.2  # between looks at whether requests are left; Serve's default is 2 s
 HEALTH_CHECK_PERIOD_S = 1.0  # a dead engine takes requests, and fails them, until it has failed three checks
+MAX_STARTS_OF_FOLLOWERS = 3
+DRAIN_GRACE_S = 5.0  # for a request that was cancelled at its limit to leave
+FOLLOWERS_ROUTING = {
+    "request_router_config": RequestRouterConfig(
+        request_router_class=OpenReplicasRouter, request_routing_stats_period_s=STATS_PERIOD_S
+    )
+}
 MIN_BATCHED_TOKENS = 2048  # several short prompts are prefilled in one step
 
 
@@ -38,7 +48,7 @@ def build_app(config: ServeConfig, policy: PolicyFolder, model_id: str, guard: G
     num_doors = min(config.num_replicas, MAX_INGRESS_REPLICAS)
     engines = build_llm_deployment(
         llm_config,
-        bind_kwargs={"policy": policy, "followed": Path(config.model).expanduser().resolve() if config.follow else None},
+        bind_kwargs={"policy": policy, "follow": _follow_plan(config, state_dir) if config.follow else None},
         override_serve_options={"name": POLICY_SERVER_NAME},
         deployment_cls=PolicyServer,
     )
@@ -78,11 +88,27 @@ def _llm_config(config: ServeConfig, policy: PolicyFolder, model_id: str) -> LLM
             "health_check_period_s": HEALTH_CHECK_PERIOD_S,
             "graceful_shutdown_timeout_s": config.drain_s,
             "graceful_shutdown_wait_loop_s": DRAIN_POLL_S,
-            "max_constructor_retry_count": 1,  # a folder that does not load will not load the second time
+            # A folder that does not load will not load the second time; of a run that is followed, another one is tried.
+            "max_constructor_retry_count": MAX_STARTS_OF_FOLLOWERS if config.follow else 1,
             "ray_actor_options": {"num_cpus": 0},
+            **(FOLLOWERS_ROUTING if config.follow and config.num_replicas > 1 else {}),
         },
         engine_kwargs=_engine_arguments(config),
         runtime_env={"env_vars": _engine_environment(config)},
+    )
+
+
+def followed_versions(config: ServeConfig, state_dir: Path) -> FollowedVersions:
+    """What the endpoint knows of the run that it follows."""
+    return FollowedVersions(Path(config.model).expanduser().resolve(), state_dir)
+
+
+def _follow_plan(config: ServeConfig, state_dir: Path) -> FollowPlan:
+    return FollowPlan(
+        versions=followed_versions(config, state_dir),
+        has_neighbours=config.num_replicas > 1,
+        # A request inside ends at its own limit; new weights take as long as those of a start.
+        deadlines=ChangeDeadlines(drain_s=config.request_timeout_s + DRAIN_GRACE_S, load_s=config.start_timeout_s),
     )
 
 

@@ -7,7 +7,7 @@ is not turned away when they are. The controller is asked once in `FRESH_S`, how
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview, LoggingConfig, ReplicaState, ServeStatus
 
+from serving.followed_versions import FollowedVersions
 from serving.whole_path import WholePath
 
 HEALTH_APP_NAME: Final = "rayward-health"
@@ -24,18 +25,21 @@ FRESH_S: Final = 1.0
 ASK_FOR_S = 5.0
 
 
-def health_target(app_name: str, logging_config: LoggingConfig) -> serve.RunTarget:
-    """What Serve runs beside the application `app_name`."""
+def health_target(app_name: str, versions: FollowedVersions | None, logging_config: LoggingConfig) -> serve.RunTarget:
+    """What Serve runs beside the application `app_name`. `versions` of the run that it follows, if it does."""
 
     def build() -> FastAPI:
-        return build_health_route(app_name)
+        return build_health_route(app_name, versions)
 
     endpoint = serve.deployment(serve.ingress(build)(), name="HealthEndpoint", num_replicas=1, ray_actor_options={"num_cpus": 0})
     return serve.RunTarget(target=endpoint.bind(), name=HEALTH_APP_NAME, route_prefix=HEALTH_ROUTE, logging_config=logging_config)
 
 
-def build_health_route(app_name: str) -> FastAPI:
-    """200 where every deployment of `app_name` has a replica that runs, 503 otherwise; with the number of replicas of each."""
+def build_health_route(app_name: str, versions: FollowedVersions | None) -> FastAPI:
+    """200 where every deployment of `app_name` has a replica that runs, 503 otherwise; with the number of replicas of each.
+
+    Where a run is followed, also why which of its versions are not served.
+    """
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     replicas = _Replicas(app_name)
 
@@ -43,7 +47,10 @@ def build_health_route(app_name: str) -> FastAPI:
     async def health() -> JSONResponse:
         running = await replicas.running()
         is_up = bool(running) and all(running.values())
-        return JSONResponse({"status": "ok" if is_up else "unavailable", "replicas": running}, status_code=200 if is_up else 503)
+        body: dict[str, Any] = {"status": "ok" if is_up else "unavailable", "replicas": running}
+        if versions is not None:
+            body["set_aside"] = await asyncio.to_thread(versions.set_aside)
+        return JSONResponse(body, status_code=200 if is_up else 503)
 
     app.add_middleware(WholePath)
     return app

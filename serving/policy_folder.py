@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.sources.tensor_shapes import WEIGHT_PATTERN, differing_tensors, folder_tensor_shapes
+from actors.sources.tensor_shapes import WEIGHT_PATTERN, TensorShapes, differing_tensors, folder_tensor_shapes
 from cluster.errors import ConfigError, DataError, WeightMismatchError
+from cluster.storage.policy_folders import VERSION_FOLDER, version_folders
 
-VERSION_FOLDER = re.compile(r"v(\d+)")  # policies/v000010
 TOKENIZER_PATTERNS = ("tokenizer*", "chat_template*", "special_tokens_map.json")
 
 
@@ -22,6 +21,15 @@ class PolicyFolder:
     policy_version: int | None  # None: the folder is no version of a run
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """What every policy of an engine has in common. Produced by `served_model`; the folder itself may be removed later."""
+
+    folder: Path
+    shapes: TensorShapes
+    tokenizer_digest: str  # of tokenizer and chat template
+
+
 def resolve_policy(model: str) -> PolicyFolder:
     """The folder itself, or the newest complete `policies/v*` of a run directory. Raises `DataError` if there is none."""
     path = Path(model).expanduser().resolve()
@@ -29,35 +37,40 @@ def resolve_policy(model: str) -> PolicyFolder:
         raise DataError(f"model {model!r}: no such folder; give a policy folder or a run directory")
     policies = path / "policies"
     if not policies.is_dir():
-        missing = _missing_parts(path)
+        missing = missing_parts(path)
         if missing:
             raise DataError(
                 f"{path} is no policy folder: it has no {', '.join(missing)}; nor is it a run directory with policies/"
             )
-        return _policy_folder(path)
-    complete = [folder for _, folder in sorted(_versions(policies)) if not _missing_parts(folder)]
+        return policy_folder(path)
+    complete = [folder for _, folder in version_folders(policies) if not missing_parts(folder)]
     if not complete:
         raise DataError(f"{policies} holds no complete policy; has the run finished its first step?")
-    return _policy_folder(complete[-1])
+    return policy_folder(complete[-1])
 
 
-def check_same_model(newer: Path, served: Path) -> None:
+def served_model(folder: Path) -> ServedModel:
+    """Raises `DataError` for weights that are cut off."""
+    return ServedModel(folder=folder, shapes=folder_tensor_shapes(folder), tokenizer_digest=_tokenizer_digest(folder))
+
+
+def check_same_model(newer: Path, served: ServedModel) -> None:
     """Raise `WeightMismatchError` unless `newer` has the tensors of `served` with other values, and its tokenizer and template.
 
     The engine would keep old values for whatever is missing, and goes on with the tokenizer that it has. Raises `DataError` for
     weights that are cut off.
     """
-    differing = differing_tensors(folder_tensor_shapes(newer), folder_tensor_shapes(served))
+    differing = differing_tensors(folder_tensor_shapes(newer), served.shapes)
     if differing:
         raise WeightMismatchError(
-            f"{newer} does not hold the tensors of {served}: {len(differing)} are missing, unknown or of another shape, first "
-            f"{differing[:3]}; serve it apart"
+            f"{newer} does not hold the tensors of {served.folder}: {len(differing)} are missing, unknown or of another shape, "
+            f"first {differing[:3]}; serve it apart"
         )
-    digests = [_tokenizer_digest(folder) for folder in (newer, served)]
-    if digests[0] != digests[1]:
+    digest = _tokenizer_digest(newer)
+    if digest != served.tokenizer_digest:
         raise WeightMismatchError(
-            f"{newer} has another tokenizer or chat template (sha256 {digests[0][:12]}) than {served} ({digests[1][:12]}); serve "
-            "it apart"
+            f"{newer} has another tokenizer or chat template (sha256 {digest[:12]}) than {served.folder} "
+            f"({served.tokenizer_digest[:12]}); serve it apart"
         )
 
 
@@ -81,29 +94,21 @@ def check_max_model_tokens(policy: PolicyFolder, max_model_tokens: int) -> None:
         )
 
 
-def _versions(policies: Path) -> list[tuple[int, Path]]:
-    found = []
-    for folder in policies.iterdir():
-        matched = VERSION_FOLDER.fullmatch(folder.name)
-        if matched and folder.is_dir():
-            found.append((int(matched.group(1)), folder))
-    return found
-
-
-def _missing_parts(folder: Path) -> list[str]:
+def missing_parts(folder: Path) -> list[str]:
     """A policy is moved into place whole, so these parts stand for all; a folder copied by hand may lack them."""
     parts = {"config.json": "config.json", WEIGHT_PATTERN: WEIGHT_PATTERN, "tokenizer": "tokenizer*"}
     return [name for name, pattern in parts.items() if not any(folder.glob(pattern))]
+
+
+def policy_folder(folder: Path) -> PolicyFolder:
+    """The record of a folder, by its name and place alone."""
+    matched = VERSION_FOLDER.fullmatch(folder.name) if folder.parent.name == "policies" else None
+    if matched is None:
+        return PolicyFolder(path=folder, name=folder.name, policy_version=None)
+    return PolicyFolder(path=folder, name=folder.parent.parent.name, policy_version=int(matched.group(1)))
 
 
 def _tokenizer_digest(folder: Path) -> str:
     files = sorted({path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern) if path.is_file()})
     digests = (f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0" for path in files)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _policy_folder(folder: Path) -> PolicyFolder:
-    matched = VERSION_FOLDER.fullmatch(folder.name) if folder.parent.name == "policies" else None
-    if matched is None:
-        return PolicyFolder(path=folder, name=folder.name, policy_version=None)
-    return PolicyFolder(path=folder, name=folder.parent.parent.name, policy_version=int(matched.group(1)))

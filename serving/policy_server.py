@@ -1,9 +1,9 @@
 """One engine replica: Ray's LLM server, told which policy version it holds, and able to take a newer one without a stop."""
 
 import asyncio
-import logging
 import multiprocessing
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,16 +12,19 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from actors.sources.tensor_shapes import weight_files
-from cluster.errors import DataError, WeightMismatchError
+from cluster.storage.serving_contract import ServingContract
+from serving.contract_check import check_contract
 from serving.engine_watch import EngineWatch
-from serving.policy_folder import PolicyFolder, check_same_model, resolve_policy
+from serving.followed_versions import FollowedVersions
+from serving.follower import ChangeDeadlines, Follower, first_version
+from serving.open_replicas import IS_CHANGING, STATS_PERIOD_S
+from serving.policy_check import BadPolicyError, check_policy
+from serving.policy_folder import PolicyFolder, served_model
 from serving.version_gate import VersionGate
 
-logger = logging.getLogger("ray.serve")  # goes to the replica's file among Serve's logs
-
-FOLLOW_INTERVAL_S: Final = 1.0
 STREAM_ERROR: Final = 'data: {"error"'  # how vLLM begins the event before a stream's early end
+STATS_TIMEOUT_S: Final = 5 * STATS_PERIOD_S
+PASSED_ON_S: Final = 0.5  # from the controller's question until every router has the answer; a turn of its loop takes 0.1 s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,15 @@ class ServedBy:
     """What answers a request: the first item of a response. Produced by `PolicyServer`, consumed by `PolicyIngress`."""
 
     policy_version: int | None  # None: the folder is no version of a run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowPlan:
+    """A run to follow. Produced by `deployment`, consumed by `PolicyServer`."""
+
+    versions: FollowedVersions
+    has_neighbours: bool  # other replicas, which take requests while one changes
+    deadlines: ChangeDeadlines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,18 +59,39 @@ class PolicyServer(LLMServer):
     """
 
     async def __init__(  # type: ignore[misc]  # as in the class below: Serve awaits it
-        self, llm_config: LLMConfig, *, policy: PolicyFolder, followed: Path | None
+        self, llm_config: LLMConfig, *, policy: PolicyFolder, follow: FollowPlan | None
     ) -> None:
-        """`llm_config` names the folder of `policy`. `followed`: a run directory; its newer policies are taken as they appear."""
+        """`llm_config` names the folder of `policy`. `follow`: the run whose policies are taken instead, as they appear.
+
+        Raises `BadPolicyError` for a policy that must not be served; of a run, Serve then starts the replica on another one.
+        """
+        self._model_id = llm_config.model_id
+        self._engine_kwargs = llm_config.engine_kwargs
+        self._is_changing = False
+        self._stats_asked_for = asyncio.Event()
+        self._has_neighbours = follow is not None and follow.has_neighbours
+        self._following: asyncio.Task[None] | None = None
+        started = None if follow is None else await asyncio.to_thread(first_version, follow.versions)
+        if started is not None:
+            policy = started.policy
+            llm_config.model_loading_config.model_source = str(policy.path)
+        contract = await asyncio.to_thread(check_policy, policy.path, None)
         await super().__init__(llm_config)
-        self._policy = policy
         self._gate = VersionGate(policy.policy_version)
         self._watch = EngineWatch(multiprocessing.active_children())
-        self._loaded_from = policy.path  # what the engine was built for
-        self._following: asyncio.Task[None] | None = None
-        if followed is not None:
-            await self._take_newest(followed)  # a replica that replaces another must not fall back
-            self._following = asyncio.create_task(self._follow(followed))
+        if follow is None or started is None:
+            await self.check(contract)
+            return
+        try:
+            await self.check(contract)
+        except BadPolicyError as error:
+            follow.versions.note_set_aside(started, error.reason, str(error))
+            raise
+        follow.versions.note_served(started)
+        model = await asyncio.to_thread(served_model, policy.path)
+        follower = Follower(follow.versions, started, model, gate=self._gate, engine=self, deadlines=follow.deadlines)
+        await follower.take_newest()
+        self._following = asyncio.create_task(follower.follow())
 
     async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
         """`ServedBy`, then what Ray's server yields."""
@@ -108,34 +141,42 @@ class PolicyServer(LLMServer):
             self._following.result()
         await super().check_health()
 
-    async def _follow(self, run_dir: Path) -> None:
-        while True:
-            await asyncio.sleep(FOLLOW_INTERVAL_S)
-            await self._take_newest(run_dir)
+    async def load(self, files: Sequence[Path]) -> None:
+        """Replace the weights of the engine, which has no requests."""
+        await self.pause(mode="wait", clear_cache=True)  # the prefix cache belongs to the old weights
+        await self.collective_rpc("start_weight_update")
+        for path in files:
+            await self.collective_rpc("update_weights", kwargs={"update_info": {"path": str(path)}})
+        await self.collective_rpc("finish_weight_update")
+        await self.resume()
 
-    async def _take_newest(self, run_dir: Path) -> None:
-        try:
-            newest = await asyncio.to_thread(resolve_policy, str(run_dir))
-            if newest.path == self._policy.path:
-                return
-            self._policy = newest  # one that cannot be served is told once
-            await asyncio.to_thread(check_same_model, newest.path, self._loaded_from)
-            files = await asyncio.to_thread(weight_files, newest.path)
-        except (DataError, WeightMismatchError) as error:  # also a run directory that is gone: what is served stays
-            logger.error("not served: %s", error)
+    async def check(self, contract: ServingContract | None) -> None:
+        """Raises `BadPolicyError` where the engine does not do what the contract says. No request of a client is inside."""
+        if contract is not None:
+            await check_contract(
+                contract,
+                super().completions,
+                model_id=self._model_id,
+                engine_dtype=self._engine_kwargs["dtype"],
+                max_tokens=self._engine_kwargs["max_model_len"],
+            )
+
+    async def tell_routers(self, *, is_changing: bool) -> None:
+        """Return when no more requests come, because they go to other replicas, or when some may come again."""
+        self._is_changing = is_changing
+        if not self._has_neighbours or self._following is None:  # nobody else would take them, or nobody sends any yet
             return
-        await self._replace_weights(newest, files)
+        self._stats_asked_for.clear()
+        with suppress(TimeoutError):  # requests that come all the same wait at the gate
+            async with asyncio.timeout(STATS_TIMEOUT_S):
+                await self._stats_asked_for.wait()
+            await asyncio.sleep(PASSED_ON_S)
 
-    async def _replace_weights(self, policy: PolicyFolder, files: list[Path]) -> None:
-        """No request is inside meanwhile, and none is let in again where this ends half-way."""
-        async with self._gate.change(policy.policy_version):
-            await self.pause(mode="wait", clear_cache=True)  # the prefix cache belongs to the old weights
-            await self.collective_rpc("start_weight_update")
-            for path in files:
-                await self.collective_rpc("update_weights", kwargs={"update_info": {"path": str(path)}})
-            await self.collective_rpc("finish_weight_update")
-            await self.resume()
-        logger.info("policy version %s is served", policy.policy_version)
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Asked by Serve's controller, passed on to `OpenReplicasRouter`."""
+        stats = {**await super().record_routing_stats(), IS_CHANGING: self._is_changing}
+        self._stats_asked_for.set()
+        return stats
 
 
 def is_stream_error(item: Any) -> bool:

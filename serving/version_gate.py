@@ -12,12 +12,16 @@ class VersionGate:
     """
 
     def __init__(self, version: int | None) -> None:
-        self.version = version
+        self.version = version  # a change sets it, inside
         self._num_inside = 0
         self._is_open = asyncio.Event()
         self._is_open.set()
         self._is_empty = asyncio.Event()
         self._is_empty.set()
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open.is_set()
 
     @asynccontextmanager
     async def request(self) -> AsyncIterator[int | None]:
@@ -28,15 +32,20 @@ class VersionGate:
             yield self.version
 
     @asynccontextmanager
-    async def change(self, version: int | None) -> AsyncIterator[None]:
-        """Inside, no request is; afterwards the version is the new one. One change at a time.
+    async def change(self, *, drain_s: float) -> AsyncIterator[None]:
+        """Inside, no request is. One change at a time.
 
-        A block that fails leaves the gate shut: nobody knows which version a request would meet.
+        Raises `TimeoutError` where requests are still inside after `drain_s`; the gate is then as it was. A block that fails
+        leaves the gate shut: nobody knows which version a request would meet.
         """
         self._is_open.clear()
-        await self._is_empty.wait()
+        try:
+            async with asyncio.timeout(drain_s):
+                await self._is_empty.wait()
+        except BaseException:
+            self._is_open.set()
+            raise
         yield
-        self.version = version
         self._is_open.set()
 
     @contextmanager

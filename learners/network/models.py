@@ -162,24 +162,17 @@ def freeze_lowest_layers(model: PreTrainedModel, num_layers: int, compute_dtype:
                 module.to(compute_dtype)
 
 
-def export_policy(policy: PreTrainedModel, start_folder: Path, directory: Path, dtype: torch.dtype) -> None:
-    """Write a Hugging Face folder that transformers and vLLM load as it is: weights, config, the start's tokenizer.
-
-    The folder appears whole or not at all.
-    """
-    if directory.exists():
-        raise DataError(f"{directory}: exists already; a policy is never overwritten, give another folder")
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def write_policy(policy: PreTrainedModel, start_folder: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Fill a folder that transformers and vLLM load as it is: weights, config, the start's tokenizer."""
     for file in start_folder.iterdir():
         if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == SENTENCEPIECE_SUFFIX):
-            shutil.copy(file, partial / file.name)
+            shutil.copy(file, folder / file.name)
     config_dtype = policy.config.dtype
     policy.config.dtype = dtype
-    policy.save_pretrained(partial, state_dict={name: tensor.to(dtype) for name, tensor in policy.state_dict().items()})
-    policy.config.dtype = config_dtype
-    partial.rename(directory)
+    try:
+        policy.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in policy.state_dict().items()})
+    finally:
+        policy.config.dtype = config_dtype
 
 
 def _value_head(hidden_size: int) -> nn.Linear:

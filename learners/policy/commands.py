@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import DType
+from cluster.storage.serving_contract import ContractText
 from cluster.types import ScoredBatch, SentWeights, Trajectory, UpdateResult, WeightFile
 from learners.policy.start import StartingPoint
 from learners.ranks.loop import Worker
@@ -57,9 +58,9 @@ def publish(worker: Worker, directory: Path, dtype: DType) -> WeightFile:
     return _learner(worker).publish(directory, dtype)
 
 
-def export(worker: Worker, directory: Path, dtype: DType) -> None:
-    """Write a policy folder."""
-    _learner(worker).export(directory, dtype)
+def export(worker: Worker, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str:
+    """Write a policy folder with its serving contract; why that failed, empty where it did not."""
+    return _learner(worker).export(directory, dtype, texts)
 
 
 def _learner(worker: Worker) -> "PolicyLearner":

@@ -10,6 +10,7 @@ import ray
 
 from actors.config import DType
 from cluster.errors import LearnerRestartedError
+from cluster.storage.serving_contract import ContractText
 from cluster.types import PublishedWeights, ScoredBatch, SentWeights, Trajectory, UpdateResult
 from learners.policy import commands
 from learners.policy.start import StartingPoint
@@ -128,7 +129,11 @@ class PolicyLearnerHandle(RanksHandle):
         weights: SentWeights = self.call(Call(function=commands.send_weights))
         return weights
 
-    def export(self, directory: Path) -> None:
-        """Write the current policy as a new Hugging Face folder."""
-        arguments = (directory.absolute(), self._folders.weights_dtype)
-        self.call(Call(function=commands.export, arguments=arguments, on_rank_0=True))
+    def export(self, directory: Path, texts: Sequence[ContractText]) -> str:
+        """Write the current policy as a new Hugging Face folder, with its serving contract about `texts`.
+
+        Returns why it could not be written; empty where it was.
+        """
+        arguments = (directory.absolute(), self._folders.weights_dtype, tuple(texts))
+        problem: str = self.call(Call(function=commands.export, arguments=arguments, on_rank_0=True))
+        return problem

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from actors.config import DType
 from cluster.seeding import derive_seed
+from cluster.storage.policy_folders import new_folder
+from cluster.storage.serving_contract import ContractText, ServingContract, file_digests, write_contract
 from cluster.types import ScoredBatch, SentWeights, Trajectory, UpdateResult, WeightFile
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
@@ -29,16 +32,17 @@ from learners.network.models import (
     TORCH_DTYPES,
     PolicyWithCritic,
     Reference,
-    export_policy,
     freeze_lowest_layers,
     load_critic_trunk,
     load_policy,
+    write_policy,
 )
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
 from learners.network.trunk import ForwardSettings
 from learners.policy.batch import PreparedBatch, check_bootstrap, collate
 from learners.policy.objective import Objective, StepCounts, StepTerms
 from learners.policy.preparation import FrozenPass, importance_weights, judged_totals, needs_policy_pass, prepare
+from learners.policy.serving_contract import contract_prompts
 from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
@@ -63,7 +67,7 @@ class PolicyLearner:
         self.device = torch.device("cuda" if config.workers.num_gpus > 0 else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(config.workers.num_threads)
-        settings = ForwardSettings(
+        settings = self._settings = ForwardSettings(
             compute_dtype=TORCH_DTYPES[config.workers.compute_dtype],
             temperature=start.temperature,
             chunk_tokens=config.workers.logprob_chunk_tokens,
@@ -195,9 +199,28 @@ class PolicyLearner:
         assert self._sender is not None, "the handle connects before it sends"
         return self._sender.send(policy_version=self.policy_version)
 
-    def export(self, directory: Path, dtype: DType) -> None:
-        """Write the policy as a Hugging Face folder; call it on one rank."""
-        export_policy(self._network.policy, Path(self._start.model_path), directory, TORCH_DTYPES[dtype])
+    def export(self, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str:
+        """Write the policy as a Hugging Face folder, with its serving contract about `texts`; call it on one rank.
+
+        Returns why it could not be written, for example on a full disk; empty where it was. Raises `DataError` where `directory`
+        exists, and for a policy that is not finite.
+        """
+        policy, workers = self._network.policy, self._config.workers
+        try:
+            with new_folder(directory) as draft:
+                write_policy(policy, Path(self._start.model_path), draft, TORCH_DTYPES[dtype])
+                contract = ServingContract(
+                    policy_version=self.policy_version,
+                    weights_dtype=dtype,
+                    compute_dtype=workers.compute_dtype,
+                    max_logprob_mismatch=self._config.mismatch.max_logprob_mismatch,
+                    files=file_digests(draft),
+                    prompts=contract_prompts(policy, texts, self._settings),
+                )
+                write_contract(draft, contract)
+        except (OSError, SafetensorError) as error:
+            return str(error)
+        return ""
 
     def _follow_returns(self, prepared: PreparedBatch) -> None:
         """Let the critic speak in the unit of the returns seen so far; what it says in score points stays the same."""

@@ -15,10 +15,11 @@ from torch import Tensor
 from actors.scoring.reward_head import SCORE_OFFSET, last_token_scores, start_reward_model
 from cluster.errors import ConfigError
 from cluster.seeding import derive_seed
+from cluster.storage.policy_folders import new_folder
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.micro_batch import micro_batches, shard
-from learners.network.models import TORCH_DTYPES, export_policy, freeze_lowest_layers
+from learners.network.models import TORCH_DTYPES, freeze_lowest_layers, write_policy
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
 from learners.reward_model.records import RewardModelJob
@@ -131,7 +132,8 @@ class RewardModelLearner:
 
     def export(self) -> None:
         """Write `job.output_dir`, which `actors.scoring.reward_model` loads: float32 safetensors, config, tokenizer."""
-        export_policy(self._model, Path(self._job.model_path), self._job.output_dir, torch.float32)
+        with new_folder(self._job.output_dir) as draft:
+            write_policy(self._model, Path(self._job.model_path), draft, torch.float32)
 
     @torch.no_grad()
     def _scores(self, token_ids: Sequence[tuple[int, ...]]) -> list[float]:

@@ -9,6 +9,7 @@ from cluster.errors import ConfigError
 from cluster.processes.placement import RoleRequest, check_placement, this_machine
 from learners.run.memory_estimate import (
     BYTES_PER_GIB,
+    DTYPE_BYTES,
     RoleMemory,
     generator_memory,
     kv_cache_sequences,
@@ -65,6 +66,7 @@ def plan_run(config: TrainingRunConfig) -> dict[str, Any]:
         "placement": _placement(role_requests(config)),
         "batch": _policy_batch(config) if isinstance(config, PolicyRunConfig) else _reward_model_batch(config),
         "memory": [memory.as_dict() for memory in _memory(config)],
+        "exports": _exports(config) if isinstance(config, PolicyRunConfig) else None,
     }
 
 
@@ -77,7 +79,8 @@ def plan_table(plan: dict[str, Any]) -> "RenderableType":
     placement = plan["placement"]
     verdict = [Text(f"does not fit: {problem}", style="bold red") for problem in placement["problems"]]
     batch, memory = _batch_table(plan["batch"]), _memory_table(plan["memory"])
-    return Group(title, "", _placement_table(placement), *verdict, "", batch, "", memory)
+    exports = [] if plan["exports"] is None else ["", _exports_line(plan["exports"])]
+    return Group(title, "", _placement_table(placement), *verdict, "", batch, "", memory, *exports)
 
 
 def _placement(requests: list[RoleRequest]) -> dict[str, Any]:
@@ -137,6 +140,23 @@ def _reward_model_batch(config: RewardModelRunConfig) -> dict[str, int | None]:
     }
 
 
+def _exports(config: PolicyRunConfig) -> dict[str, int | None]:
+    """Policies that the run writes, and what they take on the disk; while one is written there is one more than is kept."""
+    every, num_steps = config.export.every_num_steps, config.learner.num_steps
+    written = 1 + ((num_steps - 1) // every if every else 0)
+    kept = min(config.export.keep, written)
+    shape = local_model_shape(config.model)
+    bytes_each = None if shape is None else shape.total * DTYPE_BYTES[config.generator.dtype]
+    most = min(kept + 1, written)
+    return {
+        "every_num_steps": every,
+        "written": written,
+        "kept": kept,
+        "bytes_each": bytes_each,
+        "bytes": None if bytes_each is None else most * bytes_each,
+    }
+
+
 def _memory(config: TrainingRunConfig) -> Iterable[RoleMemory]:
     policy = local_model_shape(config.model)
     if isinstance(config, RewardModelRunConfig):
@@ -187,6 +207,12 @@ def _memory_table(memory: list[dict[str, Any]]) -> "Table":
         each = "" if role["bytes_each"] is None else _size(role["bytes_each"])
         table.add_row(role["role"], str(role["processes"]), each, made_of)
     return table
+
+
+def _exports_line(exports: dict[str, int | None]) -> str:
+    size = "unknown until the model is fetched" if exports["bytes"] is None else f"{_size(exports['bytes'])} of disk at most"
+    when = f"every {exports['every_num_steps']} steps and at the end" if exports["every_num_steps"] else "at the end"
+    return f"Policies are exported {when}: {exports['written']} written, the newest {exports['kept']} kept; {size}"
 
 
 def _table(title: str, first: str, *others: str) -> "Table":

@@ -15,9 +15,9 @@ from cluster.storage.ledger import TrajectoryLedger
 from cluster.types import Prompt, SamplingParameters
 from learners.evaluation.draws import Evaluator
 from learners.evaluation.results import EvaluationResult, evaluate_samples
-from learners.policy.handle import PolicyLearnerHandle
 from learners.report.page import ReportInTheMaking
 from learners.run.composition import Roles, check_logprob_contract, start_roles
+from learners.run.policy_exports import PolicyExports
 from learners.run.prompt_loading import RunPrompts
 from learners.run.session import Session
 from learners.settings.policy import GROUP_ESTIMATORS
@@ -54,13 +54,14 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
         if not (session.path / BEFORE).exists():
             _until_ranks_are_kept(session, partial(_evaluate, session, config, evaluator, BEFORE, num_steps_done=0))
         driver = _driver(session, config, roles, prompts.train)
+        exports = PolicyExports(session, config, roles.learner, prompts)
         while True:  # until the learner keeps its ranks from the last step to the export
             with session.stage("train"):
-                version = _run_steps(session, config, driver, evaluator)
+                version = _run_steps(session, config, driver, evaluator, exports)
             try:
                 _evaluate(session, config, evaluator, AFTER, num_steps_done=config.learner.num_steps)
                 with session.stage("export"):
-                    _export(session, roles.learner, version)
+                    exports.last(version)
             except LearnerRestartedError as error:
                 session.interrupts.check()
                 session.view.note(str(error))
@@ -108,13 +109,14 @@ def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Se
     )
 
 
-def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evaluator: Evaluator) -> int:
+def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evaluator: Evaluator, exports: PolicyExports) -> int:
     """The steps that are still to do; returns the policy version that they end with."""
     num_steps, every = config.learner.num_steps, config.evaluation.every_num_steps
 
     def on_step(step: int, metrics: Mapping[str, float]) -> None:
         num_done = step + 1
         session.view.step(num_done, num_steps, metrics)
+        exports.after_step(num_done, int(metrics["policy/version"]))
         if every and num_done % every == 0 and num_done < num_steps:  # the last is evaluated anyway
             _log_evaluation(session, num_done, evaluate_samples(evaluator.run(), config.evaluation.judges))
 
@@ -131,13 +133,6 @@ def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule, 
     if config.learner.group_filter.enabled:
         collector = DynamicSampling(collector, schedule, ledger, max_rounds=config.learner.group_filter.max_rounds)
     return collector
-
-
-def _export(session: Session, learner: PolicyLearnerHandle, version: int) -> None:
-    folder = session.path / "policies" / f"v{version:06d}"
-    if not folder.exists():  # a run killed after its export has it already, whole
-        learner.export(folder)
-    session.directory.write_summary({"policy_version": version})
 
 
 def _evaluate(

@@ -1,9 +1,10 @@
 """The prompts of a run: read and checked before Ray starts, rendered while it does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from actors.generation.rendering import load_tokenizer, render_prompts
 from actors.sources.models import resolve_model
@@ -12,9 +13,16 @@ from actors.tasks.task_set import TaskSet
 from cluster.errors import ConfigError
 from cluster.processes.placement import check_shared_memory
 from cluster.processes.runtime import SHARED_MEMORY
+from cluster.storage.serving_contract import ContractText
 from cluster.types import Prompt
 from learners.run.memory_estimate import local_model_shape, published_bytes
 from learners.settings.run import PolicyRunConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NUM_CONTRACT_TEXTS: Final = 8
+MIN_CONTRACT_TOKENS: Final = 2  # the first token has no log-probability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +32,7 @@ class RunPrompts:
     model_path: str  # the policy's folder, whose tokenizer rendered them
     train: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]  # to evaluate on; as many as evaluation.num_prompts
+    contract: tuple[ContractText, ...]  # held-out texts for the serving contract of each exported policy
     note: str  # about prompts that were too long; empty where none was
 
 
@@ -65,5 +74,16 @@ def _render(config: PolicyRunConfig, model_path: str, train_tasks: TaskSet, held
         model_path=model_path,
         train=train.prompts,
         held_out=held_out.prompts[: config.evaluation.num_prompts],
+        contract=_contract_texts(held_out.prompts[: config.evaluation.num_prompts], tokenizer),
         note="; ".join(told),
     )
+
+
+def _contract_texts(held_out: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase") -> tuple[ContractText, ...]:
+    """The shortest held-out texts: an endpoint with a small context can check them too.
+
+    Their tokens are read anew, because not every tokenizer makes of a rendered prompt's text the tokens that it came from.
+    """
+    read = [(prompt.text, tuple(tokenizer(prompt.text, add_special_tokens=False)["input_ids"])) for prompt in held_out]
+    usable = sorted((pair for pair in dict.fromkeys(read) if len(pair[1]) >= MIN_CONTRACT_TOKENS), key=lambda pair: len(pair[1]))
+    return tuple(ContractText(text=text, token_ids=token_ids) for text, token_ids in usable[:NUM_CONTRACT_TEXTS])

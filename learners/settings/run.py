@@ -27,6 +27,15 @@ class CheckpointConfig(StrictConfig):
     """Older ones are removed. One takes 16 bytes a trained parameter."""
 
 
+class ExportConfig(StrictConfig):
+    """Policies as folders that can be served, `policies/v*`; the last one is always written."""
+
+    every_num_steps: int = Field(0, ge=0)
+    """Also after every so many steps, while training goes on, for an endpoint that follows the run; 0 is never."""
+    keep: int = Field(3, ge=2)
+    """Older ones are removed. At least 2: an endpoint may be reading one while the next is written."""
+
+
 class RunConfig(StrictConfig):
     """What every run has."""
 
@@ -65,6 +74,7 @@ class PolicyStageConfig(StrictConfig):
     learner: PolicyLearnerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ExportConfig = ExportConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     max_unscored_frac: float = Field(0.2, ge=0, le=1)
     """Trajectories without a score are left out of a step; above this share the run ends. Whether a scorer could not judge them

@@ -20,6 +20,7 @@ from serving.app import APP_NAME, ServedPolicy, serve_policy
 from serving.config import ServeConfig
 from tests.faults.fault_table import FaultRow, seconds
 from tests.faults.load import load, raw_client, sdk_client
+from tests.serving.tiny_contract import seal_tiny
 
 SERVER, ENGINE, DOOR = "ray::ServeReplica:rayward:PolicyServer", "VLLM::EngineCore", "ray::ServeReplica:rayward:PolicyIngress"
 MODEL = "run"
@@ -49,6 +50,7 @@ class Endpoint:
             num_threads=1,
             dtype="float32",
             follow=True,
+            state_dir=str(run_dir.parent / "state"),
         )
         self.served: ServedPolicy = serve_policy(config, start=partial(start_ray, num_cpus=2))
         self.wait_until_whole()
@@ -68,6 +70,7 @@ class Endpoint:
                 for name, tensor in load_file(path).items()
             }
             save_file(tensors, path, metadata={"format": "pt"})
+        seal_tiny(draft, policy_version=version)
         draft.rename(policies / f"v{version:06d}")
         return version
 

@@ -4,6 +4,8 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +14,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview, ReplicaState, ServeStatus
 
 from serving import health
+from serving.followed_versions import FollowedVersions
 from serving.health import build_health_route
 
 
@@ -31,30 +34,30 @@ def status(**running: int) -> ServeStatus:
     return ServeStatus(applications={"policy": application, "other": replace(application, deployments={})})
 
 
-def ask(app_name: str) -> tuple[int, dict[str, int]]:
+def ask(app_name: str, versions: FollowedVersions | None = None) -> tuple[int, dict[str, Any]]:
     async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(build_health_route(app_name))
+        transport = httpx.ASGITransport(build_health_route(app_name, versions))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get("/health")
 
     reply = asyncio.run(get())
-    return reply.status_code, reply.json()["replicas"]
+    return reply.status_code, reply.json()
 
 
 @pytest.mark.parametrize(("running", "code"), [({"doors": 2, "engines": 1}, 200), ({"doors": 2, "engines": 0}, 503), ({}, 503)])
 def test_every_deployment_needs_a_replica_that_runs(monkeypatch: pytest.MonkeyPatch, running: dict[str, int], code: int) -> None:
     monkeypatch.setattr(serve, "status", lambda: status(**running))
-    assert ask("policy") == (code, running)
+    assert ask("policy") == (code, {"status": "ok" if code == 200 else "unavailable", "replicas": running})
 
 
 def test_an_application_that_is_not_there_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "status", lambda: status(doors=1))
-    assert ask("missing") == (503, {})
+    assert ask("missing") == (503, {"status": "unavailable", "replicas": {}})
 
 
 def ask_often(app_name: str, times: int) -> list[int]:
     async def get() -> list[int]:
-        transport = httpx.ASGITransport(build_health_route(app_name))
+        transport = httpx.ASGITransport(build_health_route(app_name, None))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             replies = await asyncio.gather(*[client.get("/health") for _ in range(times)])
             return [reply.status_code for reply in replies]
@@ -95,4 +98,14 @@ def test_a_controller_that_is_lost_is_unavailable(monkeypatch: pytest.MonkeyPatc
         raise RayServeException("no controller")
 
     monkeypatch.setattr(serve, "status", lost)
-    assert ask("policy") == (503, {})
+    assert ask("policy") == (503, {"status": "unavailable", "replicas": {}})
+
+
+def test_versions_that_are_set_aside_are_named_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "policies" / "v000002").mkdir(parents=True)
+    versions = FollowedVersions(tmp_path / "run", tmp_path / "state")
+    bad = versions.newest(None)
+    assert bad is not None
+    versions.note_set_aside(bad, "contract", f"{tmp_path} is bad")
+    monkeypatch.setattr(serve, "status", lambda: status(engines=1))
+    assert ask("policy", versions) == (200, {"status": "ok", "replicas": {"engines": 1}, "set_aside": {"v000002": "contract"}})

@@ -1,54 +1,73 @@
-"""A replica that takes a newer policy: what its engine is told, without an engine."""
+"""What a replica tells its engine, and the routers of requests, around a change of weights. No engine."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from ray.serve.llm.deployment import LLMServer
 
-from serving.policy_folder import PolicyFolder
-from serving.version_gate import VersionGate
+from serving import policy_server
+from serving.open_replicas import IS_CHANGING
+from serving.policy_server import PolicyServer
+
+
+class Recording(PolicyServer):
+    """Its `__init__` would start an engine, so it is made without."""
+
+    calls: list[Any]
+
+    def __del__(self) -> None:
+        """Ray's is a coroutine, which nothing awaits without Serve."""
+
+    async def pause(self, *arguments: Any, **settings: Any) -> None:
+        self.calls.append(("pause", settings))
+
+    async def resume(self, *arguments: Any, **settings: Any) -> None:
+        self.calls.append("resume")
+
+    async def collective_rpc(self, method: str, *arguments: Any, **settings: Any) -> None:
+        self.calls.append((method, settings["kwargs"]["update_info"]) if settings else method)
 
 
 @pytest.fixture
-def policies(tmp_path: Path) -> list[Path]:
-    """Versions 1 and 2 of a run, each in two files that an index names, with the weights once more in a third."""
-    folders = [tmp_path / "policies" / f"v00000{version}" for version in (1, 2)]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        for name in ("config.json", "tokenizer.json"):
-            (folder / name).write_text("{}")
-        for name in ("a", "b", "consolidated"):
-            save_file({name: np.zeros(2, np.float32)}, folder / f"{name}.safetensors")
-        index = {"weight_map": {name: f"{name}.safetensors" for name in ("a", "b")}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folders
+def server() -> Recording:
+    server = object.__new__(Recording)
+    server.calls = []
+    server._is_changing, server._has_neighbours, server._following = False, False, None
+    server._stats_asked_for = asyncio.Event()
+    return server
 
 
-def test_a_newer_policy_is_loaded_from_the_files_that_its_index_names(policies: list[Path], tmp_path: Path) -> None:
-    from serving.policy_server import PolicyServer
+def test_weights_are_replaced_while_no_request_runs(server: Recording) -> None:
+    asyncio.run(server.load([Path("a"), Path("b")]))
+    files = [("update_weights", {"path": name}) for name in ("a", "b")]
+    paused = ("pause", {"mode": "wait", "clear_cache": True})
+    assert server.calls == [paused, "start_weight_update", *files, "finish_weight_update", "resume"]
 
-    class Recording(PolicyServer):
-        def __del__(self) -> None:
-            """Ray's is a coroutine, which nothing awaits without Serve."""
 
-        async def pause(self, *arguments: Any, **settings: Any) -> None:
-            calls.append("pause")
+def test_a_replica_shuts_once_the_routers_have_been_told(server: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_stats_of_an_engine(_: LLMServer) -> dict[str, Any]:
+        return {"of_ray": 1}
 
-        async def resume(self, *arguments: Any, **settings: Any) -> None:
-            calls.append("resume")
+    async def scenario() -> None:
+        server._has_neighbours, server._following = True, asyncio.current_task()
+        telling = asyncio.create_task(server.tell_routers(is_changing=True))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            assert not telling.done()
+        assert await server.record_routing_stats() == {"of_ray": 1, IS_CHANGING: True}
+        async with asyncio.timeout(10):
+            await telling
 
-        async def collective_rpc(self, method: str, *arguments: Any, **settings: Any) -> None:
-            calls.append((method, Path(settings["kwargs"]["update_info"]["path"])) if settings else method)
+    monkeypatch.setattr(policy_server, "PASSED_ON_S", 0.0)
+    monkeypatch.setattr(LLMServer, "record_routing_stats", no_stats_of_an_engine)
+    asyncio.run(scenario())
 
-    calls: list[Any] = []
-    server = object.__new__(Recording)  # its __init__ starts an engine
-    server._policy = PolicyFolder(path=policies[0], name="run", policy_version=1)
-    server._gate, server._loaded_from = VersionGate(1), policies[0]
-    asyncio.run(server._take_newest(tmp_path))
-    files = [("update_weights", policies[1] / f"{name}.safetensors") for name in ("a", "b")]
-    assert calls == ["pause", "start_weight_update", *files, "finish_weight_update", "resume"]
-    assert asyncio.run(server.policy_version()) == 2
+
+def test_a_replica_that_is_alone_tells_nobody(server: Recording) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(policy_server.STATS_TIMEOUT_S / 2):
+            await server.tell_routers(is_changing=True)
+
+    asyncio.run(scenario())

@@ -17,7 +17,7 @@ from cluster.processes.runtime import RaySession
 from serving.app import serve_policy
 from serving.config import ServeConfig
 from serving.guard.key_file import add_key, default_key_file, revoke_key
-from serving.policy_folder import PolicyFolder, check_max_model_tokens, check_same_model, resolve_policy
+from serving.policy_folder import PolicyFolder, check_max_model_tokens, check_same_model, resolve_policy, served_model
 
 pytestmark = pytest.mark.usefixtures("no_ray")  # where one runs, a policy is served on it
 
@@ -168,14 +168,14 @@ def _copies(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_newer_policy_with_the_same_tensors_and_tokenizer_can_be_taken(tmp_path: Path) -> None:
     served, newer = _copies(tmp_path)
-    check_same_model(newer, served)
+    check_same_model(newer, served_model(served))
 
 
 def test_a_newer_policy_with_other_tensors_cannot_be_taken(tmp_path: Path) -> None:
     served, newer = _copies(tmp_path)
     save_file({"one": numpy.zeros(3, dtype=numpy.float32)}, newer / "model.safetensors")
     with pytest.raises(WeightMismatchError, match="does not hold the tensors of .*missing, unknown or of another shape"):
-        check_same_model(newer, served)
+        check_same_model(newer, served_model(served))
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
@@ -184,7 +184,7 @@ def test_a_newer_policy_with_another_tokenizer_cannot_be_taken(tmp_path: Path, f
     with (newer / file).open("a") as tail:
         tail.write("\n")
     with pytest.raises(WeightMismatchError, match="another tokenizer or chat template"):
-        check_same_model(newer, served)
+        check_same_model(newer, served_model(served))
 
 
 def test_a_newer_policy_that_is_cut_off_cannot_be_taken(tmp_path: Path) -> None:
@@ -192,4 +192,4 @@ def test_a_newer_policy_that_is_cut_off_cannot_be_taken(tmp_path: Path) -> None:
     weights = newer / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(DataError, match="not a whole safetensors file"):
-        check_same_model(newer, served)
+        check_same_model(newer, served_model(served))

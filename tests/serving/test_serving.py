@@ -28,6 +28,7 @@ from cluster.processes.runtime import start_ray
 from cluster.storage.feedback import FeedbackStore
 from serving.app import ServedPolicy, callers_logging_kept, serve_policy
 from serving.config import ServeConfig
+from tests.serving.tiny_contract import seal_tiny
 
 MAX_MODEL_TOKENS = 128
 PROMPT = "The film is"
@@ -58,7 +59,9 @@ def feedback(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(run_dir: Path, feedback: Path, earlier_children: set[psutil.Process]) -> Iterator[ServedPolicy]:
+def served(
+    run_dir: Path, feedback: Path, earlier_children: set[psutil.Process], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedPolicy]:
     config = ServeConfig(
         model=str(run_dir),
         follow=True,
@@ -67,6 +70,7 @@ def served(run_dir: Path, feedback: Path, earlier_children: set[psutil.Process])
         kv_cache_gib=0.1,
         dtype="float32",
         feedback=str(feedback),
+        state_dir=str(tmp_path_factory.mktemp("state")),
     )
     policy = serve_policy(config, start=partial(start_ray, num_cpus=2))
     try:
@@ -127,7 +131,8 @@ def test_models_are_listed_by_name(client: openai.OpenAI) -> None:
 
 def test_health_counts_what_runs(served: ServedPolicy) -> None:
     reply = httpx.get(f"{served.base_url}/health")
-    assert (reply.status_code, reply.json()) == (200, {"status": "ok", "replicas": {"PolicyIngress": 1, "PolicyServer": 1}})
+    replicas = {"PolicyIngress": 1, "PolicyServer": 1}
+    assert (reply.status_code, reply.json()) == (200, {"status": "ok", "replicas": replicas, "set_aside": {}})
 
 
 def test_chat_completion_is_bounded_and_counted(client: openai.OpenAI) -> None:
@@ -194,7 +199,10 @@ def test_unknown_model_is_not_found(client: openai.OpenAI) -> None:
 
 
 def test_newer_weights_are_served_without_a_stop(served: ServedPolicy, client: openai.OpenAI, run_dir: Path) -> None:
-    """The header names the version, and the tokens are what transformers makes of its folder."""
+    """The header names the version, and the tokens are what transformers makes of its folder.
+
+    In between, a version whose contract the engine does not keep is loaded, found out, and set aside.
+    """
 
     def ask() -> tuple[str, str, float]:
         reply = client.completions.with_raw_response.create(
@@ -205,28 +213,35 @@ def test_newer_weights_are_served_without_a_stop(served: ServedPolicy, client: o
         assert choice.logprobs.token_logprobs
         return reply.headers[VERSION_HEADER], choice.text, float(choice.logprobs.token_logprobs[0] or 0)
 
-    folders = [run_dir / "policies" / "v000001", run_dir / "policies" / "v000002"]
+    folders = [run_dir / "policies" / f"v00000{version}" for version in (1, 3)]
     before = ask()
-    write_other_weights(folders[0], folders[1])
+    write_other_weights(folders[0], run_dir / "policies" / "v000002", seed=1, shift=0.05)
+    deadline = time.monotonic() + SWAP_TIMEOUT_S
+    while httpx.get(f"{served.base_url}/health").json()["set_aside"] != {"v000002": "contract"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert ask() == before
+    write_other_weights(folders[0], folders[1], seed=2)
     deadline = time.monotonic() + SWAP_TIMEOUT_S
     while (after := ask())[0] == before[0]:
         assert time.monotonic() < deadline
-    for version, folder, (header, text, logprob) in zip(("1", "2"), folders, (before, after), strict=True):
+    for version, folder, (header, text, logprob) in zip(("1", "3"), folders, (before, after), strict=True):
         likeliest, its_logprob = likeliest_token(folder)
         assert (header, text) == (version, likeliest)
         assert logprob == pytest.approx(its_logprob, abs=1e-3)
     assert before[1:] != after[1:]
-    assert served.policy_version() == 2
+    assert served.policy_version() == 3
 
 
-def write_other_weights(policy: Path, other: Path) -> None:
-    """As an export does: whole when it appears."""
+def write_other_weights(policy: Path, other: Path, *, seed: int, shift: float = 0.0) -> None:
+    """As an export does: whole when it appears. `shift`: nats by which its contract lies."""
     draft = other.with_name("draft")
     shutil.copytree(policy, draft)
     tensors = load_file(draft / "model.safetensors")
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed)
     moved = {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()}
     save_file(moved, draft / "model.safetensors", metadata={"format": "pt"})
+    seal_tiny(draft, policy_version=int(other.name.removeprefix("v")), shift=shift)
     draft.rename(other)
 
 

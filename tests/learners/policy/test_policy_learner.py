@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import ConfigError, DataError
+from cluster.storage.serving_contract import ContractText, check_files, read_contract
 from cluster.types import ScoredBatch, StepScore, Trajectory
 from learners.policy.batch import PreparedBatch
 from learners.policy.learner import PolicyLearner
@@ -345,7 +347,7 @@ def test_an_exported_policy_loads_as_it_is(
 ) -> None:
     learner = _learner(tiny_model, ppo_config())
     learner.update(scored_batch())
-    learner.export(tmp_path / "policy", "float32")
+    assert learner.export(tmp_path / "policy", "float32", ()) == ""
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     assert model.dtype == torch.float32
     assert_close(
@@ -355,7 +357,51 @@ def test_an_exported_policy_loads_as_it_is(
     assert tokenizer("a film").input_ids == start_tokenizer("a film").input_ids
     assert tokenizer.chat_template == start_tokenizer.chat_template
     with pytest.raises(DataError, match="exists already"):
-        learner.export(tmp_path / "policy", "float32")
+        learner.export(tmp_path / "policy", "float32", ())
+
+
+def test_the_serving_contract_of_an_exported_policy_holds_for_its_folder(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+) -> None:
+    """Log-probabilities are at temperature 1, though the run samples at another."""
+    learner = _learner(tiny_model, ppo_config(), temperature=0.7)
+    learner.update(scored_batch())
+    folder = tmp_path / "policy"
+    token_ids = tuple(AutoTokenizer.from_pretrained(tiny_model)("a film that is", add_special_tokens=False).input_ids)
+    learner.export(folder, "float32", (ContractText(text="a film that is", token_ids=token_ids),))
+    contract = read_contract(folder)
+    assert contract is not None
+    check_files(folder, contract)
+    assert "model.safetensors" in contract.files
+    assert (contract.policy_version, contract.weights_dtype, contract.compute_dtype) == (2, "float32", "float32")
+    assert contract.max_logprob_mismatch == ppo_config().mismatch.max_logprob_mismatch
+    (prompt,) = contract.prompts
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.inference_mode():
+        logprobs_TV = model(torch.tensor([token_ids])).logits[0].log_softmax(-1)
+    expected_T = logprobs_TV[:-1].gather(1, torch.tensor(token_ids[1:])[:, None]).squeeze(1)
+    assert_close(torch.tensor(prompt.logprobs), expected_T, atol=1e-4, rtol=0)
+
+
+def test_a_policy_that_is_not_finite_is_not_exported(tiny_model: str, ppo_config: ConfigBuilder, tmp_path: Path) -> None:
+    learner = _learner(tiny_model, ppo_config())
+    with torch.no_grad():
+        learner._network.policy.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(DataError, match="not finite"):
+        learner.export(tmp_path / "policy", "float32", (ContractText(text="a", token_ids=(1, 2)),))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_does_not_fit_on_the_disk_leaves_nothing(
+    tiny_model: str, ppo_config: ConfigBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    learner = _learner(tiny_model, ppo_config())
+    monkeypatch.setattr(type(learner._network.policy), "save_pretrained", full)
+    assert "No space left" in learner.export(tmp_path / "policy", "float32", ())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_scales_its_logits_is_refused(tiny_model: str, ppo_config: ConfigBuilder, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_two_ranks_learn_what_one_rank_learns(
             trajectories = [scored.group.trajectories[0] for scored in scored_batch(7).groups]
             logprobs = learner.completion_logprobs(trajectories)
             kl = learner.start_kl(trajectories)
-            learner.export(tmp_path / str(num_workers) / "policy")
+            assert learner.export(tmp_path / str(num_workers) / "policy", ()) == ""
             published = _published(learner)
             results.append((updates, logprobs, kl, load_file(published.path)))
             assert published.policy_version == 4

@@ -138,6 +138,28 @@ def test_the_shipped_runs_fit_two_cpus(name: str) -> None:
     check_placement(role_requests(config), placement.Machine(num_cpus=2, num_gpus=0))
 
 
+@pytest.mark.parametrize(
+    ("export", "written", "kept", "num_at_once"),
+    [
+        ({}, 1, 1, 1),
+        ({"every_num_steps": 2}, 3, 3, 3),  # of 5 steps: after 2, 4 and 5
+        ({"every_num_steps": 1, "keep": 2}, 5, 2, 3),  # the third is written before the first is removed
+        ({"every_num_steps": 5}, 1, 1, 1),
+    ],
+)
+def test_exported_policies(empty_cache: Path, export: dict[str, int], written: int, kept: int, num_at_once: int) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    planned = plan_run(ppo_config(export=export))
+    assert planned["exports"] == {
+        "every_num_steps": export.get("every_num_steps", 0),
+        "written": written,
+        "kept": kept,
+        "bytes_each": 2 * 500,
+        "bytes": num_at_once * 2 * 500,
+    }
+    assert f"{written} written, the newest {kept} kept" in rendered(planned)
+
+
 def test_parameters_of_a_small_model() -> None:
     shape = model_shape(SMALL_LLAMA)
     assert shape is not None

@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 
 from cluster.display.view import build_view
-from cluster.errors import LearnerRestartedError
+from cluster.errors import LearnerRestartedError, RaywardError
 from cluster.processes.interrupts import Interrupts
 from cluster.storage.ledger import read_ledger
 from cluster.storage.metrics import MetricsLog
-from cluster.storage.run_directory import RunDirectory
+from cluster.storage.run_directory import RunDirectory, read_summary
+from cluster.storage.serving_contract import ContractText
 from cluster.types import (
     Completion,
     Message,
@@ -87,6 +88,7 @@ class Learner:
     def __init__(self, lost_in: str, at_call: int) -> None:
         self._lost_in, self._calls_to_go = lost_in, at_call
         self._num_done = self._num_saved = 0
+        self.is_disk_full = False
 
     def pending(self) -> list[Any]:
         return []
@@ -115,9 +117,13 @@ class Learner:
 
     def finish_saving(self) -> None: ...
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, texts: Sequence[ContractText]) -> str:
         self._count("export")
+        if self.is_disk_full:
+            return "no space is left"
         folder.mkdir(parents=True)
+        (folder / "texts").write_text(json.dumps([text.text for text in texts]))
+        return ""
 
     def _count(self, method: str) -> None:
         self._calls_to_go -= method == self._lost_in
@@ -127,8 +133,8 @@ class Learner:
             raise LearnerRestartedError("the ranks were lost")
 
 
-def _align(folder: Path, monkeypatch: pytest.MonkeyPatch, learner: Learner) -> Session:
-    config = load_run_config(CONFIG, OVERRIDES)
+def _align(folder: Path, monkeypatch: pytest.MonkeyPatch, learner: Learner, overrides: Sequence[str] = ()) -> Session:
+    config = load_run_config(CONFIG, [*OVERRIDES, *overrides])
     assert isinstance(config, PolicyRunConfig)
     roles = Roles(rollouts=Rollouts(), scoring=Scorers(), learner=learner)  # type: ignore[arg-type]
     monkeypatch.setattr(policy_stage, "start_roles", lambda *given: roles)
@@ -136,6 +142,7 @@ def _align(folder: Path, monkeypatch: pytest.MonkeyPatch, learner: Learner) -> S
         model_path="tiny",
         train=tuple(_prompt(index) for index in range(6)),
         held_out=tuple(_prompt(index) for index in range(6, 10)),
+        contract=(ContractText(text="go on", token_ids=(1, 2)),),
         note="",
     )
     with (
@@ -169,3 +176,41 @@ def test_ranks_lost_outside_of_a_step_do_not_end_the_run(
     assert {line["step"] for line in lines if line.get("stage") == "evaluation"} == {0, 1, 2}
     assert (path / "policies" / "v000002").is_dir()
     assert "after" in json.loads((path / "summary.json").read_text())
+
+
+NO_LOSS = ("export", -1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "versions"),
+    [
+        ([], [5]),
+        (["export.every_num_steps=2"], [2, 4, 5]),
+        (["export.every_num_steps=1"], [3, 4, 5]),
+        (["export.every_num_steps=1", "export.keep=2"], [4, 5]),
+    ],
+)
+def test_policies_are_exported_on_the_way_and_the_newest_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], versions: list[int]
+) -> None:
+    path = _align(tmp_path, monkeypatch, Learner(*NO_LOSS), ["learner.num_steps=5", *overrides]).path
+    assert sorted(folder.name for folder in (path / "policies").iterdir()) == [f"v{version:06d}" for version in versions]
+    summary = read_summary(path)
+    assert (summary["exported_versions"], summary["policy_version"]) == (versions, 5)
+    assert json.loads((path / "policies" / "v000005" / "texts").read_text()) == ["go on"]
+
+
+def test_ranks_lost_in_an_export_on_the_way_do_their_step_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _align(tmp_path, monkeypatch, Learner("export", 1), ["export.every_num_steps=1"]).path
+    assert read_summary(path)["exported_versions"] == [1, 2]
+
+
+def test_training_goes_on_without_an_export_but_does_not_end_without_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(*NO_LOSS)
+    learner.is_disk_full = True
+    with pytest.raises(RaywardError, match="no space is left"):
+        _align(tmp_path, monkeypatch, learner, ["export.every_num_steps=1"])
+    assert [entry.step for entry in read_ledger(tmp_path / "run" / "trajectories")] == [0, 0, 1, 1]
+    assert "policy_version" not in read_summary(tmp_path / "run")

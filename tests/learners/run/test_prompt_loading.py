@@ -52,6 +52,15 @@ def test_prompts_to_train_and_to_evaluate_on(tmp_path: Path) -> None:
     assert prompts.note == ""
 
 
+def test_the_serving_contract_is_about_the_eight_shortest_texts_to_evaluate_on(tmp_path: Path) -> None:
+    longer = [json.dumps({"prompt": f"longer task {index}"}) for index in range(300)]
+    prompts = rendered(run_config(tmp_path, *longer, num_eval_prompts=10, task={"max_prompt_tokens": 20}))
+    assert len(prompts.contract) == 8
+    lengths = sorted(len(prompt.text) for prompt in prompts.held_out)
+    assert [len(text.text) for text in prompts.contract] == lengths[:8]
+    assert all(len(text.token_ids) == len(text.text) for text in prompts.contract)  # a character is a token
+
+
 def test_unreadable_tasks_raise_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="tasks.jsonl:41: not valid JSON"), prompts_meanwhile(run_config(tmp_path, "{")):
         pytest.fail("what is inside would have started Ray")

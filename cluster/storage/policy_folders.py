@@ -1,0 +1,55 @@
+"""Policies of a run, `policies/v000010`: whole when they appear, never overwritten, the oldest ones removed."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.errors import DataError
+from cluster.storage.atomic_file import write_errors_explained
+
+VERSION_FOLDER = re.compile(r"v(\d+)")
+
+
+def version_folder(policies: Path, policy_version: int) -> Path:
+    """Where that version lies."""
+    return policies / f"v{policy_version:06d}"
+
+
+def version_folders(policies: Path) -> list[tuple[int, Path]]:
+    """(version, folder), the oldest first."""
+    found = []
+    for folder in policies.iterdir():
+        matched = VERSION_FOLDER.fullmatch(folder.name)
+        if matched and folder.is_dir():
+            found.append((int(matched.group(1)), folder))
+    return sorted(found)
+
+
+def remove_old_versions(policies: Path, *, keep: int) -> None:
+    """Leave the newest `keep`. A version disappears whole; what a kill left of an earlier removal goes as well."""
+    for _, folder in version_folders(policies)[:-keep]:
+        folder.rename(folder.with_name(f".{folder.name}.removed"))
+    for removed in policies.glob(".v*.removed"):
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(directory: Path) -> Iterator[Path]:
+    """A draft to be filled inside, which becomes `directory` at the end: whole or not at all.
+
+    Raises `DataError` where `directory` exists, and `NotWrittenError`.
+    """
+    if directory.exists():
+        raise DataError(f"{directory}: exists already; a policy is never overwritten, give another folder")
+    draft = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        with write_errors_explained(directory):
+            draft.mkdir(parents=True)
+            yield draft
+            draft.rename(directory)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)  # of a full disk, above all
+        raise
