@@ -56,7 +56,7 @@ check: setup
 
 # Warnings are errors: a link that leads nowhere, a page that the navigation does not name.
 docs: $(VENV)/.docs-ready
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-serve: $(VENV)/.docs-ready
 	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001

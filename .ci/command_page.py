@@ -33,6 +33,8 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(command, TyperGroup):
         yield name, command
         return
+    if command.params:
+        yield name, command
     for each, inner in command.commands.items():
         yield from _commands(inner, f"{name} {each}")
 

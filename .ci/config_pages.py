@@ -1,5 +1,6 @@
 """Reference of the configuration: one table per pydantic class, from its fields, their bounds and the text below each field."""
 
+import inspect
 import json
 import types
 from collections.abc import Iterator
@@ -128,8 +129,8 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def _sections(page: Page) -> Iterator[str]:
     for key, model in page.sections:
         heading = f"`{key}`: " if key else ""
-        kind = model.model_fields.get("kind")
-        name = f"`kind: {kind.default}`" if kind else model.__name__
+        kinds = get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+        name = f"`kind: {kinds[0]}`" if len(kinds) == 1 else model.__name__
         yield f"## {heading}{name} {{ #{model.__name__} }}\n\n{_text(model.__doc__)}\n"
         yield "| key | type | default | meaning |\n|---|---|---|---|"
         fields = sorted(model.model_fields.items(), key=lambda named: named[0] != "kind")  # which one this is comes first
@@ -142,9 +143,11 @@ def _row(model: type[BaseModel], name: str, field: FieldInfo) -> str:
 
 
 def _meaning(model: type[BaseModel], name: str) -> str:
-    """A class that only changes the default leaves the text to the class above it."""
+    """A class that only changes the default leaves the text to the class above it; a section has that of its own class."""
     fields = (base.model_fields.get(name) for base in model.__mro__ if issubclass(base, BaseModel))
-    return next((field.description for field in fields if field is not None and field.description), "")
+    said = next((field.description for field in fields if field is not None and field.description), "")
+    sections = _models_in(model.model_fields[name].annotation)
+    return said or (inspect.getdoc(sections[0]) or "" if len(sections) == 1 else "")
 
 
 def _text(text: str | None) -> str:
@@ -189,7 +192,7 @@ def _default(field: FieldInfo) -> str:
         return "by device"
     value = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(value, BaseModel):
-        return "its defaults"
+        return "defaults"
     if isinstance(value, str):
         return f"`{value}`" if value else "empty"
     shown = list(value) if isinstance(value, tuple) else value
