@@ -30,6 +30,7 @@ class TaskPromptConfig(StrictConfig):
     prompt_format: Literal["plain", "chat"] = "chat"
     """plain: the messages' text as it stands, to be continued. chat: the model's own chat template."""
     max_prompt_tokens: int = Field(512, ge=1)
+    """Longest prompt, in tokens of the policy."""
     overlong: Literal["error", "drop", "truncate_left"] = "error"
     """What happens to a prompt longer than max_prompt_tokens; counted and reported. truncate_left: its last tokens stay."""
 
@@ -38,6 +39,7 @@ class FileTaskConfig(TaskPromptConfig):
     """What the kinds of task have that are read from a file of one JSON object a line."""
 
     path: str
+    """The file."""
     bad_lines: BadLines = "error"
     """What happens to a line that is no task of this kind. skip: counted and reported."""
 
@@ -78,9 +80,11 @@ class GeneratedTaskConfig(TaskPromptConfig):
     """What the kinds of task have that are drawn from a seed and not read."""
 
     num_train: int = Field(1000, ge=1)
+    """Problems to train on."""
     num_held_out: int = Field(100, ge=1)
     """No held-out problem is also a training problem."""
     seed: int = Field(0, ge=0)
+    """Another seed draws other problems."""
 
 
 class ArithmeticTaskConfig(GeneratedTaskConfig):
@@ -88,9 +92,13 @@ class ArithmeticTaskConfig(GeneratedTaskConfig):
 
     kind: Literal["arithmetic"] = "arithmetic"
     operations: tuple[Literal["+", "-", "*"], ...] = Field(("+",), min_length=1)
+    """Drawn at random for each problem."""
     min_operand: int = Field(0, ge=0)
+    """Smallest integer in a problem."""
     max_operand: int = Field(99, ge=0, le=9999)
+    """Largest integer in a problem."""
     num_terms: int = Field(2, ge=2, le=4)
+    """Integers in a problem."""
     num_examples: int = Field(0, ge=0, le=32)
     """Solved problems above the question, the same in every prompt: they show a base model the format."""
     prompt_format: Literal["plain", "chat"] = "plain"
@@ -149,8 +157,11 @@ class SamplingConfig(StrictConfig):
     temperature: float = Field(1.0, ge=0, le=2)
     """The learner divides its logits by the same temperature. 0 is greedy, for evaluation only."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: draw from the likeliest tokens that make up this probability. 1 draws from all."""
     samples_per_prompt: int = Field(1, ge=1)
+    """Completions of each prompt in a step: the group size of methods that compare them."""
     max_completion_tokens: int = Field(32, ge=1)
+    """A completion is cut at this length."""
 
 
 GPU_ENGINE_DEFAULTS: dict[str, Any] = {"max_model_tokens": 4096, "max_num_sequences": 256, "enforce_eager": False}
@@ -161,6 +172,7 @@ class GeneratorConfig(StrictConfig):
     """The pool of vLLM engines. Defaults are for CPU; with `num_gpus`, those of `GPU_ENGINE_DEFAULTS` take their place."""
 
     num_replicas: int = Field(1, ge=1)
+    """Engines, each a Ray actor with a copy of the policy."""
     num_cpus: float = Field(1.0, ge=0)
     """CPUs that Ray reserves for each replica."""
     num_gpus: float = Field(0.0, ge=0)
@@ -168,6 +180,7 @@ class GeneratorConfig(StrictConfig):
     num_threads: int = Field(2, ge=1)
     """OpenMP threads of a CPU engine."""
     tensor_parallel_size: int = Field(1, ge=1)
+    """Devices over which each engine splits the model."""
     dtype: DType = Field(default_factory=fast_dtype)
     """bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     max_model_tokens: int = Field(256, ge=2)
@@ -226,10 +239,15 @@ class RewardModelScorerConfig(StrictConfig):
     model: str
     """A folder written by the reward-model learner, or a sequence-classification model with one label."""
     weight: float = 1.0
+    """The reward is the sum over scorers of weight times score."""
     num_replicas: int = Field(1, ge=1)
+    """Ray actors that share the trajectories."""
     num_cpus: float = Field(0.5, ge=0)
+    """CPUs that Ray reserves for each replica."""
     num_gpus: float = Field(0.0, ge=0)
+    """GPUs that each replica holds; a fraction shares a device, 0 is the CPU."""
     num_threads: int = Field(2, ge=1)
+    """Torch threads of a replica on CPU."""
     dtype: DType = Field(default_factory=fast_dtype)
     """bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     batch_size: int = Field(64, ge=1)
@@ -245,8 +263,11 @@ class RewardFunctionScorerConfig(StrictConfig):
     """What the scorers have that hold no model: functions of ours, of the user, or behind HTTP."""
 
     weight: float = 1.0
+    """The reward is the sum over scorers of weight times score."""
     num_replicas: int = Field(1, ge=1)
+    """Ray actors that share the trajectories."""
     num_cpus: float = Field(0.1, ge=0)
+    """CPUs that Ray reserves for each replica."""
 
 
 RewardFunctionName = Literal[

@@ -132,7 +132,7 @@ def _locate(schema: type[BaseModel], location: Sequence[str | int]) -> tuple[lis
         keys.append(str(part))
         if isinstance(part, str):
             section = children
-            children = [child for model in section if part in model.model_fields for child in _models_in(model, part)]
+            children = [child for model in section if part in model.model_fields for child in models_in(model, part)]
     return keys, section
 
 
@@ -140,7 +140,7 @@ def _has_tag(model: type[BaseModel], tag: str) -> bool:
     return any(tag in get_args(field.annotation) for field in model.model_fields.values())
 
 
-def _models_in(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
+def models_in(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
     """Every record in a field's annotation, through unions, lists and tuples."""
     found, pending = [], [model.model_fields[field].annotation]
     while pending:

@@ -45,6 +45,10 @@ class LearnerRestartedError(RaywardError):
     """The learner's ranks were lost and replaced; ask again, from the step that they went back to."""
 
 
+class EndpointError(RaywardError):
+    """An HTTP endpoint did not answer, or refused what it was asked."""
+
+
 class FeedbackConflictError(RaywardError):
     """An idempotency key came again with another preference; a new judgement needs a new key."""
 
@@ -73,3 +77,7 @@ class RunInterruptedError(RaywardError):
     """Ctrl-C or SIGTERM; everything was stopped before this is raised."""
 
     exit_code = 130
+
+
+class UnexpectedError(RaywardError):
+    """An exception that nobody foresaw; the message names the file that holds its traceback."""

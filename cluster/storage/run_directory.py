@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 CONFIG_NAME = "config.yaml"
 SUMMARY_NAME = "summary.json"
 METRICS_NAME = "metrics.jsonl"
+REWARD_MODEL_FOLDER = "reward_model"
 RUNS_DIR = Path("runs")  # where a bare name is looked for
 FOLDERS = ("trajectories", "policies", "evaluation", "tensorboard", "logs")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -9,14 +9,14 @@ from actors.sources.fetching import announced
 from cluster.errors import CannotResumeError
 from cluster.storage.checkpoint import CheckpointFolder
 from cluster.storage.ledger import num_recorded_steps
-from cluster.storage.run_directory import RunDirectory, find_run
+from cluster.storage.run_directory import REWARD_MODEL_FOLDER, RunDirectory, find_run
 from cluster.storage.run_lock import RunLock
 from learners.report.page import ReportInTheMaking
 from learners.run.composition import POLICY_CHECKPOINTS
 from learners.run.plan import role_requests
 from learners.run.policy_stage import POLICY_STAGES, align_policy
 from learners.run.prompt_loading import prompts_meanwhile
-from learners.run.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_FOLDER, REWARD_MODEL_STAGE, learn_reward_model
+from learners.run.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_STAGE, learn_reward_model
 from learners.run.session import open_session
 from learners.settings.run import PolicyRunConfig, QuickstartConfig, RewardModelRunConfig, TrainingRunConfig, load_resolved_config
 

@@ -11,6 +11,7 @@ from actors.config import HttpScorerConfig, PythonScorerConfig
 from cluster.display.progress import RunView
 from cluster.display.view import build_view
 from cluster.errors import NotWrittenError, RunInterruptedError
+from cluster.host.crash_report import crashes_kept
 from cluster.host.versions import machine, versions
 from cluster.processes.interrupts import Interrupts, interruptible
 from cluster.processes.placement import RoleRequest, check_nodes, check_placement, cluster_address, this_machine
@@ -21,6 +22,8 @@ from cluster.storage.run_directory import METRICS_NAME, RunDirectory
 from learners.settings.run import PolicyRunConfig, RunConfig
 
 END_S = 8.5  # for a clean end after an interrupt: whoever sent it sends SIGKILL soon
+command_log = logging.getLogger("rayward")  # its level is what -v and -q set
+
 FILE_LOGGERS = ("learners", "ray", "transformers", "vllm", "huggingface_hub", "matplotlib", "py.warnings")
 
 
@@ -82,15 +85,17 @@ def open_session(
     """Check the placement, own the run directory, start Ray or join the cluster that RAY_ADDRESS names; stop at the end.
 
     `resumed`: the directory of an earlier run to go on with, in place of a new one. Ctrl-C and SIGTERM end in
-    `RunInterruptedError`, after Ray is down and the summary says `interrupted`.
+    `RunInterruptedError`, after Ray is down and the summary says `interrupted`. What nobody foresaw ends in `UnexpectedError`.
     """
     address = cluster_address()
     if address is None:
         check_placement(requests, this_machine())
     interrupts = Interrupts(end_s=END_S)
+    directory = resumed or RunDirectory.create(config.runs_dir, config.name)
     try:
         with (
-            resumed or RunDirectory.create(config.runs_dir, config.name) as directory,
+            crashes_kept(directory.path / "logs"),  # outside, so that the summary has the exception itself
+            directory,
             _logs_to(directory.path / "logs" / "driver.log"),
             prints_to(directory.path / "logs" / "driver.out"),
         ):
@@ -99,7 +104,7 @@ def open_session(
                 directory.write_config({**config.model_dump(mode="json"), "name": directory.name})
             directory.write_summary({"seed": config.seed, "versions": versions(), "machine": machine()})
             with (
-                build_view(stages, directory.path, Console(stderr=True)) as view,
+                build_view(stages, directory.path, Console(stderr=True, quiet=command_log.level > logging.INFO)) as view,
                 MetricsLog(directory.path / METRICS_NAME, directory.path / "tensorboard") as metrics,
                 ray_session(
                     address=address,
@@ -145,14 +150,14 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def _logs_to(path: Path) -> Iterator[None]:
-    """Send what libraries log in this process to a file, away from the screen."""
+    """Send what libraries log in this process to a file, away from the screen unless it was asked for with -v."""
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     loggers = [logging.getLogger(name) for name in FILE_LOGGERS]
     before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
-        logger.handlers, logger.propagate = [handler], False
+        logger.handlers, logger.propagate = [handler], command_log.level == logging.DEBUG
     try:
         yield
     finally:

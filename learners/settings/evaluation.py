@@ -10,6 +10,7 @@ class JudgeConfig(StrictConfig):
     """A reward function that judges evaluated completions. Nothing is trained against it."""
 
     function: RewardFunctionName
+    """The reward function."""
     title: str = ""
     """Its name in reports; empty is the function's."""
     share_above: float | None = None
@@ -32,6 +33,7 @@ class VerdictConfig(StrictConfig):
     judges_agree: bool = True
     """Each judge's mean rises, too."""
     max_kl_nats_per_completion: float | None = Field(20.0, gt=0)
+    """KL to the start, summed over the tokens of a completion."""
     min_distinct_2_kept_frac: float | None = Field(None, gt=0)
     """Share of the distinct word bigrams that is still there."""
     max_length_change_frac: float | None = Field(None, gt=0)
@@ -44,7 +46,9 @@ class EvaluationConfig(StrictConfig):
     every_num_steps: int = Field(0, ge=0)
     """Also after every so many steps, as points of the reward curve; 0 is never."""
     num_prompts: int = Field(64, ge=1)
+    """Held-out prompts, the same in every evaluation of a run."""
     samples_per_prompt: int = Field(1, ge=1)
+    """Completions of each of them."""
     num_shown: int = Field(8, ge=1)
     """Prompts whose samples stand side by side in the report."""
     judges: tuple[JudgeConfig, ...] = ()

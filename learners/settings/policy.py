@@ -21,7 +21,9 @@ class AdvantageConfig(StrictConfig):
     """gae: by a critic. reinforce: the rewards that follow. grpo, dr_grpo, rloo: against the other completions of the prompt.
     remax: against the greedy completion of the prompt, one more rollout each."""
     gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of rewards, a token."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
+    """Of estimator=gae: 0 trusts the critic, 1 the rewards that follow. arXiv:1506.02438."""
     whiten: bool = True
     """Mean 0 and variance 1 over all tokens of the batch."""
 
@@ -30,6 +32,8 @@ class PolicyLossConfig(StrictConfig):
     """What the policy minimises."""
 
     kind: Literal["ppo_clip", "gspo", "cispo", "policy_gradient"] = "ppo_clip"
+    """ppo_clip: the clipped ratio of each token. gspo: that of each completion. cispo: a clipped
+    weight on the log-probability of each token. policy_gradient: no ratio."""
     clip_eps: float = Field(0.2, gt=0, le=1)
     """The ratio counts down to 1 - clip_eps. arXiv:1707.06347, table 1."""
     clip_eps_high: float | None = Field(None, gt=0)
@@ -40,6 +44,7 @@ class PolicyLossConfig(StrictConfig):
     """token_mean: every token of a minibatch counts the same. sequence_mean: every completion does. constant_length: every
     token counts 1 / sampling.max_completion_tokens of a completion."""
     entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the entropy, which the policy then maximises; 0 is off."""
     target_kl: float | None = Field(None, gt=0)
     """Nats a token between the policy and itself at batch start; above it, the rest of the batch's minibatches is left out."""
 
@@ -73,6 +78,7 @@ class KLConfig(StrictConfig):
     coef: float = Field(0.05, ge=0)
     """Score points a nat; 0 is off."""
     place: Literal["reward", "loss"] = "reward"
+    """reward: taken from each token's reward. loss: a term of the loss."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """k1 in the reward; k2 (the gradient of the KL) or k3 in the loss."""
     control: Literal["fixed", "adaptive"] = "fixed"
@@ -99,6 +105,7 @@ class MismatchConfig(StrictConfig):
     correction: Literal["none", "token", "sequence", "masked_token"] = "token"
     """token, sequence: the loss is weighted by exp(old - rollout log-prob), at most `cap`. masked_token: 0 outside the band."""
     cap: float = Field(2.0, ge=1)
+    """Of correction=token and sequence: the largest weight."""
     band: tuple[float, float] = (0.5, 2.0)
     """Ratios that masked_token and reject_sequences keep."""
     reject_sequences: bool = False
@@ -115,6 +122,7 @@ class RewardShapingConfig(StrictConfig):
     `truncation_score`. bootstrap: the critic's value of its last state follows; only for scores of single steps, because a
     score of the whole text would count twice."""
     truncation_score: float = 0.0
+    """Of truncation=penalty, in score points."""
     clip: float | None = Field(None, gt=0)
     """The score of a completion, and that of each step, is limited to -clip .. clip."""
     normalise: bool = False
@@ -136,6 +144,7 @@ class GroupFilterConfig(StrictConfig):
     """Dynamic sampling: prompts whose completions all have one score teach group methods nothing. arXiv:2503.14476, 3.2."""
 
     enabled: bool = False
+    """Draw further prompts in the place of such groups."""
     max_rounds: int = Field(3, ge=1)
     """Rounds of further prompts in one step; groups without contrast fill what is then still missing."""
 
@@ -144,9 +153,11 @@ class PolicyLearnerConfig(StrictConfig):
     """One policy-gradient learner. `algorithm` picks the values of every part that the file does not name."""
 
     algorithm: Algorithm = "ppo"
+    """The method. `rayward config explain` shows where its preset changes a default."""
     num_steps: int = Field(ge=1)
     """Rounds of rollout and update."""
     prompts_per_step: int = Field(ge=1)
+    """Prompts that one round takes; each has sampling.samples_per_prompt completions."""
     num_epochs: int = Field(1, ge=1)
     """Passes over a batch of rollouts."""
     minibatch_size: int = Field(ge=1)

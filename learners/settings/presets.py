@@ -98,6 +98,18 @@ def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     return _merged(preset, values)
 
 
+def preset_values(key: str) -> dict[str, Any]:
+    """Of a learner's key such as `kl.coef`: algorithm -> the value that its preset puts in the place of the default."""
+    found: dict[str, Any] = {}
+    for algorithm, preset in PRESETS.items():
+        value: Any = preset
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None and not isinstance(value, Mapping):
+            found[algorithm] = value
+    return found
+
+
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**below, **above}
     for key, value in below.items():

@@ -33,7 +33,9 @@ class RunConfig(StrictConfig):
     name: str = Field(pattern=RUN_NAME_PATTERN)
     """Name of the run directory."""
     runs_dir: str = "runs"
+    """Folder of run directories. On a cluster, a folder that all machines share."""
     seed: int = Field(0, ge=0)
+    """Every draw of a run derives from it."""
     model: str
     """smollm2-135m-instruct, tiny, a Hugging Face folder, or a hub name."""
     dashboard: bool = False
@@ -46,6 +48,7 @@ class RewardModelRunConfig(RunConfig):
     """`rayward train` with learner.algorithm = reward_model."""
 
     data: Literal["movie_reviews"] = "movie_reviews"
+    """The ratings that the reward model learns from."""
     learner: RewardModelLearnerConfig
 
 
@@ -175,7 +178,11 @@ _RUN_CONFIGS: dict[str, type[PolicyRunConfig] | type[RewardModelRunConfig]] = {
 
 def load_resolved_config(run: Path, overrides: Sequence[str] = ()) -> "TrainingRunConfig | QuickstartConfig":
     """What a run directory was started with, but for the overrides."""
-    path = run / CONFIG_NAME
+    return load_any_run_config(run / CONFIG_NAME, overrides)
+
+
+def load_any_run_config(path: Path, overrides: Sequence[str] = ()) -> "TrainingRunConfig | QuickstartConfig":
+    """Of `rayward train` or of the quickstart: its two stages have a section each."""
     if "reward_model" in read_yaml(path):
         return load_config(QuickstartConfig, path, overrides)
     return load_run_config(path, overrides)

@@ -12,14 +12,19 @@ class OptimizerConfig(StrictConfig):
     """AdamW with linear warm-up, then constant or linear decay."""
 
     learning_rate: float = Field(1e-5, gt=0, lt=1)
+    """After the warm-up."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled from the gradient. arXiv:1711.05101."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moments."""
     eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the learning rate rises from zero."""
     decay: Literal["constant", "linear"] = "constant"
     """linear: falls to a tenth of the learning rate at the last step."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """A longer gradient, in L2 norm over all parameters, is scaled down to it."""
 
 
 class WorkerConfig(StrictConfig):
@@ -30,6 +35,7 @@ class WorkerConfig(StrictConfig):
     num_cpus: float = Field(0.5, ge=0)
     """CPUs that Ray reserves for each rank."""
     num_gpus: float = Field(0.0, ge=0)
+    """GPUs of each rank; a fraction shares a device, 0 is the CPU."""
     max_restarts: int = Field(3, ge=0)
     """Times that lost ranks are replaced, each time going on from the newest checkpoint; after that the run ends."""
     num_threads: int = Field(2, ge=1)

@@ -32,7 +32,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return runs_dir / "quickstart-small", json.loads(done.stdout)  # one JSON object and nothing else
+    return runs_dir / "quickstart-small", json.loads(done.stdout)["run"]  # one JSON object and nothing else
 
 
 @pytest.mark.timeout(600)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from actors.sources import fetching
-from actors.sources.fetching import MANIFEST_NAME, PackageFile, cached_folder, downloaded
+from actors.sources.fetching import MANIFEST_NAME, PackageFile, cached, cached_folder, downloaded
 from cluster.errors import FetchError
 
 CONTENT = b"weights"
@@ -47,6 +47,14 @@ def test_folder_is_built_once_and_has_a_manifest(cache: Path) -> None:
     assert builder.num_calls == 1
     manifest = json.loads((first / MANIFEST_NAME).read_text())
     assert manifest == {"source": "s", "files": {"a.bin": {"sha256": hashlib.sha256(CONTENT).hexdigest(), "bytes": 7}}}
+
+
+def test_what_is_cached_is_told_without_building(cache: Path) -> None:
+    assert cached("models/a", source="s") == {"is_fetched": False, "path": None, "bytes": None}
+    folder = cached_folder("models/a", source="s", build=Builder())
+    num_bytes = len(CONTENT) + (folder / MANIFEST_NAME).stat().st_size
+    assert cached("models/a", source="s") == {"is_fetched": True, "path": str(folder), "bytes": num_bytes}
+    assert cached("models/a", source="newer")["is_fetched"] is False
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "manifest", "source"])

@@ -1,0 +1,80 @@
+"""Commands that train a policy, and `rayward plan`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from rayward.options import CONFIGS, TRAINING, AsJson, ConfigPath, Overrides, Run
+from rayward.output import report
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    for command in (quickstart, train, resume, plan):
+        app.command(rich_help_panel=TRAINING)(command)
+
+
+def quickstart(
+    overrides: Overrides = None,
+    small: Annotated[bool, typer.Option("--small", help="A tiny random model: every part in three minutes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a reward model on people's ratings, align a model against it, and compare before and after."""
+    from cluster.config import load_config
+    from learners.settings.run import QuickstartConfig
+
+    config = load_config(QuickstartConfig, CONFIGS / ("quickstart_small.yaml" if small else "quickstart.yaml"), overrides or [])
+    _check_can_start(config.policy_run())
+
+    from learners.run.commands import run_quickstart  # seconds: a mistake in the configuration is told before it
+
+    _report_run(run_quickstart(config), as_json=as_json)
+
+
+def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train one model. `learner.algorithm` is `reward_model` or a policy-gradient method."""
+    from learners.settings.run import load_run_config
+
+    loaded = load_run_config(config, overrides or [])
+    _check_can_start(loaded)
+
+    from learners.run.commands import run_training  # seconds: a mistake in the configuration is told before it
+
+    _report_run(run_training(loaded), as_json=as_json)
+
+
+def resume(
+    run: Run,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again from step 0, and set aside what the run has made.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a run that was interrupted, killed or failed, from its newest intact checkpoint."""
+    from learners.run.commands import resume_run
+
+    _report_run(resume_run(run, overrides or [], fresh=fresh), as_json=as_json)
+
+
+def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show the placement, memory and batch sizes of a run before anything starts."""
+    from learners.run.plan import plan_run, plan_table
+    from learners.settings.run import load_run_config
+
+    report("plan", plan_run(load_run_config(config, overrides or [])), plan_table, as_json=as_json)
+
+
+def _check_can_start(config: Any) -> None:
+    """Refuse, before anything large is imported for it, a run whose directory is in use or that this machine cannot hold."""
+    from cluster.processes.placement import check_placement, cluster_address, this_machine
+    from cluster.storage.run_directory import check_not_in_use
+    from learners.run.plan import role_requests
+
+    check_not_in_use(config.runs_dir, config.name)
+    if cluster_address() is None:
+        check_placement(role_requests(config), this_machine())
+
+
+def _report_run(run: Any, *, as_json: bool) -> None:
+    from learners.report.terminal import run_view, summary_of
+
+    report("run", summary_of(run), lambda _: run_view(run), as_json=as_json)
