@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import socket
 import time
 import urllib.request
@@ -13,29 +14,46 @@ from typing import Final
 import ray
 
 from actors.sources.models import resolve_model
-from cluster.errors import ConfigError, RaywardError
+from cluster.errors import ConfigError, DataError, RaywardError
+from cluster.host.cache import cache_root
 from cluster.processes.interrupts import Interrupts, interruptible
 from cluster.processes.placement import RoleRequest, check_placement, this_machine
 from cluster.processes.runtime import RaySession, prints_to, start_ray, stop_ray
 from serving.config import ServeConfig
+from serving.guard import proxy
+from serving.guard.key_file import default_key_file, read_keys
 from serving.policy_folder import PolicyFolder, check_is_run, check_max_model_tokens, resolve_policy
 
 logger = logging.getLogger("rayward")
 
 APP_NAME: Final = "rayward"
+OUR_APPS: Final = frozenset({APP_NAME, "rayward-health", "rayward-feedback", "rayward-usage"})
+DELETE_GRACE_S = 10.0  # for what follows the drain
 POLL_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 15.0
 VERSION_TIMEOUT_S = 10.0
+PROXY_GRACE_S = 5.0  # the front door answers a request that is late; the proxy's plain text comes only where it does not
 
 
 class ServedPolicy:
     """A policy behind HTTP. Made by `serve_policy`; `stop` ends it and, where it started Ray, Ray as well."""
 
-    def __init__(self, *, base_url: str, model_id: str, policy: PolicyFolder, ray_session: RaySession | None) -> None:
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model_id: str,
+        policy: PolicyFolder,
+        ray_session: RaySession | None,
+        drain_s: float,
+        asks_for_keys: bool,
+    ) -> None:
         self.base_url = base_url  # http://127.0.0.1:8000; OpenAI clients take base_url + "/v1"
         self.model_id = model_id
         self.policy = policy
+        self.asks_for_keys = asks_for_keys
         self._ray_session = ray_session
+        self._drain_s = drain_s
 
     def wait_ready(self, *, timeout_s: float, report: Callable[[float], None] | None = None) -> None:
         """Return once `/health` answers 200. `report` hears the seconds waited, now and then."""
@@ -76,11 +94,12 @@ class ServedPolicy:
         return version
 
     def stop(self) -> None:
-        """End the endpoint: every replica with its engine, the proxy, and Ray if it was started here."""
-        from ray import serve
+        """End the endpoint: its replicas with their engines once their requests have ended, and Ray if it was started here.
 
+        Serve itself goes on where applications of others run on it.
+        """
         if ray.is_initialized():
-            serve.shutdown()
+            _stop_applications(self._drain_s)
         if self._ray_session is not None:
             stop_ray(self._ray_session)
 
@@ -116,11 +135,13 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
     resolve_model(str(policy.path))  # refuses a folder with code in it, or with the tokenizer of another model
     check_max_model_tokens(policy, config.max_model_tokens)
     port = _available_port(config.host, config.port)
+    keys = _key_file(config)
     feedback = _feedback_file(config.feedback)
     model_id = config.model_id or policy.name
     ray_session = None
     if not ray.is_initialized():
         _check_local_placement(config)
+        proxy.arrange(os.environ, config.limits)
         logger.info("starting Ray, then an engine for %s ...", policy.path)
         ray_session = start(include_dashboard=config.dashboard)
         if ray_session.dashboard_url:
@@ -130,9 +151,11 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
         model_id=model_id,
         policy=policy,
         ray_session=ray_session,
+        drain_s=config.drain_s,
+        asks_for_keys=keys is not None,
     )
     try:
-        _deploy(config, served, port, feedback)
+        _deploy(config, served, port, feedback, keys)
     except BaseException:
         served.stop()
         raise
@@ -175,29 +198,62 @@ def callers_logging_kept() -> Iterator[None]:
         root.setLevel(level)
 
 
-def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path | None) -> None:
+def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path | None, keys: Path | None) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     with callers_logging_kept():
         from serving.deployment import QUIET, build_app
+        from serving.guard.application import Guard
+        from serving.guard.usage_app import usage_target
         from serving.health import health_target
     for name in ("ray", "ray.serve"):  # their handlers write to this terminal; the log files keep everything
         logging.getLogger(name).setLevel(logging.ERROR)
     serve.start(
         proxy_location="HeadOnly",
-        http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s),
+        http_options=HTTPOptions(host=config.host, port=port, request_timeout_s=config.request_timeout_s + PROXY_GRACE_S),
         logging_config=QUIET,
     )
+    state_dir = _state_dir(config, served.model_id)
+    guard = Guard(
+        limits=config.limits,
+        timeout_s=config.request_timeout_s,
+        log_folder=state_dir / "logs",
+        cors_origins=config.cors_origins,
+        keys=keys,
+    )
+    policy_app = build_app(config, served.policy, served.model_id, guard, state_dir)
     targets = [
-        serve.RunTarget(target=build_app(config, served.policy, served.model_id), name=APP_NAME, logging_config=QUIET),
+        serve.RunTarget(target=policy_app, name=APP_NAME, logging_config=QUIET),
         health_target(APP_NAME, QUIET),
     ]
+    if keys is not None:
+        lease_s = config.request_timeout_s + PROXY_GRACE_S
+        targets.append(usage_target(config.quota, lease_s=lease_s, logging_config=QUIET))
     if feedback is not None:
         from serving.feedback_api import feedback_target
 
-        targets.append(feedback_target(feedback, QUIET))
+        targets.append(feedback_target(feedback, guard, QUIET))
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def _key_file(config: ServeConfig) -> Path | None:
+    """The file of keys, read once; None where no key is asked for. Raises `ConfigError` where others could ask without one."""
+    if config.keys is None and config.is_loopback:
+        return None
+    path = default_key_file() if config.keys is None else Path(config.keys).expanduser().resolve()
+    try:
+        keys = read_keys(path)
+    except DataError as error:
+        raise ConfigError(f"host={config.host} needs keys: {error}") from error
+    if not keys:
+        raise ConfigError(f"the file of keys {path} has none, so nobody could ask; make one with: rayward keys add NAME")
+    return path
+
+
+def _state_dir(config: ServeConfig, model_id: str) -> Path:
+    """What the endpoint writes down, for people and for its own next start."""
+    return cache_root() / "serve" / model_id if config.state_dir is None else Path(config.state_dir).expanduser().resolve()
 
 
 def _feedback_file(path: str | None) -> Path | None:
@@ -235,6 +291,37 @@ def _check_local_placement(config: ServeConfig) -> None:
     check_placement([replicas], this_machine())
 
 
+def _stop_applications(drain_s: float) -> None:
+    """End ours, the policy's first, and Serve where nobody else uses it."""
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        _delete(APP_NAME, drain_s)
+        others = serve.status().applications.keys() - OUR_APPS
+        for name in serve.status().applications.keys() & OUR_APPS if others else ():
+            _delete(name, drain_s)
+    except (RayError, RayServeException) as error:  # Serve is lost: there is nothing to be gentle with
+        logger.warning("Serve did not answer at its end: %s", type(error).__name__)
+        others = set()
+    if not others:
+        serve.shutdown()
+
+
+def _delete(name: str, drain_s: float) -> None:
+    from ray import serve
+
+    deadline = time.monotonic() + drain_s + DELETE_GRACE_S
+    while name in serve.status().applications:
+        try:
+            serve.delete(name)  # waits for a minute
+        except TimeoutError:
+            if time.monotonic() > deadline:
+                logger.warning("the application %s has not ended after %.0f s", name, drain_s + DELETE_GRACE_S)
+                return
+
+
 def _cause(messages: list[str]) -> str:
     """The last line of the longest message: Serve hands over whole tracebacks."""
     lines = [line.strip() for line in max(messages, key=len).splitlines() if line.strip()]
@@ -243,7 +330,8 @@ def _cause(messages: list[str]) -> str:
 
 def _ready_message(served: ServedPolicy) -> str:
     body = json.dumps({"model": served.model_id, "messages": [{"role": "user", "content": "Hello!"}]})
+    key = " -H 'Authorization: Bearer '$KEY" if served.asks_for_keys else ""
     return (
         f"{served.model_id} answers at {served.base_url}/v1 (OpenAI API); Ctrl-C stops it. Try\n"
-        f"  curl {served.base_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+        f"  curl {served.base_url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"
     )

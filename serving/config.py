@@ -1,12 +1,53 @@
 """Settings of the endpoint."""
 
 import ipaddress
-from typing import Self
+import re
+from typing import Final, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import DType, fast_dtype
 from cluster.config import StrictConfig
+
+ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
+
+
+class RequestLimits(StrictConfig):
+    """What one request may ask for. A request beyond a limit gets an error that names the field and the limit."""
+
+    max_body_bytes: int = Field(2**20, ge=1024, le=2**26)
+    """Size of a request's body; a larger one is refused (413) before it is held in memory."""
+    max_header_bytes: int = Field(2**14, ge=1024, le=2**16)
+    """Names and values of a request's headers together; more is refused (431)."""
+    body_timeout_s: float = Field(10.0, gt=0)
+    """Wall time in which the whole body must arrive (408)."""
+    max_messages: int = Field(256, ge=1)
+    """Messages of a chat request."""
+    max_prompts: int = Field(32, ge=1)
+    """Prompts of a completion request."""
+    max_samples: int = Field(8, ge=1)
+    """Completions of one prompt, `n`."""
+    max_completion_tokens: int | None = Field(None, ge=1)
+    """Cap on `max_tokens`, also for a request that names none; None: what `max_model_tokens` leaves."""
+    max_stops: int = Field(4, ge=0)
+    """Stop strings."""
+    max_logprobs: int = Field(20, ge=0)
+    """Alternatives listed for each token, `logprobs` and `top_logprobs`."""
+    max_logit_bias: int = Field(300, ge=0)
+    """Tokens that `logit_bias` names."""
+    max_tools: int = Field(32, ge=1)
+    """Functions in `tools`, where a `tool_parser` is set."""
+
+
+class KeyQuota(StrictConfig):
+    """What each key may use. Counts in one process, whatever the number of replicas."""
+
+    requests_per_minute: int = Field(600, ge=1)
+    """Counted when a request comes, whatever becomes of it."""
+    tokens_per_minute: int = Field(1_000_000, ge=1)
+    """Counted when a request comes: the most that it can use, prompts and completions together."""
+    max_streams: int = Field(16, ge=1)
+    """Requests in progress, streamed or not."""
 
 
 class ServeConfig(StrictConfig):
@@ -19,7 +60,7 @@ class ServeConfig(StrictConfig):
     model_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The name clients ask for; None is the run's name, or the folder's where it belongs to no run."""
     host: str = "127.0.0.1"
-    """An IPv4 loopback address or localhost: there is no authentication yet."""
+    """An IPv4 address or localhost. Any other than loopback needs a file of keys."""
     port: int = Field(8000, ge=0, le=65535)
     """0 picks a free one."""
     num_replicas: int = Field(1, ge=1)
@@ -48,6 +89,21 @@ class ServeConfig(StrictConfig):
     """Wall time after which an unanswered request is cancelled."""
     start_timeout_s: float = Field(600.0, gt=0)
     """Wall time until the first replica must answer."""
+    limits: RequestLimits = RequestLimits()
+    keys: str | None = None
+    """File of keys (`rayward keys add`). None: none is asked for on loopback, and elsewhere the default file is used."""
+    quota: KeyQuota = KeyQuota()
+    """Only where keys are asked for."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may call the endpoint from a browser, such as https://chat.example.org; `*` is not taken."""
+    tool_parser: str | None = Field(None, pattern=r"^[a-z0-9_]{1,64}$")
+    """vLLM's parser of this model's tool calls, such as hermes; None: a request with `tools` is refused."""
+    reasoning_parser: str | None = Field(None, pattern=r"^[a-z0-9_]{1,64}$")
+    """vLLM's parser of this model's reasoning, such as qwen3; None: reasoning is part of the content."""
+    state_dir: str | None = None
+    """Folder for the log of requests and the digests of refused ones. None: a folder of `model_id` in the cache."""
+    drain_timeout_s: float = Field(60.0, gt=0)
+    """Wall time that requests in progress have to end when the endpoint stops; no more than `request_timeout_s` is waited."""
     feedback: str | None = None
     """SQLite file in which posted preferences are kept, made where it does not exist; None: the route does not exist."""
     dashboard: bool = False
@@ -55,10 +111,21 @@ class ServeConfig(StrictConfig):
 
     @field_validator("host")
     @classmethod
-    def _host_is_loopback(cls, host: str) -> str:
-        if not _is_loopback(host):
-            raise ValueError(f"host {host!r} is not loopback, and there is no authentication yet; use 127.0.0.1 and a tunnel")
+    def _host_is_an_address(cls, host: str) -> str:
+        if host != "localhost":
+            try:
+                ipaddress.IPv4Address(host)
+            except ValueError:
+                raise ValueError(f"host {host!r} is not an IPv4 address of this machine; use 127.0.0.1 or 0.0.0.0") from None
         return host
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_named(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin; write it as https://chat.example.org or http://localhost:3000")
+        return origins
 
     @model_validator(mode="after")
     def _devices_fit_the_split(self) -> Self:
@@ -68,9 +135,12 @@ class ServeConfig(StrictConfig):
             )
         return self
 
+    @property
+    def drain_s(self) -> float:
+        """How long a replica that is told to end may work on the requests that it has."""
+        return min(self.drain_timeout_s, self.request_timeout_s)
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.IPv4Address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host == "localhost" or ipaddress.IPv4Address(self.host).is_loopback

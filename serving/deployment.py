@@ -16,19 +16,23 @@ from cluster.host.cpu_engine import cpu_engine_environment
 from cluster.processes.runtime import WORKER_ENVIRONMENT
 from serving.api_errors import RETRY_AFTER_S
 from serving.config import ServeConfig
-from serving.ingress import build_ingress_class
+from serving.guard.application import Guard, build_application
+from serving.guard.refused_requests import RefusedRequests
+from serving.guard.usage_app import RemoteUsage
+from serving.ingress import DoorRules, build_ingress_class
 from serving.policy_folder import PolicyFolder
 from serving.policy_server import PolicyServer
 
-QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+QUIET = LoggingConfig(log_level="WARNING", encoding="JSON", enable_access_log=False)
 BYTES_PER_GIB = 2**30
 POLICY_SERVER_NAME: Final = "PolicyServer"
 MAX_INGRESS_REPLICAS = 2  # one is enough for the work; the second is there when the first is lost
+DRAIN_POLL_S = 0.2  # between looks at whether requests are left; Serve's default is 2 s
 HEALTH_CHECK_PERIOD_S = 1.0  # a dead engine takes requests, and fails them, until it has failed three checks
 MIN_BATCHED_TOKENS = 2048  # several short prompts are prefilled in one step
 
 
-def build_app(config: ServeConfig, policy: PolicyFolder, model_id: str) -> serve.Application:
+def build_app(config: ServeConfig, policy: PolicyFolder, model_id: str, guard: Guard, state_dir: Path) -> serve.Application:
     """Bind the engine replicas and the front door."""
     llm_config = _llm_config(config, policy, model_id)
     num_doors = min(config.num_replicas, MAX_INGRESS_REPLICAS)
@@ -38,20 +42,27 @@ def build_app(config: ServeConfig, policy: PolicyFolder, model_id: str) -> serve
         override_serve_options={"name": POLICY_SERVER_NAME},
         deployment_cls=PolicyServer,
     )
+    usage = RemoteUsage() if guard.keys is not None else None
     ingress = serve.deployment(
-        build_ingress_class(),
+        build_ingress_class(build_application(guard, usage, title=f"Rayward: {model_id}")),
         num_replicas=num_doors,
         ray_actor_options={"num_cpus": 0},  # it only passes text along
         # As many as the engines take: the queue is the proxy's, which turns a request away without a call to this process.
         max_ongoing_requests=math.ceil(config.max_ongoing_requests * config.num_replicas / num_doors),
         max_queued_requests=config.max_queued_requests,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        graceful_shutdown_timeout_s=config.drain_s,
+        graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
     )
     return ingress.bind(
         llm_deployments={model_id: engines},
         model_cards={model_id: to_model_metadata(model_id, llm_config)},
-        max_model_tokens=config.max_model_tokens,
+        rules=DoorRules(
+            limits=config.limits, max_model_tokens=config.max_model_tokens, takes_tools=config.tool_parser is not None
+        ),
+        refused=RefusedRequests(state_dir / "refused.jsonl"),
+        usage=usage,
     )
 
 
@@ -65,6 +76,8 @@ def _llm_config(config: ServeConfig, policy: PolicyFolder, model_id: str) -> LLM
             "num_replicas": config.num_replicas,
             "max_ongoing_requests": config.max_ongoing_requests,
             "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+            "graceful_shutdown_timeout_s": config.drain_s,
+            "graceful_shutdown_wait_loop_s": DRAIN_POLL_S,
             "max_constructor_retry_count": 1,  # a folder that does not load will not load the second time
             "ray_actor_options": {"num_cpus": 0},
         },
@@ -88,7 +101,12 @@ def _engine_arguments(config: ServeConfig) -> dict[str, Any]:
         "max_model_len": config.max_model_tokens,
         "tensor_parallel_size": config.tensor_parallel_size,
         "weight_transfer_config": {"backend": "shm"},  # newer versions of the policy come from files of this host
+        "max_logprobs": config.limits.max_logprobs,
     }
+    if config.tool_parser is not None:
+        arguments |= {"enable_auto_tool_choice": True, "tool_call_parser": config.tool_parser}
+    if config.reasoning_parser is not None:
+        arguments["reasoning_parser"] = config.reasoning_parser
     if config.num_gpus:
         return {**arguments, "gpu_memory_utilization": config.gpu_memory_utilization}
     return {

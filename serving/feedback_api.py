@@ -16,13 +16,15 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from ray import serve
 from ray.serve.schema import LoggingConfig
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from cluster.errors import DataError, FeedbackConflictError, FeedbackNotKeptError
 from cluster.storage.feedback import IDEMPOTENCY_KEY, Added, FeedbackStore, Preference
 from cluster.types import Message, Role
-from serving.api_errors import error_reply
+from serving.api_errors import Refusal
+from serving.guard.application import Guard, build_application
+from serving.guard.key_gate import UsageCounter
+from serving.guard.request_check import details_of
+from serving.guard.usage_app import RemoteUsage
 from serving.whole_path import WholePath
 
 logger = logging.getLogger("ray.serve")  # of a replica; it ends up in Ray's log folder
@@ -34,7 +36,6 @@ MAX_ONGOING_REQUESTS = 16  # for each replica; its writes go one after the other
 MAX_QUEUED_REQUESTS = 128
 HEALTH_CHECK_PERIOD_S = 1.0  # a lost replica is noticed this soon; Serve's default is 10 s
 
-MAX_BODY_BYTES = 2**20
 MAX_MESSAGES = 256
 MAX_TEXT_CHARS = 2**18
 MAX_PROBLEMS = 4  # of a body that are told at once
@@ -73,21 +74,11 @@ class PostedPreference(_StrictBody):
         )
 
 
-class Refusal(Exception):
-    """A request that is answered with an error. Raised by the handler, consumed by the application."""
-
-    def __init__(self, status: int, message: str, *, code: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.param = param
-
-
-def feedback_target(path: Path, logging_config: LoggingConfig) -> serve.RunTarget:
+def feedback_target(path: Path, guard: Guard, logging_config: LoggingConfig) -> serve.RunTarget:
     """What Serve runs beside the policy. `path` of the feedback file must be absolute: each replica opens it for itself."""
 
     def build() -> FastAPI:
-        return build_routes(FeedbackStore(path))
+        return build_routes(FeedbackStore(path), guard, RemoteUsage() if guard.keys is not None else None)
 
     endpoint = serve.deployment(
         serve.ingress(build)(),
@@ -103,29 +94,15 @@ def feedback_target(path: Path, logging_config: LoggingConfig) -> serve.RunTarge
     )
 
 
-def build_routes(store: FeedbackStore) -> FastAPI:
-    """The one route, and errors as JSON for whatever else is asked."""
-    app = FastAPI(openapi_url=None, redirect_slashes=False)
+def build_routes(store: FeedbackStore, guard: Guard, usage: UsageCounter | None) -> FastAPI:
+    """The one route, guarded as the policy's are."""
+    app = build_application(guard, usage, title="Rayward feedback", has_schema=False)
 
     @app.post(FEEDBACK_ROUTE)
     async def post_feedback(request: Request) -> JSONResponse:
         key = _idempotency_key(request)
-        preference = _preference(await _body(request))
+        preference = _preference(await request.body())
         return _reply(await asyncio.to_thread(_add, store, preference, key))
-
-    @app.exception_handler(Refusal)
-    async def refuse(_: Request, refusal: Refusal) -> JSONResponse:
-        return _error(refusal)
-
-    @app.exception_handler(HTTPException)
-    async def refuse_route(_: Request, error: HTTPException) -> JSONResponse:
-        response = _error(Refusal(error.status_code, error.detail, code="no_such_route"))
-        response.headers.update(error.headers or {})  # which methods there are
-        return response
-
-    @app.exception_handler(Exception)
-    async def hide_defect(_: Request, __: Exception) -> JSONResponse:  # what it hides, Starlette logs
-        return _error(Refusal(500, "internal error", code="internal_error"))
 
     app.add_middleware(WholePath)
     return app
@@ -144,28 +121,11 @@ def _idempotency_key(request: Request) -> str:
     return keys[0]
 
 
-async def _body(request: Request) -> bytes:
-    """Raises `Refusal` as soon as more than the limit is announced or has come in."""
-    too_large = Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes", code="request_too_large")
-    announced = request.headers.get("Content-Length", "")
-    if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
-        raise too_large
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise too_large
-    except ClientDisconnect as error:
-        raise Refusal(400, "the body ended early", code="incomplete_body") from error
-    return bytes(body)
-
-
 def _preference(body: bytes) -> Preference:
     try:
         return PostedPreference.model_validate_json(body).preference()
     except ValidationError as error:
-        problems = [(_field(detail["loc"]), detail["msg"]) for detail in error.errors(include_input=False)[:MAX_PROBLEMS]]
+        problems = [(_field(detail["loc"]), detail["msg"]) for detail in details_of(error)[:MAX_PROBLEMS]]
         message = "; ".join(f"{field}: {problem}" if field else problem for field, problem in problems)
         raise Refusal(400, message, code="invalid_feedback", param=problems[0][0] or None) from error
     except DataError as error:
@@ -192,8 +152,3 @@ def _reply(added: Added) -> JSONResponse:
     return JSONResponse(
         {"id": record.feedback_id, "object": "feedback", "created": int(record.created_s), "is_new": added.is_new}
     )
-
-
-def _error(refusal: Refusal) -> JSONResponse:
-    kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
-    return error_reply(refusal.status, str(refusal), kind=kind, code=refusal.code, param=refusal.param)

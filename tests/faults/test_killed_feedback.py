@@ -19,7 +19,9 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from cluster.storage.feedback import FeedbackRecord, FeedbackStore
+from serving.config import RequestLimits
 from serving.feedback_api import FEEDBACK_APP_NAME, FEEDBACK_ROUTE, feedback_target
+from serving.guard.application import Guard
 from tests.faults.fault_table import FaultRow
 
 NUM_POSTS = 500
@@ -47,7 +49,7 @@ def url(local_ray: None, path: Path) -> Iterator[str]:
     quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
     try:
         serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port), logging_config=quiet)
-        serve.run_many([feedback_target(path, quiet)])
+        serve.run_many([feedback_target(path, Guard(limits=RequestLimits(), timeout_s=60, log_folder=None), quiet)])
         yield f"http://127.0.0.1:{port}{FEEDBACK_ROUTE}"
     finally:
         serve.shutdown()

@@ -14,8 +14,11 @@ from cluster.errors import DataError
 from cluster.processes.runtime import RaySession
 from cluster.storage.feedback import FeedbackStore
 from serving.app import serve_policy
-from serving.config import ServeConfig
-from serving.feedback_api import MAX_BODY_BYTES, MAX_MESSAGES, MAX_TEXT_CHARS, build_routes
+from serving.config import RequestLimits, ServeConfig
+from serving.feedback_api import MAX_MESSAGES, MAX_TEXT_CHARS, build_routes
+from serving.guard.application import Guard
+
+MAX_BODY_BYTES = RequestLimits().max_body_bytes
 
 BODY: dict[str, Any] = {
     "model": "tiny",
@@ -36,7 +39,8 @@ def ask(store: FeedbackStore, method: str = "POST", path: str = "/v1/feedback", 
     """As Serve asks: its prefix is the application's root path."""
 
     async def ask_once() -> httpx.Response:
-        transport = httpx.ASGITransport(build_routes(store), root_path="/v1/feedback", raise_app_exceptions=False)
+        guard = Guard(limits=RequestLimits(), timeout_s=60, log_folder=None)
+        transport = httpx.ASGITransport(build_routes(store, guard, None), root_path="/v1/feedback", raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **request)
 

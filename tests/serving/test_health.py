@@ -1,13 +1,17 @@
 """What `/health` says of the states that Serve's controller reports. No Ray."""
 
 import asyncio
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import httpx
 import pytest
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview, ReplicaState, ServeStatus
 
+from serving import health
 from serving.health import build_health_route
 
 
@@ -46,3 +50,49 @@ def test_every_deployment_needs_a_replica_that_runs(monkeypatch: pytest.MonkeyPa
 def test_an_application_that_is_not_there_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "status", lambda: status(doors=1))
     assert ask("missing") == (503, {})
+
+
+def ask_often(app_name: str, times: int) -> list[int]:
+    async def get() -> list[int]:
+        transport = httpx.ASGITransport(build_health_route(app_name))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            replies = await asyncio.gather(*[client.get("/health") for _ in range(times)])
+            return [reply.status_code for reply in replies]
+
+    return asyncio.run(get())
+
+
+class Controller:
+    """Says the same to each who asks, after `wait`."""
+
+    def __init__(self, wait: Callable[[], object] = lambda: None) -> None:
+        self._wait = wait
+        self.num_asked = 0
+
+    def status(self) -> ServeStatus:
+        self.num_asked += 1
+        self._wait()
+        return status(doors=1)
+
+
+def test_many_who_ask_at_once_cost_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = Controller()
+    monkeypatch.setattr(serve, "status", controller.status)
+    assert (ask_often("policy", 50), controller.num_asked) == ([200] * 50, 1)
+
+
+def test_a_controller_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    controller = Controller(wait=over.wait)
+    monkeypatch.setattr(health, "ASK_FOR_S", 0.02)
+    monkeypatch.setattr(serve, "status", controller.status)
+    threading.Timer(0.2, over.set).start()  # `asyncio.run` waits for its threads at its end
+    assert (ask_often("policy", 3), controller.num_asked) == ([503] * 3, 1)
+
+
+def test_a_controller_that_is_lost_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> ServeStatus:
+        raise RayServeException("no controller")
+
+    monkeypatch.setattr(serve, "status", lost)
+    assert ask("policy") == (503, {})

@@ -16,6 +16,7 @@ from cluster.errors import ConfigError, DataError, WeightMismatchError
 from cluster.processes.runtime import RaySession
 from serving.app import serve_policy
 from serving.config import ServeConfig
+from serving.guard.key_file import add_key, default_key_file, revoke_key
 from serving.policy_folder import PolicyFolder, check_max_model_tokens, check_same_model, resolve_policy
 
 pytestmark = pytest.mark.usefixtures("no_ray")  # where one runs, a policy is served on it
@@ -30,19 +31,52 @@ def _policy(folder: Path, parts: tuple[str, ...] = PARTS) -> Path:
     return folder
 
 
-def _must_not_start() -> RaySession:
+def _must_not_start(**_: object) -> RaySession:
     raise AssertionError("Ray was started")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "example.org", ""])
-def test_only_loopback_is_served(host: str) -> None:
-    with pytest.raises(ConfigError, match="not loopback"):
+@pytest.mark.parametrize("host", ["::", "example.org", "", "127.0.0.1:80"])
+def test_a_host_is_an_address(host: str) -> None:
+    with pytest.raises(ConfigError, match="not an IPv4 address"):
         parse_config(ServeConfig, {"model": "x", "host": host}, source="test")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "localhost"])
-def test_loopback_is_accepted(host: str) -> None:
-    assert ServeConfig(model="x", host=host).host == host
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [("127.0.0.1", True), ("127.0.0.53", True), ("localhost", True), ("0.0.0.0", False), ("192.0.2.7", False)],
+)
+def test_loopback_is_told_from_the_rest(host: str, is_loopback: bool) -> None:
+    assert ServeConfig(model="x", host=host).is_loopback is is_loopback
+
+
+@pytest.mark.parametrize("origin", ["*", "chat.example.org", "https://chat.example.org/", "https://*.example.org", "null"])
+def test_an_origin_is_named_whole(origin: str) -> None:
+    with pytest.raises(ConfigError, match="is not an origin"):
+        parse_config(ServeConfig, {"model": "x", "cors_origins": [origin]}, source="test")
+
+
+def test_others_are_served_with_keys_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before Ray starts: no file of keys, one without keys, one that others can read, and one that is named on loopback."""
+    policy = str(_policy(tmp_path / "policy"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = default_key_file()
+    assert path == tmp_path / "rayward" / "keys.json"
+
+    def refusal(**settings: str) -> str:
+        with pytest.raises(ConfigError) as refused:
+            serve_policy(ServeConfig(model=policy, port=0, **settings), start=_must_not_start)
+        return str(refused.value)
+
+    assert "keys.json cannot be read" in refusal(host="0.0.0.0")
+    assert "other.json cannot be read" in refusal(keys=str(tmp_path / "other.json"))
+    add_key(path, "alice")
+    path.chmod(0o644)
+    assert "chmod 600" in refusal(host="0.0.0.0")
+    path.chmod(0o600)
+    with pytest.raises(AssertionError, match="Ray was started"):  # nothing else is missing
+        serve_policy(ServeConfig(model=policy, port=0, host="0.0.0.0"), start=_must_not_start)
+    revoke_key(path, "alice")
+    assert "has none" in refusal(host="0.0.0.0")
 
 
 def test_a_split_needs_as_many_gpus() -> None:

@@ -1,0 +1,134 @@
+"""What Serve's HTTP proxy runs around itself, before a request reaches any application.
+
+The proxy obeys some headers of clients (its own time-out, its request id), keeps a body in memory as fast as it comes, and
+answers in plain text. Serve takes middleware for it by an environment variable only, which a Ray that runs already does not see:
+there, applications guard themselves all the same, and replies that the proxy makes by itself stay plain text.
+"""
+
+import os
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.api_errors import RETRY_AFTER_S, Refusal, internal_error, retry_after
+from serving.config import RequestLimits
+from serving.guard.body_limit import BodyLimit
+from serving.guard.frame import REQUEST_ID_HEADER, new_request_id
+from serving.guard.request_log import RequestLog
+
+CALLBACK_VARIABLE: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+LIMITS_VARIABLE: Final = "RAYWARD_ENDPOINT_LIMITS"  # RequestLimits as JSON
+CLIENT_LABEL: Final = b"x-client-request-id"
+OBEYED_HEADERS: Final = frozenset(  # by the proxy; it takes - and _ for the same
+    {
+        "x-request-id",
+        "x-request-timeout-seconds",
+        "x-request-disconnect-disabled",
+        "x-session-id",
+        "serve-multiplexed-model-id",
+    }
+)
+SAID_BY_THE_PROXY: Final[Mapping[int, tuple[str, str]]] = {  # status -> (message, code)
+    404: ("no such route", "no_such_route"),
+    408: ("not answered in time", "request_timeout"),
+    429: ("every engine is busy, and so many requests wait that this one does not; try again later", "overloaded"),
+    503: ("no engine answers; try again later", "engine_unavailable"),
+}
+
+
+def arrange(environment: MutableMapping[str, str], limits: RequestLimits) -> None:
+    """For processes that inherit `environment`: proxies that start among them use `ProxyGuard`."""
+    environment[CALLBACK_VARIABLE] = f"{__name__}.middlewares"
+    environment[LIMITS_VARIABLE] = limits.model_dump_json()
+
+
+def middlewares() -> list[Middleware]:
+    """Called by Serve in the proxy's process."""
+    return [Middleware(ProxyGuard, limits=RequestLimits.model_validate_json(os.environ[LIMITS_VARIABLE]))]
+
+
+class ProxyGuard:
+    """ASGI middleware around the proxy. Gives each request an id of ours, bounds its body, and puts replies into one form."""
+
+    def __init__(self, app: ASGIApp, *, limits: RequestLimits) -> None:
+        self._app = BodyLimit(app, limits=limits)
+        self._log = RequestLog(None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = new_request_id()
+        reply = _OneForm(send, request_id)
+        try:
+            await self._app({**scope, "headers": _headers(scope, request_id)}, receive, reply)
+        except Refusal as error:
+            refusal = error
+        except Exception as error:  # noqa: BLE001 - it is logged, and the client gets its id
+            self._log.defect(request_id, error)
+            refusal = internal_error(request_id)
+        else:
+            return
+        if not reply.has_begun:
+            await refusal.reply()(scope, receive, reply)
+
+
+class _OneForm:
+    """One request id in a reply, and OpenAI's form where the proxy itself says what is wrong."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self._is_replaced = False
+        self.has_begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = Headers(raw=message["headers"])
+            if message["status"] >= 400 and headers.get("content-type", "").startswith("text/plain"):
+                self._is_replaced = True
+                await _refusal(message["status"], self._request_id).reply()(_NO_SCOPE, _no_more, self._begin)
+                return
+            await self._begin(message)
+        elif not self._is_replaced:
+            await self._begin(message)
+
+    async def _begin(self, message: Message) -> None:
+        self.has_begun = True
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=list(message["headers"]))
+            [first, *_] = headers.getlist(REQUEST_ID_HEADER) or [self._request_id]  # the application's, then the proxy's
+            headers[REQUEST_ID_HEADER] = first
+            message = {**message, "headers": headers.raw}
+        await self._send(message)
+
+
+_NO_SCOPE: Final[dict[str, Any]] = {"type": "http"}
+
+
+async def _no_more() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def _refusal(status: int, request_id: str) -> Refusal:
+    if status not in SAID_BY_THE_PROXY:
+        return internal_error(request_id)
+    message, code = SAID_BY_THE_PROXY[status]
+    return Refusal(status, message, code=code, headers=retry_after(RETRY_AFTER_S) if status in (429, 503) else None)
+
+
+def _headers(scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
+    kept = []
+    for name, value in scope["headers"]:
+        plain = name.decode("latin-1").lower().replace("_", "-")
+        if plain not in OBEYED_HEADERS:
+            kept.append((name, value))
+        elif plain == "x-request-id":
+            kept.append((CLIENT_LABEL, value))
+    return [*kept, (REQUEST_ID_HEADER.lower().encode(), request_id.encode())]

@@ -1,0 +1,89 @@
+"""The file of keys: what is kept, who may open it, and what is refused."""
+
+import hashlib
+import json
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ConfigError, DataError
+from serving.guard.key_file import KEY_PREFIX, KeyFile, add_key, read_keys, revoke_key
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "settings" / "keys.json"
+
+
+def test_a_key_is_long_and_random_and_only_its_hash_is_kept(path: Path) -> None:
+    keys = [add_key(path, name) for name in ("alice", "bob")]
+    assert len(set(keys)) == 2
+    assert all(key.startswith(KEY_PREFIX) and len(key) == 46 for key in keys)  # 3 + 43 letters of 6 bits: 256 bits
+    assert not [key for key in keys if key in path.read_text()]
+    assert [key.sha256 for key in read_keys(path)] == [hashlib.sha256(key.encode()).hexdigest() for key in keys]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_key_is_known_by_its_name(path: Path) -> None:
+    keys = {name: add_key(path, name) for name in ("alice", "bob")}
+    file = KeyFile(path)
+    assert {name: file.name_of(key) for name, key in keys.items()} == {"alice": "alice", "bob": "bob"}
+    for wrong in ("", "rk_", "alice", keys["bob"][:-1], keys["bob"] + "=", keys["bob"].upper(), "\udcff", "\x00"):
+        assert file.name_of(wrong) is None
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o700])
+def test_a_file_that_others_can_open_is_refused(path: Path, mode: int) -> None:
+    key = add_key(path, "alice")
+    path.chmod(mode)
+    with pytest.raises(DataError, match=f"mode {mode:04o}.*chmod 600"):
+        read_keys(path)
+    with pytest.raises(DataError, match="chmod 600"):
+        KeyFile(path).name_of(key)
+    with pytest.raises(DataError, match="chmod 600"):
+        add_key(path, "bob")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"keys": 1}', '{"keys": [{}]}', '{"keys": [{"name": "a", "sha256": "x", "created_s": 1}]}']
+)
+def test_a_damaged_file_is_refused(path: Path, content: str) -> None:
+    add_key(path, "alice")
+    path.write_text(content)
+    with pytest.raises(DataError, match="is damaged"):
+        read_keys(path)
+
+
+def test_a_file_that_is_not_there_is_named(path: Path) -> None:
+    with pytest.raises(DataError, match="keys.json cannot be read: No such file.*rayward keys add NAME"):
+        read_keys(path)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "x" * 65, "a\nb", "-x"])
+def test_a_name_is_plain(path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="must match"):
+        add_key(path, name)
+    assert not path.exists()
+
+
+def test_a_name_is_used_once_until_it_is_revoked(path: Path) -> None:
+    old = add_key(path, "alice")
+    with pytest.raises(ConfigError, match="has a key 'alice'"):
+        add_key(path, "alice")
+    revoke_key(path, "alice")
+    new = add_key(path, "alice")
+    file = KeyFile(path)
+    assert (file.name_of(old), file.name_of(new)) == (None, "alice")
+    with pytest.raises(ConfigError, match="no key 'bob'; known are alice"):
+        revoke_key(path, "bob")
+
+
+def test_keys_that_are_made_at_the_same_time_are_all_kept(path: Path) -> None:
+    names = [f"client-{number}" for number in range(20)]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(lambda name: add_key(path, name), names))
+    assert sorted(key.name for key in read_keys(path)) == sorted(names)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
+    assert set(json.loads(path.read_text())) == {"keys"}

@@ -1,0 +1,117 @@
+"""What Serve's proxy runs around itself. The proxy is played by an application that answers as it does."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from serving.config import RequestLimits
+from serving.guard.proxy import CALLBACK_VARIABLE, LIMITS_VARIABLE, ProxyGuard, arrange, middlewares
+from tests.serving.front_door import error_of
+
+
+class FakeProxy:
+    """Repeats the id of a request in a second header, as Serve's own middleware does."""
+
+    def __init__(self, status: int = 200, text: str = "fine", headers: dict[str, str] | None = None) -> None:
+        self._reply = PlainTextResponse(text, status, headers)
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.headers = scope["headers"]
+        self.body = (await receive())["body"]
+        reply = PlainTextResponse(self._reply.body, self._reply.status_code)
+        reply.raw_headers = [*self._reply.raw_headers, (b"x-request-id", dict(self.headers)[b"x-request-id"])]
+        await reply(scope, receive, send)
+
+
+def ask(proxy: Any, **request: Any) -> httpx.Response:
+    async def ask_once() -> httpx.Response:
+        transport = httpx.ASGITransport(ProxyGuard(proxy, limits=RequestLimits(max_body_bytes=1024)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/v1/completions", **request)
+
+    return asyncio.run(ask_once())
+
+
+def test_headers_that_the_proxy_obeys_do_not_reach_it() -> None:
+    proxy = FakeProxy()
+    sent = [
+        (b"X-Request-Id", b"\xff\x9b31m"),
+        (b"x_request_id", b"second"),
+        (b"X-Request-Timeout-Seconds", b"-1"),
+        (b"x-request-disconnect-disabled", b"?1"),
+        (b"x_session_id", b"\xff"),
+        (b"serve_multiplexed_model_id", b"\xff"),
+        (b"Authorization", b"Bearer x"),
+    ]
+    reply = ask(proxy, headers=sent, content=b"{}")
+    names = [name for name, _ in proxy.headers]
+    assert names.count(b"x-request-id") == 1
+    assert (b"x-client-request-id", b"\xff\x9b31m") in proxy.headers
+    assert b"authorization" in names
+    assert not [name for name in names if b"timeout" in name or b"session" in name or b"model" in name or b"disabled" in name]
+    assert (reply.status_code, proxy.body) == (200, b"{}")
+    assert reply.headers.get_list("X-Request-ID") == [dict(proxy.headers)[b"x-request-id"].decode()]
+
+
+def test_the_id_of_the_application_is_the_one_that_is_told() -> None:
+    reply = ask(FakeProxy(headers={"X-Request-ID": "req_of_the_application"}), content=b"{}")
+    assert reply.headers.get_list("X-Request-ID") == ["req_of_the_application"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (404, "no_such_route"),
+        (408, "request_timeout"),
+        (429, "overloaded"),
+        (503, "engine_unavailable"),
+        (500, "internal_error"),
+    ],
+)
+def test_what_the_proxy_says_itself_has_openais_form(status: int, code: str) -> None:
+    reply = ask(FakeProxy(status, "Request dropped: max_queued_requests=256, deployment PolicyIngress"), content=b"{}")
+    assert error_of(reply) == (status, code)
+    assert "PolicyIngress" not in reply.text
+    assert ("Retry-After" in reply.headers) == (status in (429, 503))
+
+
+def test_an_answer_of_the_proxy_that_is_no_error_passes() -> None:
+    assert ask(FakeProxy(), content=b"{}").text == "fine"
+
+
+def test_a_defect_of_the_proxy_shows_nothing() -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise UnicodeDecodeError("utf-8", b"secret", 0, 1, "in /home/someone")
+
+    reply = ask(broken, content=b"{}")
+    assert error_of(reply) == (500, "internal_error")
+    assert "secret" not in reply.text
+
+
+def test_a_body_without_end_is_stopped_before_the_proxy_keeps_it() -> None:
+    proxy, pieces = FakeProxy(), []
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            pieces.append(1)
+            yield b"x" * 512
+
+    assert error_of(ask(proxy, content=endless())) == (413, "request_too_large")
+    assert (proxy.headers, len(pieces) <= 4) == ([], True)
+
+
+def test_serve_finds_it_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment: dict[str, str] = {}
+    arrange(environment, RequestLimits(max_body_bytes=2000))
+    module, _, function = environment[CALLBACK_VARIABLE].rpartition(".")
+    assert (module, function) == (middlewares.__module__, middlewares.__name__)
+    monkeypatch.setenv(LIMITS_VARIABLE, environment[LIMITS_VARIABLE])
+    [middleware] = middlewares()
+    assert middleware.kwargs["limits"] == RequestLimits(max_body_bytes=2000)
