@@ -31,8 +31,7 @@ class StoppedRun:
     """How a run ended that got a signal."""
 
     path: Path
-    return_code: int
-    said: str
+    last_line: str  # of what it said
     state: str
     left: list[psutil.Process]  # still there a while after it had ended
 
@@ -55,12 +54,15 @@ def stop(
         seen.append(line)
         if line.startswith(moment):
             break
+    else:
+        raise AssertionError(f"it has ended and never said {moment}: {''.join(seen)}")
     children = psutil.Process(process.pid).children(recursive=True)
     send(process.pid, number)
     _, rest = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, "".join(seen) + rest
     _, left = psutil.wait_procs(children, timeout=15)
     state = json.loads((path / "summary.json").read_text())["state"]
-    return StoppedRun(path=path, return_code=process.returncode, said="".join(seen) + rest, state=state, left=left)
+    return StoppedRun(path=path, last_line=rest.strip().splitlines()[-1], state=state, left=left)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +98,7 @@ def finished_run(interrupted_run: StoppedRun) -> tuple[Path, dict]:
 @pytest.mark.parametrize("stopped", ["terminated_run", "interrupted_run"])
 def test_a_signal_stops_the_run_cleanly_and_leaves_no_process(request: pytest.FixtureRequest, stopped: str) -> None:
     run: StoppedRun = request.getfixturevalue(stopped)
-    assert run.return_code == INTERRUPTED, run.said
-    assert run.said.strip().splitlines()[-1].startswith("error: interrupted")
+    assert run.last_line.startswith("error: interrupted")
     assert run.left == []
     assert run.state == "interrupted"
 
