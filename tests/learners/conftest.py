@@ -21,7 +21,7 @@ def tiny_model() -> str:
     return resolve_model("tiny")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ppo_config() -> Callable[..., PolicyLearnerConfig]:
     """A float32 configuration; keyword arguments replace fields, also those of `workers`."""
 
@@ -35,7 +35,7 @@ def ppo_config() -> Callable[..., PolicyLearnerConfig]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scored_batch() -> BatchBuilder:
     """`num_trajectories` with random tokens, lengths and scores, in groups of `group_size`; every third completion is cut."""
 

@@ -1,6 +1,7 @@
 """What is refused before anything starts, and which policy of a run is served."""
 
 import json
+import logging
 import shutil
 import socket
 from pathlib import Path
@@ -14,7 +15,7 @@ from actors.sources.models import resolve_model
 from cluster.config import parse_config
 from cluster.errors import ConfigError, DataError, WeightMismatchError
 from cluster.processes.runtime import RaySession
-from serving.app import serve_policy
+from serving.app import callers_logging_kept, serve_policy
 from serving.config import ServeConfig
 from serving.guard.key_file import add_key, default_key_file, revoke_key
 from serving.policy_folder import PolicyFolder, check_max_model_tokens, check_same_model, resolve_policy, served_model
@@ -193,3 +194,14 @@ def test_a_newer_policy_that_is_cut_off_cannot_be_taken(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(DataError, match="not a whole safetensors file"):
         check_same_model(newer, served_model(served))
+
+
+def test_an_import_cannot_take_over_the_log() -> None:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    with callers_logging_kept():
+        root.handlers = [logging.NullHandler()]
+        root.setLevel(logging.DEBUG)
+        assert not root.isEnabledFor(logging.INFO)
+    assert (root.handlers, root.level) == (handlers, level)
+    assert root.isEnabledFor(logging.CRITICAL)

@@ -1,18 +1,16 @@
-"""One endpoint with the tiny model, asked through the OpenAI client."""
+"""One `rayward serve` with the tiny model, asked through the OpenAI client, and terminated at the end."""
 
 import json
-import logging
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -24,25 +22,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.sources.models import resolve_model
-from cluster.processes.runtime import start_ray
 from cluster.storage.feedback import FeedbackStore
-from serving.app import ServedPolicy, callers_logging_kept, serve_policy
-from serving.config import ServeConfig
 from tests.serving.tiny_contract import seal_tiny
 
 MAX_MODEL_TOKENS = 128
 PROMPT = "The film is"
 VERSION_HEADER = "X-Policy-Version"
 SWAP_TIMEOUT_S = 60.0
-START_TIMEOUT_S = 500.0  # half a minute on two idle cores; several times that beside other work
 
-pytestmark = pytest.mark.timeout(700)
-
-
-@pytest.fixture(scope="module")
-def earlier_children(no_ray: None) -> set[psutil.Process]:
-    """What other tests of this session still have, such as Python's own resource tracker."""
-    return set(psutil.Process().children(recursive=True))
+pytestmark = [pytest.mark.cold_start, pytest.mark.timeout(700)]
 
 
 @pytest.fixture(scope="module")
@@ -58,70 +46,80 @@ def feedback(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("feedback") / "feedback.db"
 
 
-@pytest.fixture(scope="module")
-def served(
-    run_dir: Path, feedback: Path, earlier_children: set[psutil.Process], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServedPolicy]:
-    config = ServeConfig(
-        model=str(run_dir),
-        follow=True,
-        port=0,
-        max_model_tokens=MAX_MODEL_TOKENS,
-        kv_cache_gib=0.1,
-        dtype="float32",
-        feedback=str(feedback),
-        state_dir=str(tmp_path_factory.mktemp("state")),
-    )
-    policy = serve_policy(config, start=partial(start_ray, num_cpus=2))
-    try:
-        policy.wait_ready(timeout_s=START_TIMEOUT_S)
-        yield policy
-    finally:
-        policy.stop()
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A running `rayward serve`."""
+
+    process: subprocess.Popen[str]
+    base_url: str
+
+    def is_healthy(self) -> bool:
+        return httpx.get(f"{self.base_url}/health").status_code == 200
+
+    def end(self) -> str:
+        """Terminate it; what it says from here on."""
+        self.process.terminate()
+        return self.process.communicate(timeout=120)[1]
 
 
-@pytest.fixture(scope="module")
-def client(served: ServedPolicy) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.base_url}/v1", api_key="none", max_retries=0)
-
-
-def test_an_import_cannot_take_over_the_log() -> None:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    with callers_logging_kept():
-        root.handlers = [logging.NullHandler()]
-        root.setLevel(logging.DEBUG)
-        assert not root.isEnabledFor(logging.INFO)
-    assert (root.handlers, root.level) == (handlers, level)
-    assert root.isEnabledFor(logging.CRITICAL)
-
-
-def test_a_terminated_endpoint_leaves_no_process() -> None:
-    # First in the file: while the endpoint of the other tests runs, the ports of Serve are taken.
+def start_endpoint(run_dir: Path, *settings: str) -> Endpoint:
     process = subprocess.Popen(
-        [sys.executable, "-m", "rayward", "serve", resolve_model("tiny"), "--port", "0", "kv_cache_gib=0.1"],
+        [sys.executable, "-m", "rayward", "serve", str(run_dir), "--port", "0", *settings],
         cwd=Path(__file__).resolve().parents[2],
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    children: list[psutil.Process] = []
-    while not any("PolicyServer" in title_of(child) for child in children):  # a replica is there, its engine is not
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-        children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    _, alive = psutil.wait_procs(children, timeout=15)
-    assert not alive
-
-
-def title_of(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+        return Endpoint(process, wait_for_line(process, r"answers at (http\S+)/v1"))
+    except BaseException:  # the limit of a test, for example
+        process.terminate()
+        process.communicate()
+        raise
+
+
+def wait_for_line(process: subprocess.Popen[str], pattern: str) -> str:
+    """The first group of `pattern` in what the process says from here on."""
+    seen = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(pattern, line):
+            return found.group(1)
+        seen.append(line)
+    raise AssertionError(f"it has ended and never said {pattern}: {''.join(seen)}")
+
+
+@pytest.fixture(scope="module")
+def endpoints(
+    run_dir: Path,
+    feedback: Path,
+    no_ray: None,
+    ctrl_c_reaches_children: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[], Endpoint]]:
+    """The endpoint that runs; another where a test has ended it, so that tests pass in any order."""
+    started: list[Endpoint] = []
+    length, state = f"max_model_tokens={MAX_MODEL_TOKENS}", f"state_dir={tmp_path_factory.mktemp('state')}"
+
+    def running() -> Endpoint:
+        if not started or started[-1].process.poll() is not None:
+            settings = ("follow=true", length, "kv_cache_gib=0.1", "dtype=float32", f"feedback={feedback}", state)
+            started.append(start_endpoint(run_dir, *settings))
+        return started[-1]
+
+    yield running
+    for endpoint in started:
+        if endpoint.process.poll() is None:
+            endpoint.end()
+
+
+@pytest.fixture
+def served(endpoints: Callable[[], Endpoint]) -> Endpoint:
+    return endpoints()
+
+
+@pytest.fixture
+def client(served: Endpoint) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{served.base_url}/v1", api_key="none", max_retries=0)
 
 
 def test_models_are_listed_by_name(client: openai.OpenAI) -> None:
@@ -129,7 +127,7 @@ def test_models_are_listed_by_name(client: openai.OpenAI) -> None:
     assert client.models.retrieve("tiny").id == "tiny"
 
 
-def test_health_counts_what_runs(served: ServedPolicy) -> None:
+def test_health_counts_what_runs(served: Endpoint) -> None:
     reply = httpx.get(f"{served.base_url}/health")
     replicas = {"PolicyIngress": 1, "PolicyServer": 1}
     assert (reply.status_code, reply.json()) == (200, {"status": "ok", "replicas": replicas, "set_aside": {}})
@@ -162,7 +160,7 @@ def test_stream_adds_up_to_the_whole_completion(client: openai.OpenAI) -> None:
     assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["length"]
 
 
-def test_seeded_requests_repeat_and_leave_the_engine_alive(served: ServedPolicy, client: openai.OpenAI) -> None:
+def test_seeded_requests_repeat_and_leave_the_engine_alive(served: Endpoint, client: openai.OpenAI) -> None:
     def ask(index: int) -> str:
         prompt = chr(ord("a") + index) * (MAX_MODEL_TOKENS - 8)  # no two share a prefix
         completion = client.completions.create(model="tiny", prompt=prompt, max_tokens=8, temperature=1, seed=index)
@@ -177,7 +175,7 @@ def test_seeded_requests_repeat_and_leave_the_engine_alive(served: ServedPolicy,
 
 
 @pytest.mark.parametrize("num_tokens", [MAX_MODEL_TOKENS, MAX_MODEL_TOKENS + 1, 20 * MAX_MODEL_TOKENS])
-def test_a_prompt_beyond_the_context_is_the_clients_error(served: ServedPolicy, client: openai.OpenAI, num_tokens: int) -> None:
+def test_a_prompt_beyond_the_context_is_the_clients_error(served: Endpoint, client: openai.OpenAI, num_tokens: int) -> None:
     """Both lengths are named; of a prompt that is too long by its characters alone, those."""
     with pytest.raises(openai.BadRequestError) as refusal:
         client.completions.create(model="tiny", prompt="x" * num_tokens, max_tokens=1)
@@ -198,7 +196,7 @@ def test_unknown_model_is_not_found(client: openai.OpenAI) -> None:
         client.completions.create(model="other", prompt="x", max_tokens=1)
 
 
-def test_newer_weights_are_served_without_a_stop(served: ServedPolicy, client: openai.OpenAI, run_dir: Path) -> None:
+def test_newer_weights_are_served_without_a_stop(served: Endpoint, client: openai.OpenAI, run_dir: Path) -> None:
     """The header names the version, and the tokens are what transformers makes of its folder.
 
     In between, a version whose contract the engine does not keep is loaded, found out, and set aside.
@@ -230,7 +228,7 @@ def test_newer_weights_are_served_without_a_stop(served: ServedPolicy, client: o
         assert (header, text) == (version, likeliest)
         assert logprob == pytest.approx(its_logprob, abs=1e-3)
     assert before[1:] != after[1:]
-    assert served.policy_version() == 3
+    assert wait_for_line(served.process, r"policy version (\d+) is served") == "3"
 
 
 def write_other_weights(policy: Path, other: Path, *, seed: int, shift: float = 0.0) -> None:
@@ -254,7 +252,7 @@ def likeliest_token(folder: Path) -> tuple[str, float]:
     return tokenizer.decode([int(logprobs_V.argmax())]), float(logprobs_V.max())
 
 
-def test_routes_that_a_policy_does_not_need_do_not_exist(served: ServedPolicy) -> None:
+def test_routes_that_a_policy_does_not_need_do_not_exist(served: Endpoint) -> None:
     for route in ("/v1/embeddings", "/tokenize", "/v1/score", "/v1/audio/transcriptions"):
         request = urllib.request.Request(
             served.base_url + route, data=json.dumps({"model": "tiny"}).encode(), headers={"Content-Type": "application/json"}
@@ -264,7 +262,7 @@ def test_routes_that_a_policy_does_not_need_do_not_exist(served: ServedPolicy) -
         assert answer.value.code == 404
 
 
-def test_feedback_is_kept_beside_the_policy(served: ServedPolicy, feedback: Path) -> None:
+def test_feedback_is_kept_beside_the_policy(served: Endpoint, feedback: Path) -> None:
     response = httpx.post(
         f"{served.base_url}/v1/feedback",
         headers={"Idempotency-Key": "first"},
@@ -274,10 +272,11 @@ def test_feedback_is_kept_beside_the_policy(served: ServedPolicy, feedback: Path
     assert [record.feedback_id for record in FeedbackStore(feedback).records()] == [response.json()["id"]]
 
 
-def test_no_process_is_left_after_stop(served: ServedPolicy, earlier_children: set[psutil.Process]) -> None:
-    """Last of this file: it ends the endpoint."""
-    processes = set(psutil.Process().children(recursive=True)) - earlier_children
-    assert processes
-    served.stop()
-    assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    assert not served.is_healthy()
+def test_a_terminated_endpoint_leaves_no_process(served: Endpoint) -> None:
+    """Last of this file, because a test that follows starts another."""
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    assert any("PolicyServer" in " ".join(child.cmdline()) for child in children)
+    said = served.end()
+    assert served.process.returncode == 130, said
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert not alive

@@ -1,5 +1,7 @@
 """The guard ends what a killed driver leaves behind, also what no longer descends from it."""
 
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ print(subprocess.run([sys.executable, "-c", orphaning], stdout=subprocess.PIPE, 
 time.sleep(600)
 """
 GONE_S = 15.0
-LISTENS_S = 2.0  # for a new guard
+START_S = 60.0  # for a new guard
 
 
 @pytest.mark.parametrize("is_told_to_end", [False, True])
@@ -32,9 +34,22 @@ def test_a_process_whose_parent_is_gone_is_ended(*, is_told_to_end: bool) -> Non
     assert orphan not in psutil.Process(driver.pid).children(recursive=True)
     (guard,) = psutil.Process(driver.pid).children()
     if is_told_to_end:
-        time.sleep(LISTENS_S)
+        wait_until_ignored(guard, signal.SIGTERM)
         guard.terminate()
     driver.kill()
     driver.wait()
     _, left = psutil.wait_procs([orphan], timeout=GONE_S)
     assert left == []
+
+
+def wait_until_ignored(process: psutil.Process, number: signal.Signals) -> None:
+    """As a guard that has started does."""
+    deadline = time.monotonic() + START_S
+    while number not in ignored_signals(process):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ignored_signals(process: psutil.Process) -> set[int]:
+    (mask,) = re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    return {number for number in signal.Signals if int(mask, 16) >> (number - 1) & 1}

@@ -90,6 +90,7 @@ time.sleep(600)
 ORPHANS_GONE_S = 15.0
 
 
+@pytest.mark.cold_start
 def test_a_killed_driver_leaves_no_process_and_no_shared_memory() -> None:
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, cwd=Path(runtime.__file__).parents[2])
     assert driver.stdout is not None
@@ -104,6 +105,7 @@ def test_a_killed_driver_leaves_no_process_and_no_shared_memory() -> None:
     assert [folder.exists() for folder in folders] == [False, False]
 
 
+@pytest.mark.cold_start
 @pytest.mark.usefixtures("no_ray")
 def test_a_session_leaves_logs_and_no_process(tmp_path: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
@@ -166,6 +168,7 @@ stop_ray(session)
 """
 
 
+@pytest.mark.cold_start
 @pytest.mark.usefixtures("no_ray")
 def test_named_variables_reach_workers_of_a_joined_cluster_and_no_listing(tmp_path: Path) -> None:
     with ray_session(num_cpus=1, log_dir=tmp_path / "logs", include_dashboard=False):

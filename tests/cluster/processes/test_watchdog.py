@@ -5,13 +5,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from ray.exceptions import RaySystemError
 
-from cluster.processes.watchdog import Pending, waiting_for, watched
+from cluster.processes.watchdog import LOOKS_PER_DEADLINE, Pending, waiting_for, watched
 
 DEADLINE_S = 0.4
 STALLED = [Pending(whom="generator 0", what="reviews/1", since_s=0.0)]
@@ -27,6 +27,27 @@ def stopped_child() -> Iterator[subprocess.Popen[bytes]]:
     yield child
     child.kill()
     child.communicate()
+
+
+class Owed:
+    """What the watchdog is told at each look: `at_look(0)`, `at_look(1)`, ..."""
+
+    def __init__(self, at_look: Callable[[int], list[Pending]]) -> None:
+        self.at_look = at_look
+        self._num_looks = 0
+        self._looked = threading.Condition()
+
+    def __call__(self) -> list[Pending]:
+        with self._looked:
+            self._num_looks += 1
+            self._looked.notify_all()
+            return self.at_look(self._num_looks - 1)
+
+    def wait_for_deadlines(self, count: int) -> None:
+        """Return when that many deadlines have gone by for the watchdog."""
+        with self._looked:
+            enough = self._num_looks + count * LOOKS_PER_DEADLINE
+            assert self._looked.wait_for(lambda: self._num_looks > enough, timeout=60)
 
 
 def until(notes: list[str], count: int) -> None:
@@ -59,16 +80,19 @@ def test_a_stall_is_told_with_the_stacks_of_a_process_that_stands_still(
 
 
 def test_each_stall_is_told_once_and_none_while_things_move(tmp_path: Path) -> None:
-    pending, notes = list(STALLED), list[str]()
-    with watched(lambda: pending, deadline_s=DEADLINE_S, note=notes.append, stacks=tmp_path):
-        for moved in range(8):  # a new one, with the same words, before the deadline each time
-            pending[:] = [Pending(whom="generator 0", what="reviews/1", since_s=float(moved))]
-            time.sleep(DEADLINE_S / 4)
+    def moving(look: int) -> list[Pending]:
+        """A new one, with the same words, at every second look."""
+        return [Pending(whom="generator 0", what="reviews/1", since_s=float(look // 2))]
+
+    owed, notes = Owed(moving), list[str]()
+    with watched(owed, deadline_s=DEADLINE_S, note=notes.append, stacks=tmp_path):
+        owed.wait_for_deadlines(2)
         assert notes == []
+        owed.at_look = lambda look: STALLED
         until(notes, 1)
-        time.sleep(2 * DEADLINE_S)
+        owed.wait_for_deadlines(2)
         assert len(notes) == 1
-        pending[:] = [Pending(whom="the learner's ranks", what="update", since_s=9.0)]
+        owed.at_look = lambda look: [Pending(whom="the learner's ranks", what="update", since_s=9.0)]
         until(notes, 2)
     assert "the learner's ranks (update)" in notes[1]
 
@@ -106,9 +130,9 @@ def test_a_cluster_that_does_not_answer_does_not_end_the_watch(tmp_path: Path) -
 
 
 def test_nothing_pending_is_no_stall(tmp_path: Path) -> None:
-    notes: list[str] = []
-    with watched(list, deadline_s=0.05, note=notes.append, stacks=tmp_path):
-        time.sleep(0.5)
+    owed, notes = Owed(lambda look: []), list[str]()
+    with watched(owed, deadline_s=0.05, note=notes.append, stacks=tmp_path):
+        owed.wait_for_deadlines(2)
     assert notes == []
 
 

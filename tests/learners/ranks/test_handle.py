@@ -1,16 +1,19 @@
 """The learner's ranks behind the handle: a real Ray Train group on the tiny model."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from ray.util.placement_group import placement_group_table
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.testing import assert_close
 
 from cluster.errors import ActorLostError, DataError, LearnerRestartedError, RaywardError
-from cluster.types import ScoredBatch, WeightFile
+from cluster.types import ScoredBatch, UpdateResult, WeightFile
 from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.start import StartingPoint
 from learners.ranks.mailbox import CheckpointPlan
@@ -18,6 +21,7 @@ from learners.settings.policy import PolicyLearnerConfig
 
 ConfigBuilder = Callable[..., PolicyLearnerConfig]
 BatchBuilder = Callable[..., ScoredBatch]
+NUM_STEPS = 3
 
 
 def _handle(model: str, config: PolicyLearnerConfig, folder: Path) -> PolicyLearnerHandle:
@@ -36,76 +40,131 @@ def _published(learner: PolicyLearnerHandle) -> WeightFile:
     return weights
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_two_ranks_learn_what_one_rank_learns(
-    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
-) -> None:
-    fields = {
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeRun:
+    """What one group was asked in turn. Several tests look at it, because each group starts for ten seconds."""
+
+    updates: list[UpdateResult]
+    logprobs: tuple[tuple[float, ...], ...]
+    kl: tuple[float, ...]
+    policy_version: int
+    weights: dict[str, Tensor]
+    refusals: tuple[str, ...] = ()  # of calls at the end that cannot be answered
+
+
+def _config(ppo_config: ConfigBuilder, num_workers: int) -> PolicyLearnerConfig:
+    return ppo_config(
+        num_steps=NUM_STEPS,
         # The policy rests in the first step: with a decay it shows whether it does so on two ranks, too.
-        "critic": {"kind": "own_model", "warmup_steps": 1},
+        critic={"kind": "own_model", "warmup_steps": 1},
         # An eps far above float32 rounding: Adam's quotient of two roundings would be a step of either sign.
-        "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1, "eps": 1e-3},
-    }
-    results = []
-    for num_workers in (1, 2):
-        # Seven trajectories: the last minibatch has three, and ranks get unequal shares.
-        with _handle(tiny_model, ppo_config(**fields, num_workers=num_workers), tmp_path / str(num_workers)) as learner:
-            updates = [learner.submit(scored_batch(7, step=step)) for step in range(2)]
-            trajectories = [scored.group.trajectories[0] for scored in scored_batch(7).groups]
-            logprobs = learner.completion_logprobs(trajectories)
-            kl = learner.start_kl(trajectories)
-            assert learner.export(tmp_path / str(num_workers) / "policy", ()) == ""
-            published = _published(learner)
-            results.append((updates, logprobs, kl, load_file(published.path)))
-            assert published.policy_version == 4
-    (one_updates, one_logprobs, one_kl, one), (two_updates, two_logprobs, two_kl, two) = results
-    for name, tensor in one.items():
-        assert_close(two[name], tensor, atol=1e-6, rtol=0)
-    for first, second in zip(one_updates, two_updates, strict=True):
+        optimizer={"learning_rate": 1e-4, "weight_decay": 0.1, "eps": 1e-3},
+        num_workers=num_workers,
+    )
+
+
+def _whole_run(learner: PolicyLearnerHandle, batches: list[ScoredBatch], folder: Path) -> WholeRun:
+    updates = [learner.submit(batch) for batch in batches]
+    trajectories = [scored.group.trajectories[0] for scored in batches[0].groups]
+    logprobs, kl = learner.completion_logprobs(trajectories), learner.start_kl(trajectories)
+    assert learner.export(folder / "policy", ()) == ""
+    assert (folder / "policy" / "config.json").is_file()
+    published = _published(learner)
+    return WholeRun(
+        updates=updates,
+        logprobs=logprobs,
+        kl=kl,
+        policy_version=published.policy_version,
+        weights=load_file(published.path),
+    )
+
+
+def _refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(RaywardError) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def batches(scored_batch: BatchBuilder) -> list[ScoredBatch]:
+    """Seven trajectories each: the last minibatch has three, and ranks get unequal shares."""
+    return [scored_batch(7, step=step) for step in range(NUM_STEPS)]
+
+
+@pytest.fixture(scope="module")
+def one_rank(
+    local_ray: None,
+    tiny_model: str,
+    ppo_config: ConfigBuilder,
+    batches: list[ScoredBatch],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> WholeRun:
+    """Ends with a step that cannot be done, and one after it."""
+    folder = tmp_path_factory.mktemp("one-rank")
+    learner = _handle(tiny_model, _config(ppo_config, 1), folder)
+    learner.start()
+    run = _whole_run(learner, batches, folder)
+    refused = (ScoredBatch(step=NUM_STEPS, groups=()), batches[0])
+    return replace(run, refusals=tuple(_refusal(partial(learner.submit, batch)) for batch in refused))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(
+    local_ray: None,
+    tiny_model: str,
+    ppo_config: ConfigBuilder,
+    batches: list[ScoredBatch],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> WholeRun:
+    """Ends as it should, and is asked once more."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    with _handle(tiny_model, _config(ppo_config, 2), folder) as learner:
+        run = _whole_run(learner, batches, folder)
+    return replace(run, refusals=(_refusal(learner.publish),))
+
+
+def test_two_ranks_learn_what_one_rank_learns(one_rank: WholeRun, two_ranks: WholeRun) -> None:
+    for name, tensor in one_rank.weights.items():
+        assert_close(two_ranks.weights[name], tensor, atol=1e-6, rtol=0)
+    for first, second in zip(one_rank.updates, two_ranks.updates, strict=True):
         timeless = {name: value for name, value in first.metrics.items() if not name.startswith("time/")}
         assert {name: second.metrics[name] for name in timeless} == pytest.approx(timeless, rel=1e-3, abs=1e-5)
-    for first_row, second_row in zip(one_logprobs, two_logprobs, strict=True):
+    for first_row, second_row in zip(one_rank.logprobs, two_ranks.logprobs, strict=True):
         assert second_row == pytest.approx(first_row, abs=1e-4)
-    assert two_kl == pytest.approx(one_kl, abs=1e-4)
-    assert (tmp_path / "2" / "policy" / "config.json").is_file()
+    assert two_ranks.kl == pytest.approx(one_rank.kl, abs=1e-4)
+    assert one_rank.policy_version == two_ranks.policy_version == 2 * NUM_STEPS  # two minibatches a step
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_a_failing_rank_is_reported_to_the_caller(
-    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
-) -> None:
-    learner = _handle(tiny_model, ppo_config(), tmp_path)
-    learner.start()
-    with pytest.raises(RaywardError, match="every rollout of the step failed"):
-        learner.submit(ScoredBatch(step=0, groups=()))
-    with pytest.raises(RaywardError, match="every rollout of the step failed"):  # still the reason
-        learner.submit(scored_batch())
+def test_a_failing_rank_is_reported_to_the_caller(one_rank: WholeRun) -> None:
+    at_once, later = one_rank.refusals
+    assert "every rollout of the step failed" in at_once
+    assert "every rollout of the step failed" in later  # still the reason
 
 
-@pytest.mark.usefixtures("local_ray")
+def test_no_command_follows_the_end(two_ranks: WholeRun) -> None:
+    (refusal,) = two_ranks.refusals
+    assert "no call can follow" in refusal
+
+
 def test_lost_ranks_go_on_from_the_newest_checkpoint(
-    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, tmp_path: Path
+    two_ranks: WholeRun, tiny_model: str, ppo_config: ConfigBuilder, batches: list[ScoredBatch], tmp_path: Path
 ) -> None:
-    with _handle(tiny_model, ppo_config(num_workers=2, num_steps=3), tmp_path / "broken") as learner:
+    with _handle(tiny_model, _config(ppo_config, 2), tmp_path) as learner:
         assert learner.wait_until_ready() == 0
-        learner.submit(scored_batch(step=0))
+        learner.submit(batches[0])
         assert learner.save() is None
         saved = learner.finish_saving()
         assert saved is not None
         assert (saved.step, saved.problem) == (1, "")
-        learner.submit(scored_batch(step=1))
+        learner.submit(batches[1])
         kill_a_process("RayTrainWorker")
         with pytest.raises(LearnerRestartedError):
-            learner.submit(scored_batch(step=2))
+            learner.submit(batches[2])
         assert learner.wait_until_ready() == 1
         for step in (1, 2):
-            learner.submit(scored_batch(step=step))
+            learner.submit(batches[step])
         found = load_file(_published(learner).path)
-    with _handle(tiny_model, ppo_config(num_workers=2, num_steps=3), tmp_path / "unbroken") as learner:
-        for step in range(3):
-            learner.submit(scored_batch(step=step))
-        expected = load_file(_published(learner).path)
-    for name, tensor in expected.items():
+    for name, tensor in two_ranks.weights.items():
         assert_close(found[name], tensor, atol=0, rtol=0)
 
 
@@ -139,14 +198,6 @@ def test_what_ranks_run_in_is_started_anew(
     assert num_restarts == 3
     assert len(reserved) == 1  # those of the groups before are given back
     assert published.policy_version == 12  # two optimizer steps for each of the six, none of them twice
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_no_command_follows_the_end(tiny_model: str, ppo_config: ConfigBuilder, tmp_path: Path) -> None:
-    with _handle(tiny_model, ppo_config(), tmp_path) as learner:
-        pass
-    with pytest.raises(RaywardError, match="no call can follow"):
-        learner.publish()
 
 
 @pytest.mark.usefixtures("local_ray")
