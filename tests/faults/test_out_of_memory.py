@@ -10,7 +10,7 @@ import pytest
 from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import GENERATOR, RANK, SCORER, FaultyRun, RunStarter, wait_until
 
-ROOM_BYTES = 8 * 2**30  # for the run, beside what is in use before it
+ROOM_BYTES = 6 * 2**30  # for the run, beside what is in use before it
 PIECE_BYTES = 64 * 2**20  # a fifth of what the smallest role holds, so that one kill is enough
 LEFT_BYTES = 2**30  # of the machine, in any case
 RECOVERY_S = 60.0
@@ -31,12 +31,13 @@ TOLD = {
 def test_a_role_that_the_memory_monitor_ends_is_replaced(
     clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None], kind: str
 ) -> None:
-    run = start_run(**monitor(), COLUMNS="2000")  # one line stays one line
+    limit_bytes = limit_of_a_run()
+    run = start_run(**monitor(limit_bytes), COLUMNS="2000")  # one line stays one line
     run.wait_for_step(2)
     make_newest(run, kind)
     others = {other: run.processes(other) for other in TOLD if other != kind}
     num_done = run.num_steps_done
-    killed_s = fill_memory_until_the_end_of(run.processes(kind)[0])
+    killed_s = fill_memory_until_the_end_of(run.processes(kind)[0], limit_bytes)
     run.wait_for_step(num_done + 1)
     recovery_s = time.monotonic() - killed_s
     alone = all(run.processes(other) == before for other, before in others.items())
@@ -59,13 +60,17 @@ def test_a_role_that_the_memory_monitor_ends_is_replaced(
     assert alone
 
 
-def monitor() -> dict[str, str]:
-    """Ray's settings for a run that may fill so much of the memory, and no more."""
+def limit_of_a_run() -> int:
+    """Bytes in use on this machine beyond which the monitor is to kill."""
     memory = psutil.virtual_memory()
     assert memory.available > ROOM_BYTES + 2 * LEFT_BYTES, f"only {memory.available / 2**30:.1f} GiB are free on this machine"
-    limit_frac = (memory.total - memory.available + ROOM_BYTES) / memory.total
+    return memory.total - memory.available + ROOM_BYTES
+
+
+def monitor(limit_bytes: int) -> dict[str, str]:
+    """Ray's settings."""
     return {
-        "RAY_memory_usage_threshold": f"{limit_frac:.4f}",
+        "RAY_memory_usage_threshold": f"{limit_bytes / psutil.virtual_memory().total:.4f}",
         "RAY_memory_monitor_refresh_ms": "100",
         "RAY_max_kill_memory_buffer_bytes": "0",  # one kill is enough for what is over the limit
     }
@@ -77,16 +82,19 @@ def make_newest(run: FaultyRun, kind: str) -> None:
     first = run.processes(kind)[0]
     run.hurt(kind)
     wait_until(lambda: not run.is_running or run.processes(kind)[:1] not in ([], [first]), f"another {kind}")
-    run.wait_for_step(num_done + 2)
+    run.wait_for_step(num_done + 1)
 
 
-def fill_memory_until_the_end_of(process: psutil.Process) -> float:
-    """Beside the run, a piece at a time, and give it all back; returns when the process had ended."""
+def fill_memory_until_the_end_of(process: psutil.Process, limit_bytes: int) -> float:
+    """Beside the run, half of what is missing at a time, and give it all back; returns when the process had ended."""
     pieces: list[bytes] = []
 
     def has_ended() -> bool:
-        if psutil.virtual_memory().available > LEFT_BYTES:
-            pieces.append(b"\1" * PIECE_BYTES)  # no zeros: pages that nobody wrote take no memory
+        memory = psutil.virtual_memory()
+        missing_bytes = limit_bytes - (memory.total - memory.available)
+        if memory.available > LEFT_BYTES and missing_bytes > -PIECE_BYTES:
+            # No zeros: pages that nobody wrote take no memory.
+            pieces.append(b"\1" * max(PIECE_BYTES, missing_bytes // 2))
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
     wait_until(has_ended, "a kill by the memory monitor", timeout_s=120)
