@@ -27,7 +27,7 @@ LOSSES = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, Lo
 MEMORY_WORDS = ("memory monitor", "running low on memory")  # not "OOM", which Ray guesses for any process that ends
 IN_USE = re.compile(r"was (?P<used>[\d.]+)GB used / (?P<total>[\d.]+)GB limit")  # this and the next as ray 2.60 writes them
 LIMIT = re.compile(r"exceeded threshold of \d+B \((?P<percent>[\d.]+)% of")
-ENDED = re.compile(r"Selected to kill: .*actual memory used=([\d.]+)GB")
+ENDED = re.compile(r"Selected to kill: .*task name=(?P<title>.+?)(\.__init__)?, .*actual memory used=(?P<gb>[\d.]+)GB")
 LARGEST = re.compile(r"^\d+\t(?P<gb>[\d.]+)\t(?P<title>.+)$", re.MULTILINE)
 
 MAX_REASON_CHARACTERS = 300
@@ -82,13 +82,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _out_of_memory(page: str) -> str:
     """With the sizes that Ray's monitor found; a generator's engine is a process beside it, and among the largest."""
-    in_use, limit, ended = IN_USE.search(page), LIMIT.search(page), ENDED.findall(page)
-    largest = [f"{found['title'].strip()[:MAX_TITLE_CHARACTERS]} {found['gb']} GB" for found in LARGEST.finditer(page)]
+    in_use, limit = IN_USE.search(page), LIMIT.search(page)
+    ended, largest = (
+        [f"{found['title'].strip()[:MAX_TITLE_CHARACTERS]} {found['gb']} GB" for found in pattern.finditer(page)]
+        for pattern in (ENDED, LARGEST)
+    )
     parts = [
         "the machine ran out of memory"
         + (f": {in_use['used']} of {in_use['total']} GB were in use" if in_use else "")
         + (f", the limit is {limit['percent']} %" if limit else ""),
-        "Ray's memory monitor ended it" + (f" at {' + '.join(ended)} GB" if ended else ""),
+        f"Ray's memory monitor ended {', '.join(ended) or 'it'}",
     ]
     if largest:
         parts.append(f"the largest processes: {', '.join(largest[:NUM_LARGEST])}")

@@ -1,4 +1,8 @@
-"""Ray's memory monitor ends a process of a role: a loss like any other, told with the sizes and with what to set."""
+"""Ray's memory monitor ends a process of a role: a loss like any other, told with the sizes and with what to set.
+
+It picks workers that may be tried again first, those of Ray's own among them, then the one that began last (ray 2.60). So each
+role is made the newest, and memory is filled by enough at once for the monitor to come to it; the row tells what else it ended.
+"""
 
 import re
 import time
@@ -11,13 +15,14 @@ from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import GENERATOR, RANK, SCORER, FaultyRun, RunStarter, wait_until
 
 ROOM_BYTES = 8 * 2**30  # for the run, beside what is in use before it
-PIECE_BYTES = 64 * 2**20  # a fifth of what the smallest role holds, so that one kill is enough
+JUMP_BYTES = 512 * 2**20  # over the limit: what is picked before the role, and some more
 LEFT_BYTES = 2**30  # of the machine, in any case
 RECOVERY_S = 60.0
 SIZES = (
-    r"the machine ran out of memory: [\d.]+ of [\d.]+ GB were in use, the limit is [\d.]+ %; Ray's memory monitor ended it at"
-    r" [\d.]+ GB; the largest processes: .*; lower "
+    r"the machine ran out of memory: [\d.]+ of [\d.]+ GB were in use, the limit is [\d.]+ %; Ray's memory monitor ended"
+    r" .*; the largest processes: .*; lower "
 )
+ENDED = re.compile(r"Selected to kill: .*task name=([\w :]+)")  # in the log of Ray's daemon
 TOLD = {
     GENERATOR: rf"generator 0 is lost \({SIZES}generator.kv_cache_gib",
     SCORER: rf"scorer length 0 is lost \({SIZES}batch_size",
@@ -31,17 +36,17 @@ TOLD = {
 def test_a_role_that_the_memory_monitor_ends_is_replaced(
     clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None], kind: str
 ) -> None:
-    run = start_run(**monitor(), COLUMNS="2000")  # one line stays one line
+    limit_bytes = limit_of_a_run()
+    run = start_run(**monitor(limit_bytes), COLUMNS="2000")  # one line stays one line
     run.wait_for_step(2)
     make_newest(run, kind)
-    others = {other: run.processes(other) for other in TOLD if other != kind}
     num_done = run.num_steps_done
-    killed_s = fill_memory_until_the_end_of(run.processes(kind)[0])
+    killed_s = fill_memory_until_the_end_of(run.processes(kind)[0], limit_bytes)
     run.wait_for_step(num_done + 1)
     recovery_s = time.monotonic() - killed_s
-    alone = all(run.processes(other) == before for other, before in others.items())
     is_clean = run.ends_as(clean_run)
-    said = re.findall(TOLD[kind], run.output)
+    ended = sorted(set(ENDED.findall((run.path / "logs" / "ray" / "raylet.out").read_text())))
+    is_told = kind.removeprefix("ray::") in ended and len(re.findall(TOLD[kind], run.output)) > 0
     measured(
         FaultRow(
             row="21",
@@ -49,23 +54,26 @@ def test_a_role_that_the_memory_monitor_ends_is_replaced(
             num_injected=1,
             num_survived=int(is_clean),
             losses=run.losses(clean_run),
-            measured=f"next step after {seconds([recovery_s])}, {'no' if alone else 'ANOTHER'} other role; {likeness(is_clean)}",
+            measured=f"next step after {seconds([recovery_s])}; the monitor ended {', '.join(ended)}; {likeness(is_clean)}",
             bar=f"{RECOVERY_S:.0f} s",
-            holds=is_clean and alone and len(said) == 1 and recovery_s <= RECOVERY_S,
+            holds=is_clean and is_told and recovery_s <= RECOVERY_S,
         )
     )
     assert is_clean, run.output
-    assert len(said) == 1, run.output
-    assert alone
+    assert is_told, (ended, run.output)
 
 
-def monitor() -> dict[str, str]:
-    """Ray's settings for a run that may fill so much of the memory, and no more."""
+def limit_of_a_run() -> int:
+    """Bytes in use on this machine beyond which the monitor is to kill."""
     memory = psutil.virtual_memory()
     assert memory.available > ROOM_BYTES + 2 * LEFT_BYTES, f"only {memory.available / 2**30:.1f} GiB are free on this machine"
-    limit_frac = (memory.total - memory.available + ROOM_BYTES) / memory.total
+    return memory.total - memory.available + ROOM_BYTES
+
+
+def monitor(limit_bytes: int) -> dict[str, str]:
+    """Ray's settings."""
     return {
-        "RAY_memory_usage_threshold": f"{limit_frac:.4f}",
+        "RAY_memory_usage_threshold": f"{limit_bytes / psutil.virtual_memory().total:.4f}",
         "RAY_memory_monitor_refresh_ms": "100",
         "RAY_max_kill_memory_buffer_bytes": "0",  # one kill is enough for what is over the limit
     }
@@ -77,16 +85,19 @@ def make_newest(run: FaultyRun, kind: str) -> None:
     first = run.processes(kind)[0]
     run.hurt(kind)
     wait_until(lambda: not run.is_running or run.processes(kind)[:1] not in ([], [first]), f"another {kind}")
-    run.wait_for_step(num_done + 2)
+    run.wait_for_step(num_done + 1)
 
 
-def fill_memory_until_the_end_of(process: psutil.Process) -> float:
-    """Beside the run, a piece at a time, and give it all back; returns when the process had ended."""
+def fill_memory_until_the_end_of(process: psutil.Process, limit_bytes: int) -> float:
+    """Beside the run, half of what is missing at a time, and give it all back; returns when the process had ended."""
     pieces: list[bytes] = []
 
     def has_ended() -> bool:
-        if psutil.virtual_memory().available > LEFT_BYTES:
-            pieces.append(b"\1" * PIECE_BYTES)  # no zeros: pages that nobody wrote take no memory
+        memory = psutil.virtual_memory()
+        missing_bytes = limit_bytes - (memory.total - memory.available)
+        if memory.available > LEFT_BYTES and missing_bytes > -JUMP_BYTES // 2:
+            # No zeros: pages that nobody wrote take no memory.
+            pieces.append(b"\1" * max(JUMP_BYTES, missing_bytes // 2))
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
     wait_until(has_ended, "a kill by the memory monitor", timeout_s=120)

@@ -27,7 +27,7 @@ RAYS_PAGE = (  # what matters in it of what ray 2.60 wrote when it was tried
     "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 31fa) was 13.14GB"
     " used / 23.54GB limit (0.558301)\nOOM kill reason: Memory usage 14008754176B exceeded threshold of 14008242176B (55.4% of"
     " 25276510208B limit)\nRay killed 1 worker(s) based on the killing policy\nConsidered workers: [\nSelected to kill:"
-    " (Actor(1610): job ID=01000000, task name=A.__init__, pid=20016, actual memory used=0.36GB, worker ID=910f)\n]\n"
+    " (Actor(1610): job ID=01000000, task name=Worker.__init__, pid=20016, actual memory used=0.36GB, worker ID=910f)\n]\n"
     "Top 10 memory users: PID\tMEM(GB)\tCOMMAND\n13769\t7.55\tpython prof.py\n19598\t1.89\tVLLM::EngineCore\n"
     "18719\t0.84\tray::RayTrainWorker\n19076\t0.45\tpython\nRefer to the documentation on how to ..."
 )
@@ -73,8 +73,9 @@ def test_each_exception_is_a_loss_a_blip_or_a_fault(error: RayError, expected: O
     [
         (
             OutOfMemoryError(RAYS_PAGE),
-            "the machine ran out of memory: 13.14 of 23.54 GB were in use, the limit is 55.4 %; Ray's memory monitor ended it at"
-            " 0.36 GB; the largest processes: python prof.py 7.55 GB, VLLM::EngineCore 1.89 GB, ray::RayTrainWorker 0.84 GB",
+            "the machine ran out of memory: 13.14 of 23.54 GB were in use, the limit is 55.4 %; Ray's memory monitor ended"
+            " Worker 0.36 GB; the largest processes: python prof.py 7.55 GB, VLLM::EngineCore 1.89 GB, ray::RayTrainWorker 0.84"
+            " GB",
         ),
         (OutOfMemoryError("another text\nof Ray"), "the machine ran out of memory; Ray's memory monitor ended it"),
         (RayActorError(error_msg=RAYS_PAGE), "13.14 of 23.54 GB were in use"),
