@@ -8,6 +8,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -105,14 +106,15 @@ class RayJob:
 
     async def _tail(self, write: Callable[[str], object]) -> None:
         num_seen = 0
-        async for text in self._client.tail_job_logs(self.job_id):
-            num_seen += len(text)
-            if num_seen > self._num_written:
-                new = text[self._num_written - num_seen :]
-                self._num_written = num_seen
-                write(new)
-                if said := RUN_DIRECTORY.search(new):
-                    self._run = said.group(1)
+        async with aclosing(self._client.tail_job_logs(self.job_id)) as log:  # Ctrl-C closes the connection, too
+            async for text in log:
+                num_seen += len(text)
+                if num_seen > self._num_written:
+                    new = text[self._num_written - num_seen :]
+                    self._num_written = num_seen
+                    if said := RUN_DIRECTORY.search(new):
+                        self._run = said.group(1)
+                    write(new)
 
     def _how_to_resume(self) -> str:
         if not self._run:
