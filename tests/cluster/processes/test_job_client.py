@@ -18,6 +18,11 @@ from cluster.processes import jobs
 from cluster.processes.jobs import connect_to_jobs, submit_job
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+UPLOADED = ("rayward/__init__.py", "configs/tiny.yaml", "my_rewards.py", "data/runs/prompts.jsonl")
+LEFT_HERE = (
+    ".git/config", "runs/night/summary.json", "rayward/__pycache__/options.pyc", ".mypy_cache/a", ".venv-trl/bin/python",
+    ".env", "tls/host.key", "large.bin",
+)  # fmt: skip
 LOG = "run directory /mnt/runs/tiny\nstep 1\n"
 
 
@@ -114,10 +119,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobServer]:
 def folder(tmp_path: Path) -> Path:
     """A working folder as people have it."""
     folder, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
-    for name in ("rayward/__init__.py", "configs/tiny.yaml", "my_rewards.py", ".git/config", "runs/night/summary.json", ".env"):
+    for name in (*UPLOADED, *LEFT_HERE):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    (folder / "large.bin").write_text("x")
     (folder / ".gitignore").write_text("*.bin\n")
     elsewhere.mkdir()
     (elsewhere / "python").write_text("x")
@@ -131,12 +135,7 @@ def test_the_code_is_uploaded_and_the_log_is_followed_over_a_broken_connection(s
     report = job.follow(written.append)
     assert "".join(written) == LOG + "step 2\n"
     assert (report.status, report.run, report.address) == ("SUCCEEDED", "/mnt/runs/tiny", server.url)
-    assert {name for name in server.uploaded if not name.endswith("/")} == {
-        "rayward/__init__.py",
-        "configs/tiny.yaml",
-        "my_rewards.py",
-        ".gitignore",
-    }
+    assert {name for name in server.uploaded if not name.endswith("/")} == {*UPLOADED, ".gitignore"}
     assert server.submitted["entrypoint"] == "exec python -m rayward train"
     assert server.submitted["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
     assert server.num_followed == 2

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pathspec import PathSpec
 
 from cluster.errors import ConfigError, RaywardError, RunInterruptedError
 from cluster.processes import jobs
-from cluster.processes.jobs import LEFT_OUT, JobFailedError, RayJob, connect_to_jobs, submit_job
+from cluster.processes.jobs import JobFailedError, RayJob, connect_to_jobs, submit_job
 
 ADDRESS = "http://127.0.0.1:8265"
 LOG = "run directory /mnt/runs/tiny-2\nstep 1\n"
@@ -127,27 +126,6 @@ def test_what_is_submitted(tmp_path: Path) -> None:
     runtime_env = request["runtime_env"]
     assert runtime_env["working_dir"] == str(tmp_path)
     assert runtime_env["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
-
-
-@pytest.mark.parametrize(
-    ("path", "stays"),
-    [
-        (".venv", True),
-        (".venv-trl/bin/python", True),
-        (".git/config", True),
-        ("runs/night/summary.json", True),
-        ("cluster/__pycache__/config.pyc", True),
-        (".mypy_cache/a", True),
-        (".env", True),
-        ("tls/host.key", True),
-        ("cluster/config.py", False),
-        ("data/runs/prompts.jsonl", False),
-        ("configs/train/tiny.yaml", False),
-        ("my_rewards.py", False),
-    ],
-)
-def test_what_stays_here(path: str, stays: bool) -> None:
-    assert PathSpec.from_lines("gitwildmatch", LEFT_OUT).match_file(path) == stays  # as Ray matches it
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto"])
