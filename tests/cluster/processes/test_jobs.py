@@ -83,6 +83,13 @@ def test_after_a_lost_connection_nothing_is_written_twice(loss: Exception) -> No
     assert log == LOG + "step 2\n"
 
 
+def test_a_log_that_grows_between_losses_is_followed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "NUM_RETRIES", 1)
+    losses: list[list[str | BaseException]] = [[LOG[:end], ConnectionError("reset")] for end in (5, 10, 15, 20)]
+    _, log = followed(FakeCluster(*losses, [LOG], end=SUCCEEDED))
+    assert log == LOG
+
+
 def test_a_cluster_that_does_not_come_back_ends_the_command_and_not_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "NUM_RETRIES", 2)
     cluster = FakeCluster(*[[ConnectionError("refused")]] * 3, [LOG], end=SUCCEEDED)
@@ -100,6 +107,16 @@ def test_ctrl_c_stops_the_job_and_follows_it_to_its_end() -> None:
     assert "".join(written) == LOG + "saved\n"
     assert str(caught.value) == (f"tiny-1 was stopped; go on with: rayward submit --resume /mnt/runs/tiny-2 --address {ADDRESS}")
     assert caught.value.exit_code == 130
+
+
+def test_a_cluster_that_is_lost_before_the_stop_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(job_id: str) -> bool:
+        raise RuntimeError("Request failed with status code 500")
+
+    cluster = FakeCluster([LOG, KeyboardInterrupt()], end=SUCCEEDED)
+    monkeypatch.setattr(cluster, "stop_job", fail)
+    with pytest.raises(RaywardError, match=r"does not answer any more \(Request failed.*tiny-1 may still run"):
+        followed(cluster)
 
 
 def test_a_run_that_was_interrupted_otherwise_counts_as_stopped() -> None:
