@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,14 +13,14 @@ from typing import Final
 import ray
 
 from actors.sources.models import resolve_model
-from cluster.errors import ConfigError, DataError, RaywardError
+from cluster.errors import RaywardError
 from cluster.host.cache import cache_root
 from cluster.processes.interrupts import Interrupts, interruptible
 from cluster.processes.placement import RoleRequest, check_placement, this_machine
 from cluster.processes.runtime import RaySession, prints_to, start_ray, stop_ray
 from serving.config import ServeConfig
 from serving.guard import proxy
-from serving.guard.key_file import default_key_file, read_keys
+from serving.listening import available_port, key_file
 from serving.policy_folder import PolicyFolder, check_is_run, check_max_model_tokens, resolve_policy
 
 logger = logging.getLogger("rayward")
@@ -134,8 +133,8 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
     policy = resolve_policy(config.model)
     resolve_model(str(policy.path))  # refuses a folder with code in it, or with the tokenizer of another model
     check_max_model_tokens(policy, config.max_model_tokens)
-    port = _available_port(config.host, config.port)
-    keys = _key_file(config)
+    port = available_port(config.host, config.port)
+    keys = key_file(config)
     feedback = _feedback_file(config.feedback)
     model_id = config.model_id or policy.name
     ray_session = None
@@ -237,20 +236,6 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def _key_file(config: ServeConfig) -> Path | None:
-    """The file of keys, read once; None where no key is asked for. Raises `ConfigError` where others could ask without one."""
-    if config.keys is None and config.is_loopback:
-        return None
-    path = default_key_file() if config.keys is None else Path(config.keys).expanduser().resolve()
-    try:
-        keys = read_keys(path)
-    except DataError as error:
-        raise ConfigError(f"host={config.host} needs keys: {error}") from error
-    if not keys:
-        raise ConfigError(f"the file of keys {path} has none, so nobody could ask; make one with: rayward keys add NAME")
-    return path
-
-
 def _state_dir(config: ServeConfig, model_id: str) -> Path:
     """What the endpoint writes down, for people and for its own next start."""
     return cache_root() / "serve" / model_id if config.state_dir is None else Path(config.state_dir).expanduser().resolve()
@@ -265,19 +250,6 @@ def _feedback_file(path: str | None) -> Path | None:
     found = Path(path).expanduser().resolve()
     FeedbackStore(found).close()
     return found
-
-
-def _available_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises `ConfigError` where another program listens on it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} on {host}: {error.strerror}; choose another with --port, or 0 for a free one"
-            ) from error
-        return int(probe.getsockname()[1])
 
 
 def _check_local_placement(config: ServeConfig) -> None:

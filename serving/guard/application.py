@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from serving.api_errors import Refusal
-from serving.config import RequestLimits
+from serving.config import BodyLimits
 from serving.guard.body_limit import BodyLimit
 from serving.guard.frame import REQUEST_ID_HEADER, Frame, state_of
 from serving.guard.key_file import KeyFile
@@ -25,7 +25,7 @@ EXPOSED_HEADERS: Final = (REQUEST_ID_HEADER, "X-Policy-Version", "Retry-After")
 class Guard:
     """How an application is guarded. Produced by `deployment`, consumed by `guard` and `build_application`."""
 
-    limits: RequestLimits
+    limits: BodyLimits
     timeout_s: float
     log_folder: Path | None
     cors_origins: tuple[str, ...] = ()
