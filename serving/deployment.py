@@ -93,7 +93,7 @@ def _llm_config(config: ServeConfig, policy: PolicyFolder, model_id: str) -> LLM
             "ray_actor_options": {"num_cpus": 0},
             **(FOLLOWERS_ROUTING if config.follow and config.num_replicas > 1 else {}),
         },
-        engine_kwargs=_engine_arguments(config),
+        engine_kwargs=engine_arguments(config),
         runtime_env={"env_vars": _engine_environment(config)},
     )
 
@@ -121,7 +121,8 @@ def _bundles(config: ServeConfig) -> list[dict[str, float]]:
     return [dict(bundle) for _ in range(devices)]
 
 
-def _engine_arguments(config: ServeConfig) -> dict[str, Any]:
+def engine_arguments(config: ServeConfig) -> dict[str, Any]:
+    """What vLLM is told, but for the model."""
     arguments: dict[str, Any] = {
         "dtype": config.dtype,
         "max_model_len": config.max_model_tokens,
