@@ -19,6 +19,7 @@ from cluster.processes.interrupts import Interrupts, interruptible
 from cluster.processes.placement import RoleRequest, check_placement, this_machine
 from cluster.processes.runtime import RaySession, prints_to, start_ray, stop_ray
 from serving.config import ServeConfig
+from serving.followed_versions import first_version, followed_by
 from serving.guard import proxy
 from serving.listening import available_port, key_file
 from serving.policy_folder import PolicyFolder, check_is_run, check_max_model_tokens, resolve_policy
@@ -128,9 +129,7 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
 
     Everything that can be refused is refused before Ray starts. Ray is started with `start` where this process has none.
     """
-    if config.follow:
-        check_is_run(config.model)
-    policy = resolve_policy(config.model)
+    policy = _first_policy(config)
     resolve_model(str(policy.path))  # refuses a folder with code in it, or with the tokenizer of another model
     check_max_model_tokens(policy, config.max_model_tokens)
     port = available_port(config.host, config.port)
@@ -202,7 +201,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     from ray.serve.config import HTTPOptions
 
     with callers_logging_kept():
-        from serving.deployment import QUIET, build_app, followed_versions
+        from serving.deployment import QUIET, build_app
         from serving.guard.application import Guard
         from serving.guard.usage_app import usage_target
         from serving.health import health_target
@@ -224,7 +223,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     policy_app = build_app(config, served.policy, served.model_id, guard, state_dir)
     targets = [
         serve.RunTarget(target=policy_app, name=APP_NAME, logging_config=QUIET),
-        health_target(APP_NAME, followed_versions(config, state_dir) if config.follow else None, QUIET),
+        health_target(APP_NAME, followed_by(config, state_dir) if config.follow else None, QUIET),
     ]
     if keys is not None:
         lease_s = config.request_timeout_s + PROXY_GRACE_S
@@ -234,6 +233,15 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
 
         targets.append(feedback_target(feedback, guard, QUIET))
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def _first_policy(config: ServeConfig) -> PolicyFolder:
+    """Of a run that is followed, what the replicas will start on: a newest version that is bad must not keep the others back."""
+    if not config.follow:
+        return resolve_policy(config.model)
+    check_is_run(config.model)
+    run_name = Path(config.model).expanduser().resolve().name
+    return first_version(followed_by(config, _state_dir(config, config.model_id or run_name))).policy
 
 
 def _state_dir(config: ServeConfig, model_id: str) -> Path:

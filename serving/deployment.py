@@ -16,7 +16,7 @@ from cluster.host.cpu_engine import cpu_engine_environment
 from cluster.processes.runtime import WORKER_ENVIRONMENT
 from serving.api_errors import RETRY_AFTER_S
 from serving.config import ServeConfig
-from serving.followed_versions import FollowedVersions
+from serving.followed_versions import followed_by
 from serving.follower import ChangeDeadlines
 from serving.guard.application import Guard, build_application
 from serving.guard.refused_requests import RefusedRequests
@@ -98,14 +98,9 @@ def _llm_config(config: ServeConfig, policy: PolicyFolder, model_id: str) -> LLM
     )
 
 
-def followed_versions(config: ServeConfig, state_dir: Path) -> FollowedVersions:
-    """What the endpoint knows of the run that it follows."""
-    return FollowedVersions(Path(config.model).expanduser().resolve(), state_dir)
-
-
 def _follow_plan(config: ServeConfig, state_dir: Path) -> FollowPlan:
     return FollowPlan(
-        versions=followed_versions(config, state_dir),
+        versions=followed_by(config, state_dir),
         has_neighbours=config.num_replicas > 1,
         # A request inside ends at its own limit; new weights take as long as those of a start.
         deadlines=ChangeDeadlines(drain_s=config.request_timeout_s + DRAIN_GRACE_S, load_s=config.start_timeout_s),

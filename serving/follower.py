@@ -10,7 +10,6 @@ from typing import Final, Protocol
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from actors.sources.tensor_shapes import weight_files
-from cluster.errors import DataError
 from cluster.storage.serving_contract import ServingContract
 from serving.followed_versions import FollowedVersion, FollowedVersions
 from serving.policy_check import BadPolicyError, check_policy
@@ -42,24 +41,6 @@ class ChangeDeadlines:
 
     drain_s: float  # for the requests inside to end; after that the change waits for another turn
     load_s: float  # for new weights to be loaded and checked; after that the replica is replaced
-
-
-def first_version(versions: FollowedVersions) -> FollowedVersion:
-    """What a new replica starts on: what others have served, or else the newest version with nothing wrong in its files.
-
-    Raises `DataError` where there is none.
-    """
-    served = versions.newest_served()
-    if served is not None:
-        return served
-    while (version := versions.newest(None)) is not None:
-        try:
-            check_policy(version.policy.path, None)
-        except BadPolicyError as error:
-            versions.note_set_aside(version, error.reason, str(error))
-        else:
-            return version
-    raise DataError(f"{versions.run_dir} has no policy that can be served; set aside are {versions.set_aside() or 'none'}")
 
 
 class Follower:

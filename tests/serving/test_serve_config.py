@@ -193,3 +193,15 @@ def test_a_newer_policy_that_is_cut_off_cannot_be_taken(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(DataError, match="not a whole safetensors file"):
         check_same_model(newer, served_model(served))
+
+
+def test_a_run_that_is_followed_is_served_from_its_newest_good_version(tmp_path: Path) -> None:
+    """The newest is bad; the next one is refused for what a configuration asks of it, before Ray starts."""
+    policies = tmp_path / "run" / "policies"
+    for name in ("v000001", "v000002"):
+        _policy(policies / name)
+    (policies / "v000002" / "serving_contract.json").write_text("{")
+    (policies / "v000001" / "config.json").write_text('{"max_position_embeddings": 8}')
+    config = ServeConfig(model=str(tmp_path / "run"), follow=True, state_dir=str(tmp_path / "state"))
+    with pytest.raises(ConfigError, match="8 positions of the model in .*v000001"):
+        serve_policy(config)

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
 from serving import policy_server
 from serving.open_replicas import IS_CHANGING
-from serving.policy_server import PolicyServer
+from serving.policy_server import PolicyServer, loading_from
+from tests.serving.small_policies import write_small_policy
 
 
 class Recording(PolicyServer):
@@ -37,6 +39,17 @@ def server() -> Recording:
     server._is_changing, server._has_neighbours, server._following = False, False, None
     server._stats_asked_for = asyncio.Event()
     return server
+
+
+def test_a_replica_can_start_on_another_folder_than_its_endpoint_did(tmp_path: Path) -> None:
+    folders = [write_small_policy(tmp_path / name) for name in ("v000001", "v000002")]
+    first = LLMConfig(
+        model_loading_config={"model_id": "run", "model_source": str(folders[0])}, engine_kwargs={"dtype": "float32"}
+    )
+    assert first.get_engine_config().hf_model_id == str(folders[0])  # as `build_llm_deployment` has it made
+    other = loading_from(folders[1], first)
+    assert (other.model_id, other.engine_kwargs["dtype"]) == ("run", "float32")
+    assert other.get_engine_config().hf_model_id == str(folders[1])
 
 
 def test_weights_are_replaced_while_no_request_runs(server: Recording) -> None:
