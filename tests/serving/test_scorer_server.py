@@ -93,12 +93,15 @@ def test_a_scorer_behind_http_says_what_it_says_beside_the_run(run_dir: Path) ->
 
 def test_keys_are_those_of_an_endpoint(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = tmp_path / "keys.json"
-    key = add_key(keys, "run")
+    key, other = add_key(keys, "run", ["inference"]), add_key(keys, "other", ["feedback"])
     config = ServeScorerConfig(port=0, scorer=scorer_config(run_dir), keys=str(keys))
-    monkeypatch.setenv(VARIABLE, f"Bearer {key}")
     with answering(build_scorer(config)) as url:
         with pytest.raises(RaywardError, match="status 401"):
             scores(url)
+        monkeypatch.setenv(VARIABLE, f"Bearer {other}")
+        with pytest.raises(RaywardError, match="status 403"):
+            scores(url, headers_from_env={"Authorization": VARIABLE})
+        monkeypatch.setenv(VARIABLE, f"Bearer {key}")
         judged = scores(url, headers_from_env={"Authorization": VARIABLE})
     assert [isinstance(score, Score) for score in judged] == [True] * 4 + [False]
 
