@@ -74,16 +74,19 @@ class Follower:
     async def take_newest(self) -> None:
         """Hold the newest good version, or, while it is another replica's turn, what is held now."""
         try:
-            newest = await asyncio.to_thread(self._versions.newest, self._held)
-            if newest is None:
+            if await self._newest() is None:
                 return
             with self._versions.turn() as is_ours:
-                if is_ours:
+                newest = await self._newest() if is_ours else None  # the one before may have set it aside
+                if newest is not None:
                     await self._take(newest)
         except OSError as error:
             if not self._gate.is_open:
                 raise
             self._tell(str(error))  # the disk or the run directory is away; what is served stays
+
+    async def _newest(self) -> FollowedVersion | None:
+        return await asyncio.to_thread(self._versions.newest, self._held)
 
     async def _take(self, newest: FollowedVersion) -> None:
         folder = newest.policy.path
