@@ -14,7 +14,7 @@ from rayward.options import CONFIGS, SERVING, Overrides
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    for command in (serve, chat):
+    for command in (serve, serve_scorer, chat):
         app.command(rich_help_panel=SERVING)(command)
 
 
@@ -34,6 +34,24 @@ def serve(
     from serving.app import serve_until_interrupted  # seconds: a mistake in the configuration is told before it
 
     serve_until_interrupted(loaded)
+
+
+def serve_scorer(
+    model: Annotated[Path, typer.Argument(help="A reward model's folder, or a run directory: then the one that it trained.")],
+    overrides: Overrides = None,
+    config: Annotated[Path, typer.Option(help="Settings of the scorer.")] = CONFIGS / "serve" / "scorer.yaml",
+    port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.")] = None,
+) -> None:
+    """Serve a reward model to runs, as a scorer of kind http."""
+    from cluster.config import load_config
+    from serving.scorer_config import ServeScorerConfig
+
+    given = [f"scorer.model={model}", *([] if port is None else [f"port={port}"]), *(overrides or [])]
+    loaded = load_config(ServeScorerConfig, config, given)
+
+    from serving.scorer_server import serve_scorer_until_interrupted  # seconds: a mistake in the configuration is told first
+
+    serve_scorer_until_interrupted(loaded)
 
 
 def chat(

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,14 +13,15 @@ from typing import Final
 import ray
 
 from actors.sources.models import resolve_model
-from cluster.errors import ConfigError, DataError, RaywardError
+from cluster.errors import RaywardError
 from cluster.host.cache import cache_root
 from cluster.processes.interrupts import Interrupts, interruptible
 from cluster.processes.placement import RoleRequest, check_placement, this_machine
 from cluster.processes.runtime import RaySession, prints_to, start_ray, stop_ray
 from serving.config import ServeConfig
+from serving.followed_versions import first_version, followed_by
 from serving.guard import proxy
-from serving.guard.key_file import default_key_file, read_keys
+from serving.listening import available_port, key_file
 from serving.policy_folder import PolicyFolder, check_is_run, check_max_model_tokens, resolve_policy
 
 logger = logging.getLogger("rayward")
@@ -99,7 +99,7 @@ class ServedPolicy:
         Serve itself goes on where applications of others run on it.
         """
         if ray.is_initialized():
-            _stop_applications(self._drain_s)
+            stop_applications(self._drain_s)
         if self._ray_session is not None:
             stop_ray(self._ray_session)
 
@@ -129,13 +129,11 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
 
     Everything that can be refused is refused before Ray starts. Ray is started with `start` where this process has none.
     """
-    if config.follow:
-        check_is_run(config.model)
-    policy = resolve_policy(config.model)
+    policy = _first_policy(config)
     resolve_model(str(policy.path))  # refuses a folder with code in it, or with the tokenizer of another model
     check_max_model_tokens(policy, config.max_model_tokens)
-    port = _available_port(config.host, config.port)
-    keys = _key_file(config)
+    port = available_port(config.host, config.port)
+    keys = key_file(config)
     feedback = _feedback_file(config.feedback)
     model_id = config.model_id or policy.name
     ray_session = None
@@ -203,7 +201,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     from ray.serve.config import HTTPOptions
 
     with callers_logging_kept():
-        from serving.deployment import QUIET, build_app, followed_versions
+        from serving.deployment import QUIET, build_app
         from serving.guard.application import Guard
         from serving.guard.usage_app import usage_target
         from serving.health import health_target
@@ -225,7 +223,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     policy_app = build_app(config, served.policy, served.model_id, guard, state_dir)
     targets = [
         serve.RunTarget(target=policy_app, name=APP_NAME, logging_config=QUIET),
-        health_target(APP_NAME, followed_versions(config, state_dir) if config.follow else None, QUIET),
+        health_target(APP_NAME, followed_by(config, state_dir) if config.follow else None, QUIET),
     ]
     if keys is not None:
         lease_s = config.request_timeout_s + PROXY_GRACE_S
@@ -237,18 +235,13 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def _key_file(config: ServeConfig) -> Path | None:
-    """The file of keys, read once; None where no key is asked for. Raises `ConfigError` where others could ask without one."""
-    if config.keys is None and config.is_loopback:
-        return None
-    path = default_key_file() if config.keys is None else Path(config.keys).expanduser().resolve()
-    try:
-        keys = read_keys(path)
-    except DataError as error:
-        raise ConfigError(f"host={config.host} needs keys: {error}") from error
-    if not keys:
-        raise ConfigError(f"the file of keys {path} has none, so nobody could ask; make one with: rayward keys add NAME")
-    return path
+def _first_policy(config: ServeConfig) -> PolicyFolder:
+    """Of a run that is followed, what the replicas will start on: a newest version that is bad must not keep the others back."""
+    if not config.follow:
+        return resolve_policy(config.model)
+    check_is_run(config.model)
+    run_name = Path(config.model).expanduser().resolve().name
+    return first_version(followed_by(config, _state_dir(config, config.model_id or run_name))).policy
 
 
 def _state_dir(config: ServeConfig, model_id: str) -> Path:
@@ -267,19 +260,6 @@ def _feedback_file(path: str | None) -> Path | None:
     return found
 
 
-def _available_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises `ConfigError` where another program listens on it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} on {host}: {error.strerror}; choose another with --port, or 0 for a free one"
-            ) from error
-        return int(probe.getsockname()[1])
-
-
 def _check_local_placement(config: ServeConfig) -> None:
     replicas = RoleRequest(
         role="serve",
@@ -291,7 +271,7 @@ def _check_local_placement(config: ServeConfig) -> None:
     check_placement([replicas], this_machine())
 
 
-def _stop_applications(drain_s: float) -> None:
+def stop_applications(drain_s: float) -> None:
     """End ours, the policy's first, and Serve where nobody else uses it."""
     from ray import serve
     from ray.exceptions import RayError

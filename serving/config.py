@@ -12,8 +12,8 @@ from cluster.config import StrictConfig
 ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
 
 
-class RequestLimits(StrictConfig):
-    """What one request may ask for. A request beyond a limit gets an error that names the field and the limit."""
+class BodyLimits(StrictConfig):
+    """The size of a request, whatever it asks for."""
 
     max_body_bytes: int = Field(2**20, ge=1024, le=2**26)
     """Size of a request's body; a larger one is refused (413) before it is held in memory."""
@@ -21,6 +21,11 @@ class RequestLimits(StrictConfig):
     """Names and values of a request's headers together; more is refused (431)."""
     body_timeout_s: float = Field(10.0, gt=0)
     """Wall time in which the whole body must arrive (408)."""
+
+
+class RequestLimits(BodyLimits):
+    """What one request may ask for. A request beyond a limit gets an error that names the field and the limit."""
+
     max_messages: int = Field(256, ge=1)
     """Messages of a chat request."""
     max_prompts: int = Field(32, ge=1)
@@ -50,7 +55,35 @@ class KeyQuota(StrictConfig):
     """Requests in progress, streamed or not."""
 
 
-class ServeConfig(StrictConfig):
+class ListenConfig(StrictConfig):
+    """Where an endpoint listens, and to whom."""
+
+    host: str = "127.0.0.1"
+    """An IPv4 address or localhost. Any other than loopback needs a file of keys."""
+    port: int = Field(8000, ge=0, le=65535)
+    """0 picks a free one."""
+    keys: str | None = None
+    """File of keys (`rayward keys add`). None: none is asked for on loopback, and elsewhere the default file is used."""
+    quota: KeyQuota = KeyQuota()
+    """Only where keys are asked for."""
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_an_address(cls, host: str) -> str:
+        if host != "localhost":
+            try:
+                ipaddress.IPv4Address(host)
+            except ValueError:
+                raise ValueError(f"host {host!r} is not an IPv4 address of this machine; use 127.0.0.1 or 0.0.0.0") from None
+        return host
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host == "localhost" or ipaddress.IPv4Address(self.host).is_loopback
+
+
+class ServeConfig(ListenConfig):
     """`rayward serve`."""
 
     model: str
@@ -59,10 +92,6 @@ class ServeConfig(StrictConfig):
     """Take each newer policy of the run as it appears, without a stop; `model` is a run directory then."""
     model_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The name clients ask for; None is the run's name, or the folder's where it belongs to no run."""
-    host: str = "127.0.0.1"
-    """An IPv4 address or localhost. Any other than loopback needs a file of keys."""
-    port: int = Field(8000, ge=0, le=65535)
-    """0 picks a free one."""
     num_replicas: int = Field(1, ge=1)
     """Engines, each with a copy of the policy."""
     num_cpus: float = Field(1.0, gt=0)
@@ -90,10 +119,6 @@ class ServeConfig(StrictConfig):
     start_timeout_s: float = Field(600.0, gt=0)
     """Wall time until the first replica must answer."""
     limits: RequestLimits = RequestLimits()
-    keys: str | None = None
-    """File of keys (`rayward keys add`). None: none is asked for on loopback, and elsewhere the default file is used."""
-    quota: KeyQuota = KeyQuota()
-    """Only where keys are asked for."""
     cors_origins: tuple[str, ...] = ()
     """Web pages that may call the endpoint from a browser, such as https://chat.example.org; `*` is not taken."""
     tool_parser: str | None = Field(None, pattern=r"^[a-z0-9_]{1,64}$")
@@ -108,16 +133,6 @@ class ServeConfig(StrictConfig):
     """SQLite file in which posted preferences are kept, made where it does not exist; None: the route does not exist."""
     dashboard: bool = False
     """Ray's dashboard on loopback while the endpoint is up; its processes take CPU and memory from a small machine."""
-
-    @field_validator("host")
-    @classmethod
-    def _host_is_an_address(cls, host: str) -> str:
-        if host != "localhost":
-            try:
-                ipaddress.IPv4Address(host)
-            except ValueError:
-                raise ValueError(f"host {host!r} is not an IPv4 address of this machine; use 127.0.0.1 or 0.0.0.0") from None
-        return host
 
     @field_validator("cors_origins")
     @classmethod
@@ -139,8 +154,3 @@ class ServeConfig(StrictConfig):
     def drain_s(self) -> float:
         """How long a replica that is told to end may work on the requests that it has."""
         return min(self.drain_timeout_s, self.request_timeout_s)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
-        return self.host == "localhost" or ipaddress.IPv4Address(self.host).is_loopback

@@ -16,7 +16,7 @@ from cluster.host.cpu_engine import cpu_engine_environment
 from cluster.processes.runtime import WORKER_ENVIRONMENT
 from serving.api_errors import RETRY_AFTER_S
 from serving.config import ServeConfig
-from serving.followed_versions import FollowedVersions
+from serving.followed_versions import followed_by
 from serving.follower import ChangeDeadlines
 from serving.guard.application import Guard, build_application
 from serving.guard.refused_requests import RefusedRequests
@@ -93,19 +93,14 @@ def _llm_config(config: ServeConfig, policy: PolicyFolder, model_id: str) -> LLM
             "ray_actor_options": {"num_cpus": 0},
             **(FOLLOWERS_ROUTING if config.follow and config.num_replicas > 1 else {}),
         },
-        engine_kwargs=_engine_arguments(config),
+        engine_kwargs=engine_arguments(config),
         runtime_env={"env_vars": _engine_environment(config)},
     )
 
 
-def followed_versions(config: ServeConfig, state_dir: Path) -> FollowedVersions:
-    """What the endpoint knows of the run that it follows."""
-    return FollowedVersions(Path(config.model).expanduser().resolve(), state_dir)
-
-
 def _follow_plan(config: ServeConfig, state_dir: Path) -> FollowPlan:
     return FollowPlan(
-        versions=followed_versions(config, state_dir),
+        versions=followed_by(config, state_dir),
         has_neighbours=config.num_replicas > 1,
         # A request inside ends at its own limit; new weights take as long as those of a start.
         deadlines=ChangeDeadlines(drain_s=config.request_timeout_s + DRAIN_GRACE_S, load_s=config.start_timeout_s),
@@ -121,7 +116,8 @@ def _bundles(config: ServeConfig) -> list[dict[str, float]]:
     return [dict(bundle) for _ in range(devices)]
 
 
-def _engine_arguments(config: ServeConfig) -> dict[str, Any]:
+def engine_arguments(config: ServeConfig) -> dict[str, Any]:
+    """What vLLM is told, but for the model."""
     arguments: dict[str, Any] = {
         "dtype": config.dtype,
         "max_model_len": config.max_model_tokens,

@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.errors import DataError
 from cluster.storage.atomic_file import write_atomically
 from cluster.storage.policy_folders import version_folders
-from serving.policy_check import Reason
+from serving.config import ServeConfig
+from serving.policy_check import BadPolicyError, Reason, check_policy
 from serving.policy_folder import PolicyFolder, policy_folder
 
 logger = logging.getLogger("ray.serve")  # goes to the replica's file among Serve's logs
@@ -128,6 +130,32 @@ class FollowedVersions:
             logger.error("%s is not readable and is begun anew: %s", self._file, error)
             written = {}
         return {**written, **self._unwritten}
+
+
+def followed_by(config: ServeConfig, state_dir: Path) -> FollowedVersions:
+    """The versions that an endpoint with these settings follows."""
+    return FollowedVersions(Path(config.model).expanduser().resolve(), state_dir)
+
+
+def first_version(versions: FollowedVersions) -> FollowedVersion:
+    """What an endpoint or a new replica starts on: the newest version that was served, or else whose files have nothing wrong.
+
+    Raises `DataError` where there is none, and `OSError`.
+    """
+    served = versions.newest_served()
+    if served is not None:
+        return served
+    while (version := versions.newest(None)) is not None:
+        try:
+            check_policy(version.policy.path, None)
+        except BadPolicyError as error:
+            versions.note_set_aside(version, error.reason, str(error))
+        else:
+            return version
+    raise DataError(
+        f"{versions.run_dir} has no policy that can be served; set aside are {versions.set_aside() or 'none'}; has the run "
+        "exported one yet? See export.every_num_steps"
+    )
 
 
 @contextmanager

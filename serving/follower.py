@@ -10,7 +10,6 @@ from typing import Final, Protocol
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from actors.sources.tensor_shapes import weight_files
-from cluster.errors import DataError
 from cluster.storage.serving_contract import ServingContract
 from serving.followed_versions import FollowedVersion, FollowedVersions
 from serving.policy_check import BadPolicyError, check_policy
@@ -44,24 +43,6 @@ class ChangeDeadlines:
     load_s: float  # for new weights to be loaded and checked; after that the replica is replaced
 
 
-def first_version(versions: FollowedVersions) -> FollowedVersion:
-    """What a new replica starts on: what others have served, or else the newest version with nothing wrong in its files.
-
-    Raises `DataError` where there is none.
-    """
-    served = versions.newest_served()
-    if served is not None:
-        return served
-    while (version := versions.newest(None)) is not None:
-        try:
-            check_policy(version.policy.path, None)
-        except BadPolicyError as error:
-            versions.note_set_aside(version, error.reason, str(error))
-        else:
-            return version
-    raise DataError(f"{versions.run_dir} has no policy that can be served; set aside are {versions.set_aside() or 'none'}")
-
-
 class Follower:
     """Keeps one replica on the newest good version. For one event loop."""
 
@@ -93,16 +74,19 @@ class Follower:
     async def take_newest(self) -> None:
         """Hold the newest good version, or, while it is another replica's turn, what is held now."""
         try:
-            newest = await asyncio.to_thread(self._versions.newest, self._held)
-            if newest is None:
+            if await self._newest() is None:
                 return
             with self._versions.turn() as is_ours:
-                if is_ours:
+                newest = await self._newest() if is_ours else None  # the one before may have set it aside
+                if newest is not None:
                     await self._take(newest)
         except OSError as error:
             if not self._gate.is_open:
                 raise
             self._tell(str(error))  # the disk or the run directory is away; what is served stays
+
+    async def _newest(self) -> FollowedVersion | None:
+        return await asyncio.to_thread(self._versions.newest, self._held)
 
     async def _take(self, newest: FollowedVersion) -> None:
         folder = newest.policy.path

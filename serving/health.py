@@ -16,7 +16,9 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview, LoggingConfig, ReplicaState, ServeStatus
 
+from serving.config import RequestLimits
 from serving.followed_versions import FollowedVersions
+from serving.guard.application import Guard, build_application
 from serving.whole_path import WholePath
 
 HEALTH_APP_NAME: Final = "rayward-health"
@@ -40,7 +42,8 @@ def build_health_route(app_name: str, versions: FollowedVersions | None) -> Fast
 
     Where a run is followed, also why which of its versions are not served.
     """
-    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    guard = Guard(limits=RequestLimits(), timeout_s=2 * ASK_FOR_S, log_folder=None)
+    app = build_application(guard, None, title="Rayward health", has_schema=False)
     replicas = _Replicas(app_name)
 
     @app.get(HEALTH_ROUTE)

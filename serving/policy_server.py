@@ -15,8 +15,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from cluster.storage.serving_contract import ServingContract
 from serving.contract_check import check_contract
 from serving.engine_watch import EngineWatch
-from serving.followed_versions import FollowedVersions
-from serving.follower import ChangeDeadlines, Follower, first_version
+from serving.followed_versions import FollowedVersions, first_version
+from serving.follower import ChangeDeadlines, Follower
 from serving.open_replicas import IS_CHANGING, STATS_PERIOD_S
 from serving.policy_check import BadPolicyError, check_policy
 from serving.policy_folder import PolicyFolder, served_model
@@ -74,7 +74,7 @@ class PolicyServer(LLMServer):
         started = None if follow is None else await asyncio.to_thread(first_version, follow.versions)
         if started is not None:
             policy = started.policy
-            llm_config.model_loading_config.model_source = str(policy.path)
+            llm_config = loading_from(policy.path, llm_config)
         contract = await asyncio.to_thread(check_policy, policy.path, None)
         await super().__init__(llm_config)
         self._gate = VersionGate(policy.policy_version)
@@ -177,6 +177,13 @@ class PolicyServer(LLMServer):
         stats = {**await super().record_routing_stats(), IS_CHANGING: self._is_changing}
         self._stats_asked_for.set()
         return stats
+
+
+def loading_from(folder: Path, llm_config: LLMConfig) -> LLMConfig:
+    """The same settings for another folder. A copy would keep the engine's settings, which were made from the first one."""
+    fields = {name: getattr(llm_config, name) for name in LLMConfig.model_fields}
+    loading = llm_config.model_loading_config.model_copy(update={"model_source": str(folder)})
+    return LLMConfig(**{**fields, "model_loading_config": loading})
 
 
 def is_stream_error(item: Any) -> bool:

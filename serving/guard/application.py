@@ -11,10 +11,10 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from serving.api_errors import Refusal
-from serving.config import RequestLimits
+from serving.config import BodyLimits
 from serving.guard.body_limit import BodyLimit
 from serving.guard.frame import REQUEST_ID_HEADER, Frame, state_of
-from serving.guard.key_file import KeyFile
+from serving.guard.key_file import INFERENCE, KeyFile
 from serving.guard.key_gate import KeyGate, UsageCounter
 from serving.guard.request_log import RequestLog
 
@@ -25,11 +25,12 @@ EXPOSED_HEADERS: Final = (REQUEST_ID_HEADER, "X-Policy-Version", "Retry-After")
 class Guard:
     """How an application is guarded. Produced by `deployment`, consumed by `guard` and `build_application`."""
 
-    limits: RequestLimits
+    limits: BodyLimits
     timeout_s: float
     log_folder: Path | None
     cors_origins: tuple[str, ...] = ()
     keys: Path | None = None  # None: no key is asked for
+    scope: str = INFERENCE  # what a key must be for
 
 
 def build_application(guard: Guard, usage: UsageCounter | None, *, title: str, has_schema: bool = True) -> FastAPI:
@@ -52,7 +53,7 @@ def build_application(guard: Guard, usage: UsageCounter | None, *, title: str, h
     app.add_middleware(BodyLimit, limits=guard.limits)
     if guard.keys is not None:
         assert usage is not None
-        app.add_middleware(KeyGate, keys=KeyFile(guard.keys), usage=usage)
+        app.add_middleware(KeyGate, keys=KeyFile(guard.keys), usage=usage, scope=guard.scope)
     if guard.cors_origins:
         app.add_middleware(
             CORSMiddleware,

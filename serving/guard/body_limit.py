@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api_errors import Refusal
-from serving.config import RequestLimits
+from serving.config import BodyLimits
 
 JSON_TYPE: Final = "application/json"
 
@@ -16,7 +16,7 @@ JSON_TYPE: Final = "application/json"
 class BodyLimit:
     """ASGI middleware. Hands a whole body on, or raises `Refusal` as soon as it is known to be too large, too slow or no JSON."""
 
-    def __init__(self, app: ASGIApp, *, limits: RequestLimits) -> None:
+    def __init__(self, app: ASGIApp, *, limits: BodyLimits) -> None:
         self._app = app
         self._limits = limits
 

@@ -75,3 +75,22 @@ class KeyUsage:
         """The share of the window that has to pass for `cost`, as if the window had filled evenly."""
         missing = cost - self._limiter.get_window_stats(item, key).remaining
         return min(max(MIN_WAIT_S, WINDOW_S * missing / item.amount), WINDOW_S)
+
+
+class LocalUsage:
+    """A `UsageCounter` of the process that asks it."""
+
+    def __init__(self, usage: KeyUsage) -> None:
+        self._usage = usage
+
+    async def admit(self, key: str, request_id: str) -> Admission:
+        """See `KeyUsage`."""
+        return self._usage.admit(key, request_id)
+
+    async def spend(self, key: str, tokens: int) -> Admission:
+        """See `KeyUsage`."""
+        return self._usage.spend(key, tokens)
+
+    def release(self, key: str, request_id: str) -> None:
+        """See `KeyUsage`."""
+        self._usage.release(key, request_id)

@@ -1,7 +1,8 @@
 """A replica that follows a run: what it takes, what it sets aside, and what it goes back to. No engine."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from cluster.errors import DataError
 from cluster.storage.serving_contract import CONTRACT_NAME, ServingContract
 from serving import followed_versions
-from serving.followed_versions import FollowedVersions
-from serving.follower import MAX_TRIES, ChangeDeadlines, Follower, first_version
+from serving.followed_versions import FollowedVersions, first_version
+from serving.follower import MAX_TRIES, ChangeDeadlines, Follower
 from serving.policy_check import BadPolicyError
 from serving.policy_folder import served_model
 from serving.version_gate import VersionGate
@@ -217,6 +218,21 @@ def test_replicas_change_one_after_the_other(tmp_path: Path) -> None:
     assert other.engine.calls == []
     assert other.look() == 2
     assert one.look() == 2
+
+
+def test_what_the_one_before_has_set_aside_meanwhile_is_not_loaded(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    seal(write_small_policy(replica.policies / "v000002"))
+
+    @contextmanager
+    def turn() -> Iterator[bool]:
+        newest = replica.versions.newest(None)
+        assert newest is not None
+        replica.versions.note_set_aside(newest, "contract", "said the one before")
+        yield True
+
+    monkeypatch.setattr(replica.versions, "turn", turn)
+    assert replica.look() == 1
+    assert replica.engine.calls == []
 
 
 def test_lost_replicas_are_not_blamed_on_a_version_that_another_serves(replica: Replica) -> None:

@@ -109,3 +109,14 @@ def test_versions_that_are_set_aside_are_named_without_a_path(tmp_path: Path, mo
     versions.note_set_aside(bad, "contract", f"{tmp_path} is bad")
     monkeypatch.setattr(serve, "status", lambda: status(engines=1))
     assert ask("policy", versions) == (200, {"status": "ok", "replicas": {"engines": 1}, "set_aside": {"v000002": "contract"}})
+
+
+@pytest.mark.parametrize(("method", "path", "code"), [("POST", "/health", 405), ("GET", "/health/", 404), ("GET", "/x", 404)])
+def test_other_routes_answer_in_openais_form(method: str, path: str, code: int) -> None:
+    async def ask_once() -> httpx.Response:
+        transport = httpx.ASGITransport(build_health_route("policy", None))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path)
+
+    reply = asyncio.run(ask_once())
+    assert (reply.status_code, reply.json()["error"]["code"]) == (code, "no_such_route")

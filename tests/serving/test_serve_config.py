@@ -205,3 +205,15 @@ def test_an_import_cannot_take_over_the_log() -> None:
         assert not root.isEnabledFor(logging.INFO)
     assert (root.handlers, root.level) == (handlers, level)
     assert root.isEnabledFor(logging.CRITICAL)
+
+
+def test_a_run_that_is_followed_is_served_from_its_newest_good_version(tmp_path: Path) -> None:
+    """The newest is bad; the next one is refused for what a configuration asks of it, before Ray starts."""
+    policies = tmp_path / "run" / "policies"
+    for name in ("v000001", "v000002"):
+        _policy(policies / name)
+    (policies / "v000002" / "serving_contract.json").write_text("{")
+    (policies / "v000001" / "config.json").write_text('{"max_position_embeddings": 8}')
+    config = ServeConfig(model=str(tmp_path / "run"), follow=True, state_dir=str(tmp_path / "state"))
+    with pytest.raises(ConfigError, match="8 positions of the model in .*v000001"):
+        serve_policy(config)
