@@ -4,7 +4,7 @@
 |---|---|
 | any language with `title="FILE"` | FILE is written |
 | `python` | runs; names live on in the blocks below |
-| `sh` | runs in bash, must succeed; `rayward serve` stays up until the page ends |
+| `sh` | runs in bash, must succeed; a lone `rayward serve` stays up until the page ends |
 | `text`, `console`, others | shown only |
 
 `<!-- first: COMMAND -->` runs a command that a reader has run in an earlier chapter, unless it has run already: `runs/` is
@@ -143,7 +143,7 @@ def _run_shell(example: Example) -> None:
 
 def _shell(code: str, folder: Folder) -> None:
     folder.already_run.add(code)
-    if code.startswith("rayward serve"):
+    if re.fullmatch("rayward serve.*", code) and "|" not in code:
         _serve(code, folder)
         return
     done = subprocess.run(
