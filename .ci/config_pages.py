@@ -1,6 +1,7 @@
 """Reference of the configuration: a table for each section of a file, from what `rayward config explain` says of each key."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -127,7 +128,8 @@ def _row(key: ConfigKey) -> str:
 
 def _type(key: ConfigKey) -> str:
     values = ", ".join(f"`{value}`" for value in key.allowed)
-    return ", ".join(filter(None, [values or key.type, key.limits.replace("|", "\\|")]))
+    limits = re.sub(r"matches (\S+)", r"matches `\1`", key.limits).replace("|", "\\|")
+    return ", ".join(filter(None, [values or key.type, limits]))
 
 
 def _default(key: ConfigKey) -> str:
