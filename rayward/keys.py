@@ -22,12 +22,17 @@ def register(app: typer.Typer) -> None:
 
 
 @keys_app.command("add")
-def add(name: Name, file: KeyPath = None, as_json: AsJson = False) -> None:
+def add(
+    name: Name,
+    scope: Annotated[list[str] | None, typer.Option(help="inference or feedback; may be given twice. Default: both.")] = None,
+    file: KeyPath = None,
+    as_json: AsJson = False,
+) -> None:
     """Make a key and print it. It is shown this once: the file has its hash only."""
-    from serving.guard.key_file import add_key
+    from serving.guard.key_file import SCOPES, add_key
 
     path = _path(file)
-    key = add_key(path, name)
+    key = add_key(path, name, scope or SCOPES)
     if as_json:
         print_json({"key": {"name": name, "key": key, "path": str(path)}})
     else:
@@ -37,13 +42,11 @@ def add(name: Name, file: KeyPath = None, as_json: AsJson = False) -> None:
 
 @keys_app.command("list")
 def list_keys(file: KeyPath = None, as_json: AsJson = False) -> None:
-    """List names and ages of keys. The keys themselves are not kept."""
-    from dataclasses import asdict
-
+    """List names, scopes and ages of keys. The keys themselves are not kept."""
     from serving.guard.key_file import read_keys
 
-    keys = [asdict(key) for key in read_keys(_path(file))]
-    report("keys", [{"name": key["name"], "created_s": key["created_s"]} for key in keys], _table, as_json=as_json)
+    keys = [{"name": key.name, "scopes": list(key.scopes), "created_s": key.created_s} for key in read_keys(_path(file))]
+    report("keys", keys, _table, as_json=as_json)
 
 
 @keys_app.command("revoke")
@@ -70,7 +73,9 @@ def _table(keys: list[dict[str, Any]]) -> Any:
 
     from rich.table import Table
 
-    table = Table("name", "made")
+    table = Table("name", "for", "made")
     for key in keys:
-        table.add_row(key["name"], datetime.fromtimestamp(key["created_s"], UTC).strftime("%Y-%m-%d %H:%M UTC"))
+        table.add_row(
+            key["name"], ", ".join(key["scopes"]), datetime.fromtimestamp(key["created_s"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+        )
     return table

@@ -99,7 +99,7 @@ class ServedPolicy:
         Serve itself goes on where applications of others run on it.
         """
         if ray.is_initialized():
-            _stop_applications(self._drain_s)
+            stop_applications(self._drain_s)
         if self._ray_session is not None:
             stop_ray(self._ray_session)
 
@@ -291,7 +291,7 @@ def _check_local_placement(config: ServeConfig) -> None:
     check_placement([replicas], this_machine())
 
 
-def _stop_applications(drain_s: float) -> None:
+def stop_applications(drain_s: float) -> None:
     """End ours, the policy's first, and Serve where nobody else uses it."""
     from ray import serve
     from ray.exceptions import RayError

@@ -81,7 +81,7 @@ def _llm_config(config: ServeConfig, policy: PolicyFolder, model_id: str) -> LLM
             "max_constructor_retry_count": 1,  # a folder that does not load will not load the second time
             "ray_actor_options": {"num_cpus": 0},
         },
-        engine_kwargs=_engine_arguments(config),
+        engine_kwargs=engine_arguments(config),
         runtime_env={"env_vars": _engine_environment(config)},
     )
 
@@ -95,7 +95,8 @@ def _bundles(config: ServeConfig) -> list[dict[str, float]]:
     return [dict(bundle) for _ in range(devices)]
 
 
-def _engine_arguments(config: ServeConfig) -> dict[str, Any]:
+def engine_arguments(config: ServeConfig) -> dict[str, Any]:
+    """What vLLM is told, but for the model."""
     arguments: dict[str, Any] = {
         "dtype": config.dtype,
         "max_model_len": config.max_model_tokens,

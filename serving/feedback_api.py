@@ -8,6 +8,7 @@ whether it may send it, and is told no.
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -22,6 +23,7 @@ from cluster.storage.feedback import IDEMPOTENCY_KEY, Added, FeedbackStore, Pref
 from cluster.types import Message, Role
 from serving.api_errors import Refusal
 from serving.guard.application import Guard, build_application
+from serving.guard.key_file import FEEDBACK
 from serving.guard.key_gate import UsageCounter
 from serving.guard.request_check import details_of
 from serving.guard.usage_app import RemoteUsage
@@ -38,6 +40,7 @@ HEALTH_CHECK_PERIOD_S = 1.0  # a lost replica is noticed this soon; Serve's defa
 
 MAX_MESSAGES = 256
 MAX_TEXT_CHARS = 2**18
+INVALID = "invalid_feedback"
 MAX_PROBLEMS = 4  # of a body that are told at once
 
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
@@ -96,7 +99,7 @@ def feedback_target(path: Path, guard: Guard, logging_config: LoggingConfig) -> 
 
 def build_routes(store: FeedbackStore, guard: Guard, usage: UsageCounter | None) -> FastAPI:
     """The one route, guarded as the policy's are."""
-    app = build_application(guard, usage, title="Rayward feedback", has_schema=False)
+    app = build_application(replace(guard, scope=FEEDBACK), usage, title="Rayward feedback", has_schema=False)
 
     @app.post(FEEDBACK_ROUTE)
     async def post_feedback(request: Request) -> JSONResponse:
@@ -125,11 +128,11 @@ def _preference(body: bytes) -> Preference:
     try:
         return PostedPreference.model_validate_json(body).preference()
     except ValidationError as error:
-        problems = [(_field(detail["loc"]), detail["msg"]) for detail in details_of(error)[:MAX_PROBLEMS]]
+        problems = [(_field(detail["loc"]), detail["msg"]) for detail in details_of(error, code=INVALID)[:MAX_PROBLEMS]]
         message = "; ".join(f"{field}: {problem}" if field else problem for field, problem in problems)
-        raise Refusal(400, message, code="invalid_feedback", param=problems[0][0] or None) from error
+        raise Refusal(400, message, code=INVALID, param=problems[0][0] or None) from error
     except DataError as error:
-        raise Refusal(400, str(error), code="invalid_feedback") from error
+        raise Refusal(400, str(error), code=INVALID) from error
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -16,6 +16,8 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview, LoggingConfig, ReplicaState, ServeStatus
 
+from serving.config import RequestLimits
+from serving.guard.application import Guard, build_application
 from serving.whole_path import WholePath
 
 HEALTH_APP_NAME: Final = "rayward-health"
@@ -36,7 +38,8 @@ def health_target(app_name: str, logging_config: LoggingConfig) -> serve.RunTarg
 
 def build_health_route(app_name: str) -> FastAPI:
     """200 where every deployment of `app_name` has a replica that runs, 503 otherwise; with the number of replicas of each."""
-    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    guard = Guard(limits=RequestLimits(), timeout_s=2 * ASK_FOR_S, log_folder=None)
+    app = build_application(guard, None, title="Rayward health", has_schema=False)
     replicas = _Replicas(app_name)
 
     @app.get(HEALTH_ROUTE)

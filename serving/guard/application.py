@@ -14,7 +14,7 @@ from serving.api_errors import Refusal
 from serving.config import RequestLimits
 from serving.guard.body_limit import BodyLimit
 from serving.guard.frame import REQUEST_ID_HEADER, Frame, state_of
-from serving.guard.key_file import KeyFile
+from serving.guard.key_file import INFERENCE, KeyFile
 from serving.guard.key_gate import KeyGate, UsageCounter
 from serving.guard.request_log import RequestLog
 
@@ -30,6 +30,7 @@ class Guard:
     log_folder: Path | None
     cors_origins: tuple[str, ...] = ()
     keys: Path | None = None  # None: no key is asked for
+    scope: str = INFERENCE  # what a key must be for
 
 
 def build_application(guard: Guard, usage: UsageCounter | None, *, title: str, has_schema: bool = True) -> FastAPI:
@@ -52,7 +53,7 @@ def build_application(guard: Guard, usage: UsageCounter | None, *, title: str, h
     app.add_middleware(BodyLimit, limits=guard.limits)
     if guard.keys is not None:
         assert usage is not None
-        app.add_middleware(KeyGate, keys=KeyFile(guard.keys), usage=usage)
+        app.add_middleware(KeyGate, keys=KeyFile(guard.keys), usage=usage, scope=guard.scope)
     if guard.cors_origins:
         app.add_middleware(
             CORSMiddleware,

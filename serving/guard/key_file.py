@@ -1,4 +1,4 @@
-"""Keys of clients, in one file that its owner alone can read: a name, the SHA-256 of the key, and when it was made.
+"""Keys of clients, in one file that its owner alone can read: a name, the SHA-256 of the key, its scopes, and when it was made.
 
 A key is 256 random bits, so its plain hash gives nothing away. The key itself is shown once, when it is made. A file that others
 can read or write is refused, and so is a broken one: then no key is good.
@@ -14,7 +14,7 @@ import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,9 @@ KEY_PREFIX: Final = "rk_"
 KEY_BYTES: Final = 32
 KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
+INFERENCE: Final = "inference"  # ask the policy
+FEEDBACK: Final = "feedback"  # post preferences
+SCOPES: Final = (FEEDBACK, INFERENCE)
 OWNER_ONLY: Final = 0o600
 MAX_FILE_BYTES: Final = 2**20
 
@@ -37,6 +40,7 @@ class Key:
     name: str
     sha256: str  # hexadecimal, of the whole key with its prefix
     created_s: int  # seconds since 1970
+    scopes: tuple[str, ...]  # of SCOPES: the routes that it opens
 
 
 class KeyFile:
@@ -47,13 +51,13 @@ class KeyFile:
         self._read_at: tuple[int, int, int] | None = None
         self._keys: tuple[Key, ...] = ()
 
-    def name_of(self, presented: str) -> str | None:
-        """The name of a key; None where it is none. Takes as long for a wrong one. Raises `DataError`: see `read_keys`."""
+    def find(self, presented: str) -> Key | None:
+        """The record of a key; None where it is none. Takes as long for a wrong one. Raises `DataError`: see `read_keys`."""
         digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).hexdigest()
         found = None
         for key in self._current():
             if hmac.compare_digest(key.sha256, digest):
-                found = key.name
+                found = key
         return found
 
     def _current(self) -> tuple[Key, ...]:
@@ -92,16 +96,18 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         raise DataError(f"the file of keys {path} is damaged; make it anew with: rayward keys add NAME") from error
 
 
-def add_key(path: Path, name: str) -> str:
+def add_key(path: Path, name: str, scopes: Sequence[str] = SCOPES) -> str:
     """Make a key, keep its hash under `name`, and return the key: nobody can read it again. Raises `ConfigError`."""
     if not KEY_NAME.fullmatch(name):
         raise ConfigError(f"the name {name[:80]!r} of a key must match {KEY_NAME.pattern}")
+    if not scopes or not set(scopes) <= set(SCOPES):
+        raise ConfigError(f"the scopes {list(scopes)} of a key must be among {', '.join(SCOPES)}")
     key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
     with _changed(path) as keys:
         if any(known.name == name for known in keys):
             raise ConfigError(f"{path} has a key {name!r}; revoke it first, or choose another name")
         digest = hashlib.sha256(key.encode()).hexdigest()
-        keys.append(Key(name=name, sha256=digest, created_s=int(time.time())))
+        keys.append(Key(name=name, sha256=digest, created_s=int(time.time()), scopes=tuple(sorted(set(scopes)))))
     return key
 
 
@@ -139,7 +145,9 @@ def _changed(path: Path) -> Iterator[list[Key]]:
 
 
 def _key(entry: dict[str, Any]) -> Key:
-    key = Key(name=entry["name"], sha256=entry["sha256"], created_s=int(entry["created_s"]))
-    if not KEY_NAME.fullmatch(key.name) or not SHA256.fullmatch(key.sha256):
+    key = Key(
+        name=entry["name"], sha256=entry["sha256"], created_s=int(entry["created_s"]), scopes=tuple(map(str, entry["scopes"]))
+    )
+    if not KEY_NAME.fullmatch(key.name) or not SHA256.fullmatch(key.sha256) or not set(key.scopes) <= set(SCOPES):
         raise ValueError
     return key

@@ -29,10 +29,11 @@ class UsageCounter(Protocol):
 class KeyGate:
     """ASGI middleware. Puts the key's name into the request's state and log record; the key goes no further than here."""
 
-    def __init__(self, app: ASGIApp, *, keys: KeyFile, usage: UsageCounter) -> None:
+    def __init__(self, app: ASGIApp, *, keys: KeyFile, usage: UsageCounter, scope: str) -> None:
         self._app = app
         self._keys = keys
         self._usage = usage
+        self._scope = scope
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,13 +58,15 @@ class KeyGate:
         if len(presented) > 1 or scheme.lower() != BEARER or not key or len(key) > MAX_KEY_CHARS:
             raise wrong
         try:
-            name = self._keys.name_of(key)
+            found = self._keys.find(key)
         except DataError as error:
             serve_logger.error("%s", error)
             raise Refusal(503, "keys cannot be checked now", code="keys_unavailable", headers=retry_after(1)) from error
-        if name is None:
+        if found is None:
             raise wrong
-        return name
+        if self._scope not in found.scopes:
+            raise Refusal(403, f"this key is not for {self._scope}", code="insufficient_scope")
+        return found.name
 
 
 def check_admitted(admission: Admission) -> None:

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api_errors import RETRY_AFTER_S, Refusal, internal_error, retry_after
+from serving.api_errors import RETRY_AFTER_S, Refusal, internal_error, retry_after, unavailable
 from serving.config import RequestLimits
 from serving.guard.body_limit import BodyLimit
 from serving.guard.frame import REQUEST_ID_HEADER, new_request_id
@@ -31,11 +31,15 @@ OBEYED_HEADERS: Final = frozenset(  # by the proxy; it takes - and _ for the sam
         "serve-multiplexed-model-id",
     }
 )
-SAID_BY_THE_PROXY: Final[Mapping[int, tuple[str, str]]] = {  # status -> (message, code)
-    404: ("no such route", "no_such_route"),
-    408: ("not answered in time", "request_timeout"),
-    429: ("every engine is busy, and so many requests wait that this one does not; try again later", "overloaded"),
-    503: ("no engine answers; try again later", "engine_unavailable"),
+SAID_BY_THE_PROXY: Final[Mapping[int, Refusal]] = {
+    404: Refusal(  # applications answer for their routes, so there is none yet, or none any more
+        503, "the endpoint starts or stops; try again later", code="engine_unavailable", headers=retry_after(RETRY_AFTER_S)
+    ),
+    408: Refusal(408, "not answered in time", code="request_timeout"),
+    429: Refusal(
+        429, "every engine is busy and the queue is full; try again later", code="overloaded", headers=retry_after(RETRY_AFTER_S)
+    ),
+    503: unavailable(),
 }
 
 
@@ -93,7 +97,8 @@ class _OneForm:
             headers = Headers(raw=message["headers"])
             if message["status"] >= 400 and headers.get("content-type", "").startswith("text/plain"):
                 self._is_replaced = True
-                await _refusal(message["status"], self._request_id).reply()(_NO_SCOPE, _no_more, self._begin)
+                refusal = SAID_BY_THE_PROXY.get(message["status"]) or internal_error(self._request_id)
+                await refusal.reply()(_NO_SCOPE, _no_more, self._begin)
                 return
             await self._begin(message)
         elif not self._is_replaced:
@@ -114,13 +119,6 @@ _NO_SCOPE: Final[dict[str, Any]] = {"type": "http"}
 
 async def _no_more() -> Message:
     return {"type": "http.disconnect"}
-
-
-def _refusal(status: int, request_id: str) -> Refusal:
-    if status not in SAID_BY_THE_PROXY:
-        return internal_error(request_id)
-    message, code = SAID_BY_THE_PROXY[status]
-    return Refusal(status, message, code=code, headers=retry_after(RETRY_AFTER_S) if status in (429, 503) else None)
 
 
 def _headers(scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:

@@ -14,6 +14,7 @@ from serving.config import RequestLimits
 from serving.guard.request_fields import ChatFields, CompletionFields, SamplingFields
 
 MAX_PROBLEMS: Final = 4  # of a body that are told at once
+INVALID: Final = "invalid_request"
 MAX_DETAILS: Final = 1000  # some 20 ms
 LABELS: Final = frozenset({"user", "request_id"})  # what the engine never sees
 REFUSED: Final = {  # fields of vLLM that are asked for, and why they are not taken
@@ -90,10 +91,10 @@ def _fields(schema: type[FieldsT], body: bytes) -> FieldsT:
     raise _invalid("; ".join(text for _, text in problems[:MAX_PROBLEMS]), param=problems[0][0] or None)
 
 
-def details_of(error: ValidationError) -> list[Any]:
+def details_of(error: ValidationError, *, code: str = INVALID) -> list[Any]:
     """What pydantic found, without the client's values. Raises `Refusal` for a body so wrong that the list would take seconds."""
     if error.error_count() > MAX_DETAILS:
-        raise _invalid(f"the body breaks the schema in {error.error_count()} places", param=None)
+        raise Refusal(400, f"the body breaks the schema in {error.error_count()} places", code=code)
     return list(error.errors(include_url=False, include_input=False, include_context=False))
 
 
@@ -158,7 +159,7 @@ def _check_most(name: str, given: int, most: int, unit: str) -> None:
 
 
 def _invalid(message: str, *, param: str | None) -> Refusal:
-    return Refusal(400, message, code="invalid_request", param=param)
+    return Refusal(400, message, code=INVALID, param=param)
 
 
 def _prompts(fields: CompletionFields) -> list[str | list[int]]:

@@ -5,9 +5,10 @@ templates, media and grammars, or ask for beam search. Sizes that a configuratio
 Ranges keep numbers finite on the engine's side: a penalty of 1e-30 would make every logit infinite.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 MAX_TOKEN_ID = 2**31 - 1
 MAX_SEED = 2**53 - 1  # JSON's largest exact integer; vLLM adds the sample's index to it
@@ -110,6 +111,12 @@ class AssistantMessage(StrictFields):
     content: Content | None = None
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=128)] | None = None
+
+    @model_validator(mode="after")
+    def _says_or_calls_something(self) -> Self:
+        if self.content is None and self.tool_calls is None:
+            raise PydanticCustomError("content", "an assistant's message needs content")
+        return self
 
 
 class ToolMessage(StrictFields):

@@ -17,6 +17,8 @@ from serving.app import serve_policy
 from serving.config import RequestLimits, ServeConfig
 from serving.feedback_api import MAX_MESSAGES, MAX_TEXT_CHARS, build_routes
 from serving.guard.application import Guard
+from serving.guard.key_file import add_key
+from serving.guard.quota import Admission
 
 MAX_BODY_BYTES = RequestLimits().max_body_bytes
 
@@ -218,6 +220,31 @@ def test_there_is_one_route(store: FeedbackStore, method: str, path: str, status
     assert error_of(response, store) == (status, "no_such_route", None)
     assert response.headers.get("Allow") == ("POST" if status == 405 else None)
     assert "access-control-allow-origin" not in response.headers
+
+
+class FreeUsage:
+    """Lets every request in."""
+
+    async def admit(self, key: str, request_id: str) -> Admission:
+        return Admission(is_admitted=True)
+
+    async def spend(self, key: str, tokens: int) -> Admission:
+        return Admission(is_admitted=True)
+
+    def release(self, key: str, request_id: str) -> None: ...
+
+
+def test_a_preference_needs_a_key_for_feedback(store: FeedbackStore, tmp_path: Path) -> None:
+    keys = {scope: add_key(tmp_path / "keys.json", scope, [scope]) for scope in ("feedback", "inference")}
+    guard = Guard(limits=RequestLimits(), timeout_s=60, log_folder=None, keys=tmp_path / "keys.json")
+
+    async def post(authorization: dict[str, str]) -> int:
+        transport = httpx.ASGITransport(build_routes(store, guard, FreeUsage()), root_path="/v1/feedback")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return (await client.post("/v1/feedback", headers={**KEY, **authorization}, json=BODY)).status_code
+
+    given = [{}, *[{"Authorization": f"Bearer {keys[scope]}"} for scope in ("inference", "feedback")]]
+    assert [asyncio.run(post(authorization)) for authorization in given] == [401, 403, 200]
 
 
 @pytest.mark.usefixtures("no_ray")

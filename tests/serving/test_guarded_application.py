@@ -230,6 +230,13 @@ def test_every_route_asks_for_a_key(tmp_path: Path, key_file: Path, key: str) ->
         assert ask(app, method, path, headers=bearer(key)).status_code != 401
 
 
+def test_a_key_of_another_scope_opens_no_route(tmp_path: Path, key_file: Path) -> None:
+    app = door(tmp_path, keys=key_file, usage=LocalUsage())
+    for_feedback = add_key(key_file, "app", ["feedback"])
+    assert {ask(app, method, path, headers=bearer(for_feedback)).status_code for method, path in routes(app)} == {403}
+    assert ask(app, json=BODY, headers=bearer(add_key(key_file, "bob", ["inference"]))).status_code == 200
+
+
 def test_a_key_goes_no_further_than_the_gate(tmp_path: Path, key_file: Path, key: str) -> None:
     app = door(tmp_path, keys=key_file, usage=LocalUsage())
     assert ask(app, json=BODY, headers=bearer(key)).status_code == 200  # the engine got no headers, or it had failed

@@ -96,3 +96,14 @@ def test_a_controller_that_is_lost_is_unavailable(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(serve, "status", lost)
     assert ask("policy") == (503, {})
+
+
+@pytest.mark.parametrize(("method", "path", "code"), [("POST", "/health", 405), ("GET", "/health/", 404), ("GET", "/x", 404)])
+def test_other_routes_answer_in_openais_form(method: str, path: str, code: int) -> None:
+    async def ask_once() -> httpx.Response:
+        transport = httpx.ASGITransport(build_health_route("policy"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path)
+
+    reply = asyncio.run(ask_once())
+    assert (reply.status_code, reply.json()["error"]["code"]) == (code, "no_such_route")

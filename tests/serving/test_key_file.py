@@ -12,6 +12,11 @@ from cluster.errors import ConfigError, DataError
 from serving.guard.key_file import KEY_PREFIX, KeyFile, add_key, read_keys, revoke_key
 
 
+def name_of(file: KeyFile, key: str) -> str | None:
+    found = file.find(key)
+    return None if found is None else found.name
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "settings" / "keys.json"
@@ -29,9 +34,9 @@ def test_a_key_is_long_and_random_and_only_its_hash_is_kept(path: Path) -> None:
 def test_a_key_is_known_by_its_name(path: Path) -> None:
     keys = {name: add_key(path, name) for name in ("alice", "bob")}
     file = KeyFile(path)
-    assert {name: file.name_of(key) for name, key in keys.items()} == {"alice": "alice", "bob": "bob"}
+    assert {name: name_of(file, key) for name, key in keys.items()} == {"alice": "alice", "bob": "bob"}
     for wrong in ("", "rk_", "alice", keys["bob"][:-1], keys["bob"] + "=", keys["bob"].upper(), "\udcff", "\x00"):
-        assert file.name_of(wrong) is None
+        assert name_of(file, wrong) is None
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o700])
@@ -41,7 +46,7 @@ def test_a_file_that_others_can_open_is_refused(path: Path, mode: int) -> None:
     with pytest.raises(DataError, match=f"mode {mode:04o}.*chmod 600"):
         read_keys(path)
     with pytest.raises(DataError, match="chmod 600"):
-        KeyFile(path).name_of(key)
+        KeyFile(path).find(key)
     with pytest.raises(DataError, match="chmod 600"):
         add_key(path, "bob")
 
@@ -75,7 +80,7 @@ def test_a_name_is_used_once_until_it_is_revoked(path: Path) -> None:
     revoke_key(path, "alice")
     new = add_key(path, "alice")
     file = KeyFile(path)
-    assert (file.name_of(old), file.name_of(new)) == (None, "alice")
+    assert (name_of(file, old), name_of(file, new)) == (None, "alice")
     with pytest.raises(ConfigError, match="no key 'bob'; known are alice"):
         revoke_key(path, "bob")
 
@@ -87,3 +92,12 @@ def test_keys_that_are_made_at_the_same_time_are_all_kept(path: Path) -> None:
     assert sorted(key.name for key in read_keys(path)) == sorted(names)
     assert sorted(entry.name for entry in path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
     assert set(json.loads(path.read_text())) == {"keys"}
+
+
+def test_a_key_is_for_what_it_was_made_for(path: Path) -> None:
+    add_key(path, "app", ["feedback"])
+    add_key(path, "all")
+    assert [key.scopes for key in read_keys(path)] == [("feedback",), ("feedback", "inference")]
+    for scopes in ([], ["admin"]):
+        with pytest.raises(ConfigError, match="must be among feedback, inference"):
+            add_key(path, "other", scopes)

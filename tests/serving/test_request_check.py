@@ -133,6 +133,8 @@ def test_any_other_field_is_refused_by_name(tmp_path: Path, field: str) -> None:
         {"content": "x"},
         {"role": "user"},
         {"role": "user", "content": None},
+        {"role": "assistant", "content": None},
+        {"role": "assistant"},
         {"role": "user", "content": []},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]},
         {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": ""}}]},
