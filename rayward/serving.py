@@ -76,7 +76,9 @@ def _lines() -> Iterator[str]:
     from serving.chat.conversation import typed_lines
 
     if not sys.stdin.isatty():
-        return iter(sys.stdin)
+        yield from sys.stdin
+        return
     import readline  # noqa: F401 - its import gives `input` an editor
 
-    return typed_lines(lambda: input("you> "))
+    yield from typed_lines(lambda: input("you> "))
+    typer.echo()  # after Ctrl-D the cursor is behind the prompt

@@ -8,6 +8,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,8 +69,19 @@ class RayJob:
     def follow(self, write: Callable[[str], object]) -> JobReport:
         """Write the log as it grows, until the job has ended well. Ctrl-C stops the job; a second one leaves it stopping.
 
-        Raises `RunInterruptedError` where it was stopped, `JobFailedError` where it failed.
+        Raises `RunInterruptedError` where it was stopped, `JobFailedError` where it failed, `RaywardError` where the cluster is
+        lost.
         """
+        try:
+            return self._follow(write)
+        except NOT_REACHED as error:
+            address = self._client.get_address()
+            raise RaywardError(
+                f"{address} does not answer any more ({first_line(error)}); {self.job_id} may still run: "
+                f"ray job logs --follow {self.job_id} --address {address}"
+            ) from error
+
+    def _follow(self, write: Callable[[str], object]) -> JobReport:
         try:
             self._write_log(write)
         except KeyboardInterrupt:
@@ -87,32 +99,30 @@ class RayJob:
 
     def _write_log(self, write: Callable[[str], object]) -> None:
         """Until the job has ended. A connection that is lost is made anew; what was written is not written again."""
-        num_failures = 0
+        num_failures = 0  # since the log last grew
         while True:
+            num_before = self._num_written
             try:
                 asyncio.run(self._tail(write))
                 if self._client.get_job_status(self.job_id).is_terminal():
                     return
-            except NOT_REACHED as error:
-                num_failures += 1
+            except NOT_REACHED:
+                num_failures = 1 if self._num_written > num_before else num_failures + 1
                 if num_failures > NUM_RETRIES:
-                    address = self._client.get_address()
-                    raise RaywardError(
-                        f"{address} does not answer any more ({first_line(error)}); {self.job_id} may still run: "
-                        f"ray job logs --follow {self.job_id} --address {address}"
-                    ) from error
+                    raise
             time.sleep(RETRY_S)
 
     async def _tail(self, write: Callable[[str], object]) -> None:
         num_seen = 0
-        async for text in self._client.tail_job_logs(self.job_id):
-            num_seen += len(text)
-            if num_seen > self._num_written:
-                new = text[self._num_written - num_seen :]
-                self._num_written = num_seen
-                write(new)
-                if said := RUN_DIRECTORY.search(new):
-                    self._run = said.group(1)
+        async with aclosing(self._client.tail_job_logs(self.job_id)) as log:  # Ctrl-C closes the connection, too
+            async for text in log:
+                num_seen += len(text)
+                if num_seen > self._num_written:
+                    new = text[self._num_written - num_seen :]
+                    self._num_written = num_seen
+                    if said := RUN_DIRECTORY.search(new):
+                        self._run = said.group(1)
+                    write(new)
 
     def _how_to_resume(self) -> str:
         if not self._run:

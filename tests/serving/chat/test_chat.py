@@ -1,6 +1,7 @@
 """`rayward chat` against a real HTTP server that speaks the OpenAI stream."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -219,8 +220,15 @@ def test_no_endpoint_is_one_clear_line() -> None:
 
 def test_the_command_reads_a_pipe_and_takes_the_key_from_the_environment(endpoint: EndpointDouble) -> None:
     endpoint.say("A")
-    arguments = ["chat", endpoint.url, "--max-tokens", "7", "--temperature", "0", "--model", "other"]
-    done = CliRunner().invoke(app, arguments, input="Hello\n", env={"RAYWARD_API_KEY": KEY}, catch_exceptions=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "rayward", "chat", endpoint.url, "--max-tokens=7", "--temperature=0", "--model=other"],
+        input="Hello\n",
+        env={**os.environ, "RAYWARD_API_KEY": KEY},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == "other v10> A\n"
     assert done.stderr == f"other at {endpoint.url}/v1. /help lists commands, Ctrl-D ends.\n"
     (asked,) = endpoint.asked
