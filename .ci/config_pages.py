@@ -1,5 +1,6 @@
 """Reference of the configuration: a table for each section of a file, from what `rayward config explain` says of each key."""
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -88,6 +89,7 @@ def config_pages() -> dict[str, str]:
     return pages
 
 
+@functools.cache
 def sections_of(schema: type[BaseModel]) -> Sections:
     """Every section of a kind of file, with its keys."""
     found: Sections = {}
@@ -103,7 +105,7 @@ def sections_on(page: Page) -> Sections:
 
 
 def _sections(page: Page) -> Iterator[str]:
-    meanings = {key.key: key.meaning for key in keys_of(schemas()[page.kind])}
+    meanings = {key.key: key.meaning for keys in sections_of(schemas()[page.kind]).values() for key in keys}
     for (section, when), keys in sections_on(page).items():
         kind = when[0].rpartition("=")[2] if when else ""
         if section:
