@@ -57,7 +57,7 @@ def _argument(parameter: Any) -> str:
 def _default(parameter: Any) -> str:
     """Flags and paths into the installation have defaults that say nothing to a reader."""
     value = parameter.default
-    is_said = value is not None and not parameter.is_flag and not str(value).startswith("/")
+    is_said = value not in (None, "") and not parameter.is_flag and not str(value).startswith("/")
     return f" Default: `{value}`." if is_said else ""
 
 

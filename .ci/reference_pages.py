@@ -1,7 +1,7 @@
 """Pages of docs/reference that are made from the code; mkdocs calls `on_files` and `on_page_markdown` when it builds.
 
-Configuration comes from the pydantic classes, commands from typer, metrics from the names that the code logs, and
-the table of faults from the page of their tests.
+Configuration comes from the pydantic classes, commands from typer, metrics from the names that the code logs, fields of
+requests from the classes that check them, and the table of faults from the page of their tests.
 """
 
 from pathlib import Path
@@ -10,9 +10,9 @@ from typing import Any
 from command_page import command_page
 from config_pages import config_pages
 from metric_page import metric_page
+from request_fields import feedback_table, sampling_table
 
 FAULTS = Path(__file__).resolve().parent.parent / "tests" / "faults" / "README.md"
-FAULT_TABLE = "<!-- fault table -->"
 
 
 def reference_pages() -> dict[str, str]:
@@ -34,10 +34,19 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the table of faults where a page asks for it."""
-    return with_fault_table(markdown)
+    """Put tables where a page asks for them."""
+    for mark, table in TABLES.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, table())
+    return markdown
 
 
-def with_fault_table(markdown: str) -> str:
-    rows = [line for line in FAULTS.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    return markdown.replace(FAULT_TABLE, "\n".join(rows))
+def fault_table() -> str:
+    return "\n".join(line for line in FAULTS.read_text(encoding="utf-8").splitlines() if line.startswith("|"))
+
+
+TABLES = {
+    "<!-- fault table -->": fault_table,
+    "<!-- request fields -->": sampling_table,
+    "<!-- feedback fields -->": feedback_table,
+}

@@ -4,7 +4,7 @@
 |---|---|
 | any language with `title="FILE"` | FILE is written |
 | `python` | runs; names live on in the blocks below |
-| `sh` | runs in bash, must succeed; `rayward serve` stays up until the page ends |
+| `sh` | runs in bash, must succeed; a lone `rayward serve` stays up until the page ends |
 | `text`, `console`, others | shown only |
 
 `<!-- first: COMMAND -->` runs a command that a reader has run in an earlier chapter, unless it has run already: `runs/` is
@@ -47,14 +47,16 @@ class Folder:
     endpoints: list[subprocess.Popen[str]] = field(default_factory=list)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A page that starts Ray anywhere is marked as a whole: its blocks build on each other, so they stay in one worker."""
-    paths = {item.path for item in items if item.path.suffix == ".md"}
-    pages = {path for path in paths if any(STARTS_PROCESSES.search(block) for block in _executed(path))}
-    for item in items:
-        if item.path in pages:
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
+    """A page that starts Ray anywhere is marked as a whole. Blocks build on those above, so a page stays in one worker."""
+    pages = [item for item in items if item.path.suffix == ".md"]
+    cold = {path for path in {item.path for item in pages} if any(STARTS_PROCESSES.search(code) for code in _executed(path))}
+    for item in pages:
+        if item.path in cold:
             item.add_marker(pytest.mark.cold_start)
             item.add_marker(pytest.mark.timeout(600))
+        if config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group("cold_start" if item.path in cold else item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +145,7 @@ def _run_shell(example: Example) -> None:
 
 def _shell(code: str, folder: Folder) -> None:
     folder.already_run.add(code)
-    if code.startswith("rayward serve"):
+    if re.fullmatch("rayward serve.*", code) and "|" not in code:
         _serve(code, folder)
         return
     done = subprocess.run(
