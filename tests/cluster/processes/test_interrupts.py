@@ -152,5 +152,5 @@ def test_these_tests_pass_as_a_background_job_of_a_shell() -> None:
     """A shell has SIGINT ignored in its background jobs, and children inherit that."""
     test = f"{Path(__file__).relative_to(ROOT)}::{test_a_process_that_has_ended_cleanly_may_go_on.__name__}"
     command = f"trap '' INT; exec {sys.executable} -m pytest -q -p no:cacheprovider {test}"
-    done = subprocess.run(["sh", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout

@@ -8,7 +8,7 @@ from typing import Any
 import float64_reference as reference
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
@@ -41,6 +41,7 @@ pytestmark = pytest.mark.numeric
 MAX_TOKENS = 9  # of constant_length
 EPS, EPS_HIGH, DUAL = 0.2, 0.28, 1.5
 BAND = (0.7, 1.4)
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # beside other work an example may take seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,7 @@ def _close(ours: Tensor, theirs: object) -> None:
     assert_close(ours, torch.tensor(theirs, dtype=torch.float64), atol=1e-6, rtol=1e-6)
 
 
+@UNTIMED
 @given(batches(), st.sampled_from([0.5, 0.9, 1.0]), st.sampled_from([0.0, 0.95, 1.0]))
 def test_gae(batch: Batch, gamma: float, gae_lambda: float) -> None:
     ours = gae(batch.first_BT, batch.second_BT, batch.values_B, batch.mask_BT, gamma=gamma, gae_lambda=gae_lambda)
@@ -112,6 +114,7 @@ def test_gae(batch: Batch, gamma: float, gae_lambda: float) -> None:
     )
 
 
+@UNTIMED
 @given(batches(), st.sampled_from([0.5, 1.0]))
 def test_reward_to_go(batch: Batch, gamma: float) -> None:
     ours = reward_to_go(batch.first_BT, batch.mask_BT, gamma=gamma)
@@ -119,6 +122,7 @@ def test_reward_to_go(batch: Batch, gamma: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+@UNTIMED
 @given(batch=batches())
 def test_group_estimators(name: str, batch: Batch) -> None:
     ours: Callable[[Tensor, Tensor], Tensor] = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}[name]
@@ -126,12 +130,14 @@ def test_group_estimators(name: str, batch: Batch) -> None:
     _close(ours(batch.values_B, batch.group_B), theirs(batch.values_B.tolist(), batch.group_B.tolist()))
 
 
+@UNTIMED
 @given(batches())
 def test_remax(batch: Batch) -> None:
     greedy_B = batch.values_B.flip(0)
     _close(remax(batch.values_B, greedy_B), reference.remax(batch.values_B.tolist(), greedy_B.tolist()))
 
 
+@UNTIMED
 @given(batches())
 def test_whitening(batch: Batch) -> None:
     ours = whiten(batch.first_BT, batch.mask_BT, count=int(batch.mask_BT.sum()))
@@ -140,6 +146,7 @@ def test_whitening(batch: Batch) -> None:
 
 @pytest.mark.parametrize("mode", ["token_mean", "sequence_mean", "constant_length"])
 @pytest.mark.parametrize("name", ["ppo_clip", "gspo", "cispo", "policy_gradient"])
+@UNTIMED
 @given(batch=batches())
 def test_policy_losses(name: str, mode: str, batch: Batch) -> None:
     arguments = (batch.first_BT, batch.second_BT, batch.third_BT, batch.weights_BT, batch.tokens(mode))
@@ -167,6 +174,7 @@ def test_policy_losses(name: str, mode: str, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("name", ["value", "entropy", "k2", "k3"])
+@UNTIMED
 @given(batch=batches())
 def test_other_losses(name: str, batch: Batch) -> None:
     tokens = batch.tokens("token_mean")
@@ -188,6 +196,7 @@ def test_other_losses(name: str, batch: Batch) -> None:
     _close(ours, batch.aggregated(losses, "token_mean"))
 
 
+@UNTIMED
 @given(batches())
 def test_mismatch_weights(batch: Batch) -> None:
     old, rollout, mask = batch.first_BT, batch.second_BT, batch.mask_BT
