@@ -98,7 +98,7 @@ class TrainGroup:
         try:
             return ray.get(self.end)
         except ray.exceptions.RayError as error:
-            return ActorLostError(f"the {self._name} stopped: the process that ran Ray Train was lost: {reason_of(error)}")
+            return ActorLostError(f"the {self._name} stopped: the process that ran Ray Train was lost: {_said(error)}")
 
 
 def _fit(plan: GroupPlan) -> RaywardError | None:
