@@ -13,6 +13,7 @@ METRIC = re.compile(r"(buffer|checkpoint|optim|policy|reward_model|rollout|score
 MEANINGS = {
     "buffer/groups_filled_up": "Groups without contrast that the step took after `group_filter.max_rounds`.",
     "buffer/groups_without_contrast": "Groups whose completions all have one score. Dynamic sampling leaves them out.",
+    "buffer/prompts_asked_ahead": "Prompts beyond `prompts_per_step` that the first round of dynamic sampling drew.",
     "buffer/resampling_rounds": "Further rounds of prompts that dynamic sampling drew.",
     "checkpoint/failed": "1 where the checkpoint could not be written.",
     "checkpoint/write_s": "Seconds to write one checkpoint. Training goes on meanwhile.",
@@ -40,6 +41,7 @@ MEANINGS = {
     "reward_model/texts_per_s": "Texts that training reads in a second.",
     "reward_model/train_accuracy": "Share of the batch's pairs in the order of the ratings.",
     "rollout/completion_tokens_mean": "Mean length of a completion.",
+    "rollout/failed_frac": "Share of trajectories whose request failed in the engine. It counts towards `max_unscored_frac`.",
     "rollout/tokens_per_s": "Generated tokens a second, over all engines.",
     "rollout/truncated_frac": "Share of completions cut at `max_completion_tokens`.",
     "score/*_mean": "Mean score of one scorer, before its weight.",

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 from ray.serve.llm.openai_api_models import CompletionRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from actors.config import DType
 from cluster.storage.serving_contract import ContractPrompt, ServingContract
@@ -65,9 +66,9 @@ async def _read(prompt: ContractPrompt, ask: Ask, model_id: str) -> tuple[tuple[
         return_token_ids=True,
     )
     replies = [reply async for reply in await ask(request)]
-    choices = getattr(replies[-1], "choices", None)
-    if not choices:
+    if isinstance(replies[-1], ErrorResponse):
         raise BadPolicyError(f"the engine did not answer {prompt.text!r}: {replies[-1]}", reason="contract")
-    token_ids = tuple(choices[0].prompt_token_ids)
-    places = choices[0].prompt_logprobs or []
+    choice = replies[-1].choices[0]
+    token_ids = tuple(choice.prompt_token_ids)
+    places = choice.prompt_logprobs or []
     return token_ids, [place[token].logprob for token, place in zip(token_ids[1:], places[1:], strict=True)]

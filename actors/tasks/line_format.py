@@ -60,7 +60,7 @@ def read_tasks(path: Path, line_format: LineFormat, *, bad_lines: BadLines = "er
         tasks.append(task)
     if problems and bad_lines == "error":
         stopped = ", and stopped there" if len(problems) == MAX_PROBLEMS else ""
-        found = f"{path}: found {len(problems)} bad lines{stopped}; mend them, or set task.bad_lines=skip to leave them out"
+        found = f"{path}: found {len(problems)} bad lines{stopped}; correct them, or set task.bad_lines=skip to leave them out"
         raise DataError("\n".join([*problems, found]))
     if problems:
         listed = "\n".join(problems[:MAX_PROBLEMS])

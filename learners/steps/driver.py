@@ -202,7 +202,7 @@ class Driver:
             TrajectoryLedger(self._records.failed_batches).record(batch.step, batch.groups)
             raise RaywardError(
                 f"step {batch.step}: loss or gradient was not finite in {num_skipped:.0f} optimizer steps in a row; the weights "
-                f"are as they were before, and the batch is in {self._records.failed_batches}; mend the reward, or lower the "
+                f"are as they were before, and the batch is in {self._records.failed_batches}; correct the reward, or lower the "
                 "learning rate, and resume the run"
             )
 
@@ -222,11 +222,11 @@ class Driver:
             shown = problems[:MAX_SHOWN_PROBLEMS] + ["..."] * (len(problems) > MAX_SHOWN_PROBLEMS)
             limit = f"more than max_unscored_frac={self._max_unscored_frac:g}"
             what = limit if collected.groups else "and no group has enough scores to learn from"
-            mend = " and ".join(["the generator"] * bool(failed) + ["the scorer"] * bool(unscored))
+            culprits = " and ".join(["the generator"] * bool(failed) + ["the scorer"] * bool(unscored))
             raise RaywardError(
                 "\n".join(
                     [
-                        f"step {step}: {share:.0%} of the trajectories have no score, {what}; mend {mend} and resume the run",
+                        f"step {step}: {share:.0%} of the trajectories have no score, {what}; correct {culprits} and resume the run",
                         *shown,
                     ]
                 )

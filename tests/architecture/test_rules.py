@@ -171,11 +171,14 @@ def test_the_command_line_itself_imports_nothing_large() -> None:
 
 def load_with_its_schema(path: Path) -> StrictConfig:
     folder = path.parent.name
-    if folder == "train":
+    if folder in ("train", "examples"):
         return load_run_config(path)
     if folder == "serve":
         from serving.config import ServeConfig
+        from serving.scorer_config import ServeScorerConfig
 
+        if path.stem == "scorer":
+            return load_config(ServeScorerConfig, path, ["scorer.model=any"])
         return load_config(ServeConfig, path, ["model=runs/any"])
     assert re.fullmatch(r"quickstart\w*\.yaml", path.name), f"no schema is known for {path}; name it here"
     return load_config(QuickstartConfig, path)

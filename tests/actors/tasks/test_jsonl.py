@@ -75,7 +75,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
         load_tasks(path)
     assert str(caught.value).splitlines() == [
         f"{path}:2: {reason}",
-        f"{path}: found 1 bad lines; mend them, or set task.bad_lines=skip to leave them out",
+        f"{path}: found 1 bad lines; correct them, or set task.bad_lines=skip to leave them out",
     ]
 
 
@@ -87,7 +87,7 @@ def test_all_problems_are_told_at_once_up_to_twenty(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_tasks(write(tmp_path, b"{\n" * 500))
     assert str(caught.value).splitlines()[20:] == [
-        f"{path}: found 20 bad lines, and stopped there; mend them, or set task.bad_lines=skip to leave them out"
+        f"{path}: found 20 bad lines, and stopped there; correct them, or set task.bad_lines=skip to leave them out"
     ]
 
 
