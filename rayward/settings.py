@@ -15,6 +15,7 @@ KINDS = {  # of file -> what it is for
     "reward_model": "rayward train, with learner.algorithm=reward_model",
     "quickstart": "rayward quickstart",
     "serve": "rayward serve --config",
+    "serve_scorer": "rayward serve-scorer --config",
 }
 
 SET_BY = {"file": "the file or an override", "preset": "the preset of its learner.algorithm", "default": "the default"}
@@ -85,8 +86,10 @@ def schemas() -> dict[str, Any]:
     """The record of each kind of file."""
     from learners.settings.run import PolicyRunConfig, QuickstartConfig, RewardModelRunConfig
     from serving.config import ServeConfig
+    from serving.scorer_config import ServeScorerConfig
 
-    return dict(zip(KINDS, (PolicyRunConfig, RewardModelRunConfig, QuickstartConfig, ServeConfig), strict=True))
+    records = (PolicyRunConfig, RewardModelRunConfig, QuickstartConfig, ServeConfig, ServeScorerConfig)
+    return dict(zip(KINDS, records, strict=True))
 
 
 def _kinds_table(kinds: list[dict[str, str]]) -> Any:

@@ -226,7 +226,8 @@ class Driver:
             raise RaywardError(
                 "\n".join(
                     [
-                        f"step {step}: {share:.0%} of the trajectories have no score, {what}; correct {culprits} and resume the run",
+                        f"step {step}: {share:.0%} of the trajectories have no score, {what}; "
+                        f"correct {culprits} and resume the run",
                         *shown,
                     ]
                 )

@@ -94,7 +94,7 @@ def test_a_scorer_behind_http_says_what_it_says_beside_the_run(run_dir: Path) ->
 def test_keys_are_those_of_an_endpoint(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = tmp_path / "keys.json"
     key, other = add_key(keys, "run", ["inference"]), add_key(keys, "other", ["feedback"])
-    config = ServeScorerConfig(port=0, scorer=scorer_config(run_dir), keys=str(keys))
+    config = ServeScorerConfig(port=0, scorer=scorer_config(run_dir), keys=str(keys), log_dir=str(tmp_path / "logs"))
     with answering(build_scorer(config)) as url:
         with pytest.raises(RaywardError, match="status 401"):
             scores(url)
@@ -104,6 +104,10 @@ def test_keys_are_those_of_an_endpoint(run_dir: Path, tmp_path: Path, monkeypatc
         monkeypatch.setenv(VARIABLE, f"Bearer {key}")
         judged = scores(url, headers_from_env={"Authorization": VARIABLE})
     assert [isinstance(score, Score) for score in judged] == [True] * 4 + [False]
+    (log,) = (tmp_path / "logs").iterdir()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["path"], line["status"]) for line in lines[:3]] == [("/score", 401), ("/score", 403), ("/score", 400)]
+    assert {line.get("key") for line in lines} == {None, "run"}
 
 
 @pytest.mark.parametrize(

@@ -400,7 +400,7 @@ def test_a_prompt_of_which_every_request_failed_costs_its_group(tmp_path: Path) 
 def test_requests_and_scores_that_are_missing_share_one_limit(tmp_path: Path) -> None:
     """Either share alone is below it."""
     loop = Loop(tmp_path, failed=[(0, 1)], unscored=[(1, 1)], num_prompts=3)
-    with pytest.raises(RaywardError, match="33% of the trajectories.*mend the generator and the scorer") as caught:
+    with pytest.raises(RaywardError, match="33% of the trajectories.*correct the generator and the scorer") as caught:
         loop.run(1)
     assert "task 'task-0', sample 1: its request failed" in str(caught.value)
     assert loop.learner.batches == []
@@ -409,7 +409,7 @@ def test_requests_and_scores_that_are_missing_share_one_limit(tmp_path: Path) ->
 def test_a_step_with_nothing_to_learn_from_ends_the_run_whatever_the_limit(tmp_path: Path) -> None:
     failed = [(task, sample) for task in range(3) for sample in range(2)]
     loop = Loop(tmp_path, failed=failed, num_prompts=3, max_unscored_frac=1.0)
-    with pytest.raises(RaywardError, match="100% .* no group has enough scores.*mend the generator") as caught:
+    with pytest.raises(RaywardError, match="100% .* no group has enough scores.*correct the generator") as caught:
         loop.run(1)
     assert str(caught.value).count("its request failed") == 1  # once, however many met it
     assert loop.learner.batches == []
