@@ -45,6 +45,10 @@ class LearnerRestartedError(RaywardError):
     """The learner's ranks were lost and replaced; ask again, from the step that they went back to."""
 
 
+class EndpointError(RaywardError):
+    """An HTTP endpoint did not answer, or refused what it was asked."""
+
+
 class FeedbackConflictError(RaywardError):
     """An idempotency key came again with another preference; a new judgement needs a new key."""
 

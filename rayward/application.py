@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import RaywardError
-from rayward import keys, machine, results, serving, settings, sources, training
+from rayward import jobs, keys, machine, results, serving, settings, sources, training
 from rayward.output import explain, set_up_log
 
 EXIT_CODES = (
@@ -26,7 +26,7 @@ app = typer.Typer(
     help="Align a language model with reinforcement learning on Ray, and serve the result.",
     epilog=EXIT_CODES,
 )
-for commands in (training, results, serving, keys, settings, sources, machine):  # a file of commands is one entry here
+for commands in (training, jobs, results, serving, keys, settings, sources, machine):  # a file of commands is one entry here
     commands.register(app)
 
 

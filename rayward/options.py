@@ -16,7 +16,7 @@ def _runs_that_begin_with(incomplete: str) -> list[str]:
     return sorted(path.parent.name for path in RUNS_DIR.glob(f"*/{SUMMARY_NAME}") if path.parent.name.startswith(incomplete))
 
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, for example learner.num_steps=5", metavar="[A.B=C]...")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, for example learner.num_steps=5", metavar="A.B=C")]
 ConfigPath = Annotated[Path, typer.Argument(help="A YAML file; see configs/")]
 Run = Annotated[Path, typer.Argument(help="A run directory, or its name under runs/.", autocompletion=_runs_that_begin_with)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

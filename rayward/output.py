@@ -35,6 +35,8 @@ def report(kind: str, value: Any, table: Any, *, as_json: bool) -> None:
 def set_up_log(*, verbose: bool, quiet: bool) -> None:
     """Log lines go to standard error. Others read the level of the logger `rayward`: DEBUG is verbose, WARNING is quiet."""
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not verbose:
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request
     if verbose or quiet:
         for name in PACKAGES:
             logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.WARNING)

@@ -1,17 +1,21 @@
 """Commands around a served policy."""
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from cluster.errors import ConfigError
 from rayward.options import CONFIGS, SERVING, Overrides
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command(rich_help_panel=SERVING)(serve)
-    app.command(rich_help_panel=SERVING)(serve_scorer)
+    for command in (serve, chat, serve_scorer):
+        app.command(rich_help_panel=SERVING)(command)
 
 
 def serve(
@@ -48,3 +52,51 @@ def serve_scorer(
     from serving.scorer.server import serve_scorer_until_interrupted  # seconds: a mistake in the configuration is told first
 
     serve_scorer_until_interrupted(loaded)
+
+
+def chat(
+    url: Annotated[str, typer.Argument(help="The endpoint. Its key, if it asks for one, is in RAYWARD_API_KEY.")] = (
+        "http://127.0.0.1:8000"
+    ),
+    model: Annotated[str, typer.Option(help="Name of the served policy; the first one if not given.")] = "",
+    system: Annotated[str, typer.Option(help="System message of the conversation.")] = "",
+    scorer: Annotated[
+        Path | None, typer.Option(help="Reward model for /score: its folder on this machine, or the run that trained it.")
+    ] = None,
+    prompt_format: Annotated[
+        Literal["chat", "plain"], typer.Option(help="plain: continue each line, as a policy without chat template does.")
+    ] = "chat",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
+) -> None:
+    """Talk to a served policy in the terminal. Type /help there for its commands."""
+    from serving.chat.client import KEY_VARIABLE, PolicyClient
+    from serving.chat.conversation import Conversation
+    from serving.chat.judge import Judge
+
+    if system and prompt_format == "plain":
+        raise ConfigError("--system: a plain text has no system message; leave it out, or use --prompt-format chat")
+    judge = None if scorer is None else Judge(scorer, prompt_format)
+    key = os.environ.get(KEY_VARIABLE, "")
+    client = PolicyClient(url, key=key, model=model, max_tokens=max_tokens, temperature=temperature)
+    typer.echo(f"{client.model} at {client.url}. /help lists commands, Ctrl-D ends.", err=True)
+    conversation = Conversation(client, _write, prompt_format=prompt_format, system=system, judge=judge)
+    conversation.run(_lines())
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _lines() -> Iterator[str]:
+    """Typed with a prompt, line editing and the arrow keys in a terminal; read as they are from a pipe."""
+    from serving.chat.conversation import typed_lines
+
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    import readline  # noqa: F401 - its import gives `input` an editor
+
+    yield from typed_lines(lambda: input("you> "))
+    typer.echo()  # after Ctrl-D the cursor is behind the prompt

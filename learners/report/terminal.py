@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.display.printable import printable
 from cluster.errors import DataError
 from cluster.storage.ledger import audit_ledger
 from cluster.storage.run_directory import SUMMARY_NAME, find_run, read_summary
@@ -266,7 +267,7 @@ def _plain(text: str) -> "Text":
     """Text that a model or a file wrote: no markup, and no control character that could drive the terminal."""
     from rich.text import Text
 
-    return Text("".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text))
+    return Text(printable(text))
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,9 @@ import pytest
 from tests.faults import fault_table
 from tests.faults.fault_table import FaultRow
 from tests.faults.faulty_run import FaultyRun, RunStarter
+from tests.faults.job_cluster import ray_jobs
+
+__all__ = ["ray_jobs"]  # a fixture; the others are below
 
 ROWS = pytest.StashKey[list[FaultRow]]()
 
