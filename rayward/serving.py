@@ -14,7 +14,7 @@ from rayward.options import CONFIGS, SERVING, Overrides
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    for command in (serve, serve_scorer, chat):
+    for command in (serve, chat, serve_scorer):
         app.command(rich_help_panel=SERVING)(command)
 
 
@@ -44,12 +44,12 @@ def serve_scorer(
 ) -> None:
     """Serve a reward model to runs, as a scorer of kind http."""
     from cluster.config import load_config
-    from serving.scorer_config import ServeScorerConfig
+    from serving.scorer.config import ServeScorerConfig
 
     given = [f"scorer.model={model}", *([] if port is None else [f"port={port}"]), *(overrides or [])]
     loaded = load_config(ServeScorerConfig, config, given)
 
-    from serving.scorer_server import serve_scorer_until_interrupted  # seconds: a mistake in the configuration is told first
+    from serving.scorer.server import serve_scorer_until_interrupted  # seconds: a mistake in the configuration is told first
 
     serve_scorer_until_interrupted(loaded)
 

@@ -86,7 +86,7 @@ def schemas() -> dict[str, Any]:
     """The record of each kind of file."""
     from learners.settings.run import PolicyRunConfig, QuickstartConfig, RewardModelRunConfig
     from serving.config import ServeConfig
-    from serving.scorer_config import ServeScorerConfig
+    from serving.scorer.config import ServeScorerConfig
 
     records = (PolicyRunConfig, RewardModelRunConfig, QuickstartConfig, ServeConfig, ServeScorerConfig)
     return dict(zip(KINDS, records, strict=True))

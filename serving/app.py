@@ -19,10 +19,10 @@ from cluster.processes.interrupts import Interrupts, interruptible
 from cluster.processes.placement import RoleRequest, check_placement, this_machine
 from cluster.processes.runtime import RaySession, prints_to, start_ray, stop_ray
 from serving.config import ServeConfig
-from serving.followed_versions import first_version, followed_by
 from serving.guard import proxy
 from serving.listening import available_port, key_file
 from serving.policy_folder import PolicyFolder, check_is_run, check_max_model_tokens, resolve_policy
+from serving.versions.followed_versions import first_version, followed_by
 
 logger = logging.getLogger("rayward")
 

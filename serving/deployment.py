@@ -16,15 +16,15 @@ from cluster.host.cpu_engine import cpu_engine_environment
 from cluster.processes.runtime import WORKER_ENVIRONMENT
 from serving.api_errors import RETRY_AFTER_S
 from serving.config import ServeConfig
-from serving.followed_versions import followed_by
-from serving.follower import ChangeDeadlines
 from serving.guard.application import Guard, build_application
 from serving.guard.refused_requests import RefusedRequests
 from serving.guard.usage_app import RemoteUsage
 from serving.ingress import DoorRules, build_ingress_class
-from serving.open_replicas import STATS_PERIOD_S, OpenReplicasRouter
 from serving.policy_folder import PolicyFolder
 from serving.policy_server import FollowPlan, PolicyServer
+from serving.versions.followed_versions import followed_by
+from serving.versions.follower import ChangeDeadlines
+from serving.versions.open_replicas import STATS_PERIOD_S, OpenReplicasRouter
 
 QUIET = LoggingConfig(log_level="WARNING", encoding="JSON", enable_access_log=False)
 BYTES_PER_GIB = 2**30

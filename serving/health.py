@@ -17,8 +17,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview, LoggingConfig, ReplicaState, ServeStatus
 
 from serving.config import RequestLimits
-from serving.followed_versions import FollowedVersions
 from serving.guard.application import Guard, build_application
+from serving.versions.followed_versions import FollowedVersions
 from serving.whole_path import WholePath
 
 HEALTH_APP_NAME: Final = "rayward-health"

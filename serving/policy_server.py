@@ -13,14 +13,14 @@ from ray.serve.llm.deployment import LLMServer
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from cluster.storage.serving_contract import ServingContract
-from serving.contract_check import check_contract
 from serving.engine_watch import EngineWatch
-from serving.followed_versions import FollowedVersions, first_version
-from serving.follower import ChangeDeadlines, Follower
-from serving.open_replicas import IS_CHANGING, STATS_PERIOD_S
-from serving.policy_check import BadPolicyError, check_policy
 from serving.policy_folder import PolicyFolder, served_model
-from serving.version_gate import VersionGate
+from serving.versions.contract_check import check_contract
+from serving.versions.followed_versions import FollowedVersions, first_version
+from serving.versions.follower import ChangeDeadlines, Follower
+from serving.versions.open_replicas import IS_CHANGING, STATS_PERIOD_S
+from serving.versions.policy_check import BadPolicyError, check_policy
+from serving.versions.version_gate import VersionGate
 
 STREAM_ERROR: Final = 'data: {"error"'  # how vLLM begins the event before a stream's early end
 STATS_TIMEOUT_S: Final = 5 * STATS_PERIOD_S

@@ -14,7 +14,7 @@ from learners.run import commands
 
 README = Path(rayward.__file__).with_name("README.md")
 CONFIG = Path(rayward.__file__).parents[1] / "configs" / "train" / "tiny.yaml"
-WITHOUT_JSON = {"serve", "serve-scorer", "chat"}  # they report nothing and end with Ctrl-C
+WITHOUT_JSON = {"serve", "chat", "serve-scorer"}  # they report nothing and end with Ctrl-C
 
 
 @pytest.fixture

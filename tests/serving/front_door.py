@@ -23,6 +23,7 @@ with callers_logging_kept():
 
 SERVED_BY = ServedBy(policy_version=7)
 ANSWER = CompletionResponse(model="run", choices=[], usage=UsageInfo())
+MODEL_CARD = {"id": "run", "object": "model", "owned_by": "us", "permission": [], "metadata": {}}
 Engine = Callable[[Any], list[Any]]  # a request -> the items of its response, an exception among them is raised
 
 
@@ -69,7 +70,7 @@ def front_door(
     )
     door = PolicyIngress(
         {"run": engine},
-        {"run": {"id": "run"}},
+        {"run": MODEL_CARD},
         rules=DoorRules(limits=limits, max_model_tokens=128, takes_tools=takes_tools),
         refused=RefusedRequests(state_dir / "refused.jsonl"),
         usage=usage,

@@ -22,6 +22,9 @@ OTHER_PATHS = (
 )
 
 
+HEADERS = (b"X-Request-ID", b"X-Request-Timeout-Seconds", b"X-Session-Id", b"Content-Encoding", b"Origin")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OddRequest:
     """One request as it goes over the wire."""
@@ -55,28 +58,70 @@ messages = st.lists(
     ),
     max_size=4,
 )
+good_messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "developer"]), "content": st.text(max_size=20)}
+    ),
+    min_size=1,
+    max_size=4,
+)
+token_ids = st.lists(st.integers(0, 400), min_size=1, max_size=8)  # some beyond the tiny model's vocabulary
+good_prompts = st.one_of(st.text(max_size=20), st.lists(st.text(max_size=20), min_size=1, max_size=3), token_ids)
+IN_RANGE: dict[str, st.SearchStrategy[Any]] = {  # of fields that both routes take
+    "n": st.integers(1, 8),
+    "seed": st.integers(0, 2**53 - 1),
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0, 1, exclude_min=True),
+    "top_k": st.integers(-1, 2**31 - 1),
+    "min_p": st.floats(0, 1),
+    "frequency_penalty": st.floats(-2, 2),
+    "presence_penalty": st.floats(-2, 2),
+    "repetition_penalty": st.floats(0.1, 2),
+    "logit_bias": st.dictionaries(st.integers(0, 400).map(str), st.floats(-100, 100), max_size=5),
+    "stop": st.one_of(st.text(min_size=1, max_size=3), st.lists(st.text(min_size=1, max_size=3), max_size=4)),
+    "stream": st.booleans(),
+    "ignore_eos": st.booleans(),
+    "min_tokens": st.integers(0, 3),
+    "max_tokens": st.integers(0, 4),
+    "skip_special_tokens": st.booleans(),
+    "return_token_ids": st.booleans(),
+}
+OF_COMPLETIONS = {"logprobs": st.integers(0, 20), "echo": st.booleans()}
+OF_CHAT = {"logprobs": st.booleans(), "top_logprobs": st.just(0), "max_completion_tokens": st.integers(1, 4)}
+
+
+def some_of(fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """Each field or not, with a value in its range."""
+    return st.fixed_dictionaries({}, optional=fields)
+
+
 labels = st.binary(max_size=12).map(lambda raw: bytes(byte for byte in raw if byte >= 32 and byte != 127).strip())
+
+
+def seldom(draw: st.DrawFn) -> bool:
+    """Once in ten times; hypothesis prefers small numbers, so not the smallest."""
+    return draw(st.integers(0, 9)) == 7
 
 
 @st.composite
 def odd_requests(draw: st.DrawFn) -> OddRequest:
-    """Mostly a body that is nearly right: a good one with a few fields changed, added or left out."""
-    path = draw(st.sampled_from([*ROUTES, *ROUTES, *ROUTES, *OTHER_PATHS]))
-    method = draw(st.sampled_from(["POST"] * 8 + ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"]))
+    """A body in every range, or one with a few fields that are not; seldom no body of ours at all."""
+    path = draw(st.sampled_from(OTHER_PATHS if seldom(draw) else [*ROUTES]))
+    method = draw(st.sampled_from(["GET", "PUT", "DELETE", "OPTIONS", "PATCH"])) if seldom(draw) else "POST"
     fields = ROUTES.get(path, CompletionFields)
     body: dict[str, Any] = {"max_tokens": 2}
-    body |= {"messages": draw(messages)} if fields is ChatFields else {"prompt": draw(st.one_of(texts, values))}
-    names = st.sampled_from([*fields.model_fields, *REFUSED, "priority", "bad_words", "extra"])
-    body |= draw(st.dictionaries(st.one_of(names, texts), st.one_of(values, numbers), max_size=3))
+    is_odd = draw(st.booleans())
+    if fields is ChatFields:
+        body |= {"messages": draw(messages if is_odd else good_messages)} | draw(some_of(IN_RANGE | OF_CHAT))
+    else:
+        body |= {"prompt": draw(st.one_of(texts, values) if is_odd else good_prompts)} | draw(some_of(IN_RANGE | OF_COMPLETIONS))
+    if is_odd:
+        names = st.sampled_from([*fields.model_fields, *REFUSED, "priority", "bad_words", "extra"])
+        body |= draw(st.dictionaries(st.one_of(names, texts), st.one_of(values, numbers), max_size=3))
     content = json.dumps(body).encode()
-    if draw(st.integers(0, 9)) == 0:
+    if seldom(draw):
         content = draw(st.one_of(st.just(content[: len(content) // 2]), st.binary(max_size=50), st.just(b"[" * 100_000)))
     headers = {b"Content-Type": b"application/json"}
-    headers |= draw(
-        st.dictionaries(
-            st.sampled_from([b"X-Request-ID", b"X-Request-Timeout-Seconds", b"X-Session-Id", b"Content-Encoding", b"Origin"]),
-            labels,
-            max_size=2,
-        )
-    )
+    if seldom(draw):
+        headers |= draw(st.dictionaries(st.sampled_from(HEADERS), labels, max_size=2))
     return OddRequest(method=method, path=path, headers=headers, content=content)

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 from ray.serve.llm.openai_api_models import CompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse, CompletionResponseChoice
+from vllm.entrypoints.serve.engine.protocol import UsageInfo
+from vllm.logprobs import Logprob
 
 from cluster.storage.serving_contract import ContractPrompt
-from serving.contract_check import FLOAT32_MISMATCH, allowed_mismatch, check_contract
-from serving.policy_check import BadPolicyError
+from serving.versions.contract_check import FLOAT32_MISMATCH, allowed_mismatch, check_contract
+from serving.versions.policy_check import BadPolicyError
 from tests.serving.small_policies import PROMPT, seal, write_small_policy
 
 LONG = ContractPrompt(text="abcd", token_ids=(1, 2, 3, 4), logprobs=(-1.0, -2.0, -3.0))
@@ -22,8 +25,9 @@ def engine(*, shift: float = 0.0, token_ids: tuple[int, ...] = PROMPT.token_ids)
 
     async def ask(request: CompletionRequest) -> AsyncIterator[Any]:
         assert (request.prompt, request.add_special_tokens) == (PROMPT.text, False)
-        places = [None, *({token: SimpleNamespace(logprob=-float(token - 1) + shift)} for token in token_ids[1:])]
-        reply = SimpleNamespace(choices=[SimpleNamespace(prompt_token_ids=list(token_ids), prompt_logprobs=places)])
+        places = [None, *({token: Logprob(logprob=-float(token - 1) + shift)} for token in token_ids[1:])]
+        choice = CompletionResponseChoice(index=0, text="d", prompt_token_ids=list(token_ids), prompt_logprobs=places)
+        reply = CompletionResponse(model="m", choices=[choice], usage=UsageInfo())
 
         async def replies() -> AsyncIterator[Any]:
             yield reply

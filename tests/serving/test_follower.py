@@ -10,12 +10,12 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from cluster.errors import DataError
 from cluster.storage.serving_contract import CONTRACT_NAME, ServingContract
-from serving import followed_versions
-from serving.followed_versions import FollowedVersions, first_version
-from serving.follower import MAX_TRIES, ChangeDeadlines, Follower
-from serving.policy_check import BadPolicyError
 from serving.policy_folder import served_model
-from serving.version_gate import VersionGate
+from serving.versions import followed_versions
+from serving.versions.followed_versions import FollowedVersions, first_version
+from serving.versions.follower import MAX_TRIES, ChangeDeadlines, Follower
+from serving.versions.policy_check import BadPolicyError
+from serving.versions.version_gate import VersionGate
 from tests.serving.small_policies import seal, write_small_policy
 
 

@@ -69,6 +69,7 @@ def test_routes_that_are_not_there_answer_in_openais_form(tmp_path: Path, method
 
 def test_the_models_are_listed(tmp_path: Path) -> None:
     assert ask(door(tmp_path), "GET", "/v1/models/run").json()["id"] == "run"
+    assert [model["id"] for model in ask(door(tmp_path), "GET", "/v1/models").json()["data"]] == ["run"]
 
 
 def test_the_documentation_has_our_routes_and_the_fields_of_each(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview, ReplicaState, ServeStatus
 
 from serving import health
-from serving.followed_versions import FollowedVersions
 from serving.health import build_health_route
+from serving.versions.followed_versions import FollowedVersions
 
 
 def status(**running: int) -> ServeStatus:

@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from serving.open_replicas import IS_CHANGING, OpenReplicasRouter
+from serving.versions.open_replicas import IS_CHANGING, OpenReplicasRouter
 
 
 def chosen(*is_changing: bool) -> set[int]:

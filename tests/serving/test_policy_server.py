@@ -8,7 +8,7 @@ import pytest
 
 from serving.app import callers_logging_kept
 from serving.engine_watch import EngineWatch
-from serving.version_gate import VersionGate
+from serving.versions.version_gate import VersionGate
 
 with callers_logging_kept():
     from ray.serve.llm.deployment import LLMServer

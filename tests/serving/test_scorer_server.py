@@ -26,9 +26,9 @@ from cluster.errors import ConfigError, RaywardError
 from cluster.types import Completion, Message, Prompt, Score, Task, Trajectory, Unscored
 from serving.guard.application import Guard
 from serving.guard.key_file import add_key
-from serving.scorer_api import ScorerDesk, build_scorer_application
-from serving.scorer_config import ScorerLimits, ServeScorerConfig
-from serving.scorer_server import ServedScorer, build_scorer
+from serving.scorer.api import ScorerDesk, build_scorer_application
+from serving.scorer.config import ScorerLimits, ServeScorerConfig
+from serving.scorer.server import ServedScorer, build_scorer
 
 TEXTS = ("a splendid film", "dull", "", "not bad at all", "x" * 300)  # the last has more tokens than a text may have
 MAX_TOKENS = 64

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serving.version_gate import VersionGate
+from serving.versions.version_gate import VersionGate
 
 
 def test_a_change_waits_for_the_requests_inside_and_later_ones_wait_for_the_change() -> None:

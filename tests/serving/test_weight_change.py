@@ -9,8 +9,8 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
 from serving import policy_server
-from serving.open_replicas import IS_CHANGING
 from serving.policy_server import PolicyServer, loading_from
+from serving.versions.open_replicas import IS_CHANGING
 from tests.serving.small_policies import write_small_policy
 
 

@@ -11,7 +11,7 @@ from actors.sources.models import resolve_model
 from cluster.processes.interrupts import Interrupts, interruptible
 from serving.guard.quota import KeyUsage, LocalUsage
 from serving.listening import bound_socket, key_file
-from serving.scorer_config import ServeScorerConfig
+from serving.scorer.config import ServeScorerConfig
 
 logger = logging.getLogger("rayward")
 
@@ -37,7 +37,7 @@ def build_scorer(config: ServeScorerConfig) -> ServedScorer:
     try:
         from actors.scoring.reward_model import RewardModel
         from serving.guard.application import Guard
-        from serving.scorer_api import SCORE_ROUTE, ScorerDesk, build_scorer_application
+        from serving.scorer.api import SCORE_ROUTE, ScorerDesk, build_scorer_application
 
         logger.info("loading %s ...", folder)
         model = RewardModel(config.scorer.model_copy(update={"model": folder}))

@@ -19,8 +19,8 @@ from cluster.errors import DataError
 from cluster.storage.atomic_file import write_atomically
 from cluster.storage.policy_folders import version_folders
 from serving.config import ServeConfig
-from serving.policy_check import BadPolicyError, Reason, check_policy
 from serving.policy_folder import PolicyFolder, policy_folder
+from serving.versions.policy_check import BadPolicyError, Reason, check_policy
 
 logger = logging.getLogger("ray.serve")  # goes to the replica's file among Serve's logs
 

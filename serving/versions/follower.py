@@ -11,10 +11,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from actors.sources.tensor_shapes import weight_files
 from cluster.storage.serving_contract import ServingContract
-from serving.followed_versions import FollowedVersion, FollowedVersions
-from serving.policy_check import BadPolicyError, check_policy
 from serving.policy_folder import ServedModel
-from serving.version_gate import VersionGate
+from serving.versions.followed_versions import FollowedVersion, FollowedVersions
+from serving.versions.policy_check import BadPolicyError, check_policy
+from serving.versions.version_gate import VersionGate
 
 logger = logging.getLogger("ray.serve")  # goes to the replica's file among Serve's logs
 

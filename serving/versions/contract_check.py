@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 from ray.serve.llm.openai_api_models import CompletionRequest
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse
 
 from actors.config import DType
 from cluster.storage.serving_contract import ContractPrompt, ServingContract
-from serving.policy_check import BadPolicyError
+from serving.versions.policy_check import BadPolicyError
 
 # Where learner, weights and engine are all float32 they differ by rounding alone, below 1e-4 nats on the models tried; a wrong
 # norm, head or position shows as 0.1 and more. Elsewhere a bfloat16 logit has 8 bits, and the run's own limit holds.
@@ -66,9 +66,9 @@ async def _read(prompt: ContractPrompt, ask: Ask, model_id: str) -> tuple[tuple[
         return_token_ids=True,
     )
     replies = [reply async for reply in await ask(request)]
-    if isinstance(replies[-1], ErrorResponse):
-        raise BadPolicyError(f"the engine did not answer {prompt.text!r}: {replies[-1]}", reason="contract")
-    choice = replies[-1].choices[0]
-    token_ids = tuple(choice.prompt_token_ids)
-    places = choice.prompt_logprobs or []
+    reply = replies[-1]
+    if not isinstance(reply, CompletionResponse):
+        raise BadPolicyError(f"the engine did not answer {prompt.text!r}: {reply}", reason="contract")
+    token_ids = tuple(reply.choices[0].prompt_token_ids or ())
+    places = reply.choices[0].prompt_logprobs or []
     return token_ids, [place[token].logprob for token, place in zip(token_ids[1:], places[1:], strict=True)]

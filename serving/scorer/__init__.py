@@ -1,0 +1,1 @@
+"""A reward model behind HTTP, in the protocol of scorers of kind http."""
