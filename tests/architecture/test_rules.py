@@ -174,9 +174,8 @@ def load_with_its_schema(path: Path) -> StrictConfig:
     if folder in ("train", "examples"):
         return load_run_config(path)
     if folder == "serve":
-        from serving.scorer_config import ServeScorerConfig
-
         from serving.config import ServeConfig
+        from serving.scorer.config import ServeScorerConfig
 
         if path.stem == "scorer":
             return load_config(ServeScorerConfig, path, ["scorer.model=any"])
