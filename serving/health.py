@@ -25,6 +25,7 @@ HEALTH_APP_NAME: Final = "rayward-health"
 HEALTH_ROUTE: Final = "/health"
 FRESH_S: Final = 1.0
 ASK_FOR_S = 5.0
+REPLY_WITHIN_S = 10.0  # longer than the controller is asked
 
 
 def health_target(app_name: str, versions: FollowedVersions | None, logging_config: LoggingConfig) -> serve.RunTarget:
@@ -42,7 +43,7 @@ def build_health_route(app_name: str, versions: FollowedVersions | None) -> Fast
 
     Where a run is followed, also why which of its versions are not served.
     """
-    guard = Guard(limits=RequestLimits(), timeout_s=2 * ASK_FOR_S, log_folder=None)
+    guard = Guard(limits=RequestLimits(), timeout_s=REPLY_WITHIN_S, log_folder=None)
     app = build_application(guard, None, title="Rayward health", has_schema=False)
     replicas = _Replicas(app_name)
 

@@ -55,11 +55,14 @@ def test_an_application_that_is_not_there_is_unavailable(monkeypatch: pytest.Mon
     assert ask("missing") == (503, {"status": "unavailable", "replicas": {}})
 
 
-def ask_often(app_name: str, times: int) -> list[int]:
+def ask_often(app_name: str, times: int, at_end: Callable[[], object] = lambda: None) -> list[int]:
+    """The codes of so many requests at once; `at_end` is called before the loop waits for its threads."""
+
     async def get() -> list[int]:
         transport = httpx.ASGITransport(build_health_route(app_name, None))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             replies = await asyncio.gather(*[client.get("/health") for _ in range(times)])
+            at_end()
             return [reply.status_code for reply in replies]
 
     return asyncio.run(get())
@@ -89,8 +92,7 @@ def test_a_controller_that_does_not_answer_is_not_waited_for(monkeypatch: pytest
     controller = Controller(wait=over.wait)
     monkeypatch.setattr(health, "ASK_FOR_S", 0.02)
     monkeypatch.setattr(serve, "status", controller.status)
-    threading.Timer(0.2, over.set).start()  # `asyncio.run` waits for its threads at its end
-    assert (ask_often("policy", 3), controller.num_asked) == ([503] * 3, 1)
+    assert (ask_often("policy", 3, at_end=over.set), controller.num_asked) == ([503] * 3, 1)
 
 
 def test_a_controller_that_is_lost_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
