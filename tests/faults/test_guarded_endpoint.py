@@ -45,7 +45,7 @@ class Endpoint:
     def __init__(self, folder: Path) -> None:
         self.state_dir = folder / "state"
         self.key_file = folder / "keys.json"
-        self.key, self.other_key = (add_key(self.key_file, name) for name in ("alice", "bob"))
+        self.key, self.other_key = (add_key(self.key_file, name) for name in ("first", "second"))
         config = ServeConfig(
             model=resolve_model("tiny"),
             model_id="tiny",
@@ -203,7 +203,7 @@ def test_bodies_and_headers_beyond_the_limits(endpoint: Endpoint, measured: Call
 
 
 def test_one_key_does_not_starve_another(endpoint: Endpoint, measured: Callable[[FaultRow], None]) -> None:
-    """`bob` has 32 connections that ask as fast as they can, four times what one key may have in progress."""
+    """`second` has 32 connections that ask as fast as they can, four times what one key may have in progress."""
     alone = good_latencies(endpoint)
     over = time.monotonic() + 3 * GOOD_SECONDS
     with endpoint.client_of(endpoint.other_key) as greedy, ThreadPoolExecutor(32) as pool:

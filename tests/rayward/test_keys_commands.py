@@ -31,30 +31,30 @@ def run(*arguments: str) -> tuple[str, str]:
 
 
 def test_a_key_is_printed_alone_and_once(path: Path) -> None:
-    key, said = run("add", "alice")
-    assert name_of(KeyFile(path), key.strip()) == "alice"
+    key, said = run("add", "laptop")
+    assert name_of(KeyFile(path), key.strip()) == "laptop"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     listed = run("list")[0]
-    assert "alice" in listed
+    assert "laptop" in listed
     assert key.strip() not in listed + said + path.read_text()
 
 
 def test_a_revoked_key_is_forgotten(path: Path) -> None:
-    key = json.loads(run("add", "alice", "--json")[0])["key"]["key"]
-    run("revoke", "alice")
+    key = json.loads(run("add", "laptop", "--json")[0])["key"]["key"]
+    run("revoke", "laptop")
     assert name_of(KeyFile(path), key) is None
     assert json.loads(run("list", "--json")[0]) == {"keys": []}
 
 
 def test_another_file_can_be_named(tmp_path: Path, path: Path) -> None:
-    key = run("add", "alice", "--file", str(tmp_path / "other.json"))[0].strip()
-    assert name_of(KeyFile(tmp_path / "other.json"), key) == "alice"
+    key = run("add", "laptop", "--file", str(tmp_path / "other.json"))[0].strip()
+    assert name_of(KeyFile(tmp_path / "other.json"), key) == "laptop"
     assert not path.exists()
 
 
 def test_a_mistake_is_one_line(path: Path) -> None:
     with pytest.raises(ConfigError, match="must match"):
         run("add", "a b")
-    run("add", "alice")
-    with pytest.raises(ConfigError, match="has a key 'alice'; revoke it first"):
-        run("add", "alice")
+    run("add", "laptop")
+    with pytest.raises(ConfigError, match="has a key 'laptop'; revoke it first"):
+        run("add", "laptop")

@@ -204,7 +204,7 @@ def key_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def key(key_file: Path) -> str:
-    return add_key(key_file, "alice")
+    return add_key(key_file, "laptop")
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -244,7 +244,7 @@ def test_a_key_goes_no_further_than_the_gate(tmp_path: Path, key_file: Path, key
     replies = [ask(app, json={"prompt": key, "x": key}, headers=bearer(key)), ask(app, path=f"/{key}", headers=bearer(key))]
     assert not [reply for reply in replies if key in reply.text]
     lines = log_of(tmp_path)
-    assert [line["key"] for line in lines] == ["alice"] * 3
+    assert [line["key"] for line in lines] == ["laptop"] * 3
     assert key not in key_file.read_text()
 
 
@@ -252,7 +252,7 @@ def test_keys_are_added_and_revoked_without_a_restart(tmp_path: Path, key_file: 
     app = door(tmp_path, keys=key_file, usage=LocalUsage())
     other = add_key(key_file, "bob")
     assert [ask(app, json=BODY, headers=bearer(one)).status_code for one in (key, other)] == [200, 200]
-    revoke_key(key_file, "alice")
+    revoke_key(key_file, "laptop")
     assert [ask(app, json=BODY, headers=bearer(one)).status_code for one in (key, other)] == [401, 200]
 
 

@@ -23,7 +23,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_key_is_long_and_random_and_only_its_hash_is_kept(path: Path) -> None:
-    keys = [add_key(path, name) for name in ("alice", "bob")]
+    keys = [add_key(path, name) for name in ("laptop", "bob")]
     assert len(set(keys)) == 2
     assert all(key.startswith(KEY_PREFIX) and len(key) == 46 for key in keys)  # 3 + 43 letters of 6 bits: 256 bits
     assert not [key for key in keys if key in path.read_text()]
@@ -32,16 +32,16 @@ def test_a_key_is_long_and_random_and_only_its_hash_is_kept(path: Path) -> None:
 
 
 def test_a_key_is_known_by_its_name(path: Path) -> None:
-    keys = {name: add_key(path, name) for name in ("alice", "bob")}
+    keys = {name: add_key(path, name) for name in ("laptop", "bob")}
     file = KeyFile(path)
-    assert {name: name_of(file, key) for name, key in keys.items()} == {"alice": "alice", "bob": "bob"}
-    for wrong in ("", "rk_", "alice", keys["bob"][:-1], keys["bob"] + "=", keys["bob"].upper(), "\udcff", "\x00"):
+    assert {name: name_of(file, key) for name, key in keys.items()} == {"laptop": "laptop", "bob": "bob"}
+    for wrong in ("", "rk_", "laptop", keys["bob"][:-1], keys["bob"] + "=", keys["bob"].upper(), "\udcff", "\x00"):
         assert name_of(file, wrong) is None
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o700])
 def test_a_file_that_others_can_open_is_refused(path: Path, mode: int) -> None:
-    key = add_key(path, "alice")
+    key = add_key(path, "laptop")
     path.chmod(mode)
     with pytest.raises(DataError, match=f"mode {mode:04o}.*chmod 600"):
         read_keys(path)
@@ -55,7 +55,7 @@ def test_a_file_that_others_can_open_is_refused(path: Path, mode: int) -> None:
     "content", ["", "{", "[]", "{}", '{"keys": 1}', '{"keys": [{}]}', '{"keys": [{"name": "a", "sha256": "x", "created_s": 1}]}']
 )
 def test_a_damaged_file_is_refused(path: Path, content: str) -> None:
-    add_key(path, "alice")
+    add_key(path, "laptop")
     path.write_text(content)
     with pytest.raises(DataError, match="is damaged"):
         read_keys(path)
@@ -74,14 +74,14 @@ def test_a_name_is_plain(path: Path, name: str) -> None:
 
 
 def test_a_name_is_used_once_until_it_is_revoked(path: Path) -> None:
-    old = add_key(path, "alice")
-    with pytest.raises(ConfigError, match="has a key 'alice'"):
-        add_key(path, "alice")
-    revoke_key(path, "alice")
-    new = add_key(path, "alice")
+    old = add_key(path, "laptop")
+    with pytest.raises(ConfigError, match="has a key 'laptop'"):
+        add_key(path, "laptop")
+    revoke_key(path, "laptop")
+    new = add_key(path, "laptop")
     file = KeyFile(path)
-    assert (name_of(file, old), name_of(file, new)) == (None, "alice")
-    with pytest.raises(ConfigError, match="no key 'bob'; known are alice"):
+    assert (name_of(file, old), name_of(file, new)) == (None, "laptop")
+    with pytest.raises(ConfigError, match="no key 'bob'; known are laptop"):
         revoke_key(path, "bob")
 
 

@@ -70,13 +70,13 @@ def test_others_are_served_with_keys_only(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert "keys.json cannot be read" in refusal(host="0.0.0.0")
     assert "other.json cannot be read" in refusal(keys=str(tmp_path / "other.json"))
-    add_key(path, "alice")
+    add_key(path, "laptop")
     path.chmod(0o644)
     assert "chmod 600" in refusal(host="0.0.0.0")
     path.chmod(0o600)
     with pytest.raises(AssertionError, match="Ray was started"):  # nothing else is missing
         serve_policy(ServeConfig(model=policy, port=0, host="0.0.0.0"), start=_must_not_start)
-    revoke_key(path, "alice")
+    revoke_key(path, "laptop")
     assert "has none" in refusal(host="0.0.0.0")
 
 
