@@ -47,6 +47,7 @@ class Folder:
     endpoints: list[subprocess.Popen[str]] = field(default_factory=list)
 
 
+@pytest.hookimpl(trylast=True)  # tests/conftest.py groups what is marked by then; of two groups xdist makes a third
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
     """A page that starts Ray anywhere is marked as a whole. Blocks build on those above, so a page stays in one worker."""
     pages = [item for item in items if item.path.suffix == ".md"]
