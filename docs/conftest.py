@@ -16,7 +16,6 @@ import io
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -47,7 +46,7 @@ class Folder:
     endpoints: list[subprocess.Popen[str]] = field(default_factory=list)
 
 
-@pytest.hookimpl(trylast=True)  # tests/conftest.py groups what is marked by then; of two groups xdist makes a third
+@pytest.hookimpl(tryfirst=True)  # a worker of xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
     """A page that starts Ray anywhere is marked as a whole. Blocks build on those above, so a page stays in one worker."""
     pages = [item for item in items if item.path.suffix == ".md"]
@@ -92,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shared: tuple[Path, set[str
         finally:
             sys.path.remove(str(path))
             for endpoint in here.endpoints:
-                endpoint.send_signal(signal.SIGINT)
+                endpoint.terminate()  # a background job of a shell has SIGINT ignored, and so have its children
                 endpoint.communicate(timeout=STOP_S)
 
 

@@ -19,6 +19,7 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # a worker of xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start Ray, here or in a process of their own, go to one worker: one shared Ray, one engine in memory."""
     for item in items:
