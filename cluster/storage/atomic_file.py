@@ -14,10 +14,10 @@ NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 BYTES_PER_MIB = 2**20
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
     """Replace `path` by `content` (text as UTF-8). A reader, or a kill at any instant, sees the old file or the new one.
 
-    Raises `NotWrittenError`.
+    `mode`: permissions of the file; a run directory is for colleagues to read. Raises `NotWrittenError`.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     with write_errors_explained(path):
@@ -25,7 +25,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
-                os.fchmod(file.fileno(), 0o644)  # mkstemp makes 0600; a run directory is for colleagues to read
+                os.fchmod(file.fileno(), mode)  # mkstemp makes 0600
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

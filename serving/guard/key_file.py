@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.errors import ConfigError, DataError
+from cluster.storage.atomic_file import write_atomically
 
 KEY_PREFIX: Final = "rk_"
 KEY_BYTES: Final = 32
@@ -130,16 +130,7 @@ def _changed(path: Path) -> Iterator[list[Key]]:
         keys = list(read_keys(path)) if path.exists() else []
         yield keys
         content = json.dumps({"keys": [asdict(key) for key in keys]}, indent=2)
-        descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made with mode 0600
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+        write_atomically(path, content, mode=OWNER_ONLY)
     finally:
         os.close(lock)
 

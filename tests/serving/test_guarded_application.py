@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from serving.config import KeyQuota, RequestLimits
 from serving.guard.key_file import add_key, revoke_key
-from serving.guard.quota import Admission, KeyUsage
+from serving.guard.quota import KeyUsage, LocalUsage
 from tests.serving.front_door import ANSWER, SERVED_BY, FakeEngine, ask, error_of, front_door
 
 BODY = {"prompt": "x", "max_tokens": 4}
@@ -20,20 +20,8 @@ CHUNK_BYTES = 2**16
 SECRETS = ("Traceback", "/home", "/tmp", "rk_", "secret", "serving/")
 
 
-class LocalUsage:
-    """The counter in this process."""
-
-    def __init__(self, quota: KeyQuota | None = None) -> None:
-        self.usage = KeyUsage(quota or KeyQuota(), lease_s=60)
-
-    async def admit(self, key: str, request_id: str) -> Admission:
-        return self.usage.admit(key, request_id)
-
-    async def spend(self, key: str, tokens: int) -> Admission:
-        return self.usage.spend(key, tokens)
-
-    def release(self, key: str, request_id: str) -> None:
-        self.usage.release(key, request_id)
+def counter(**quota: int) -> LocalUsage:
+    return LocalUsage(KeyUsage(KeyQuota(**quota), lease_s=60))
 
 
 def door(state_dir: Path, engine: FakeEngine | None = None, **guard: Any) -> FastAPI:
@@ -218,7 +206,7 @@ def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
 
 
 def test_every_route_asks_for_a_key(tmp_path: Path, key_file: Path, key: str) -> None:
-    app = door(tmp_path, keys=key_file, usage=LocalUsage())
+    app = door(tmp_path, keys=key_file, usage=counter())
     found = [*routes(app), ("POST", "/nope")]
     assert len(found) >= 6
     wrong = [{}, bearer("rk_wrong"), bearer(key[:-1]), bearer(key + "x"), {"Authorization": f"Basic {key}"}, bearer("x" * 9000)]
@@ -232,14 +220,14 @@ def test_every_route_asks_for_a_key(tmp_path: Path, key_file: Path, key: str) ->
 
 
 def test_a_key_of_another_scope_opens_no_route(tmp_path: Path, key_file: Path) -> None:
-    app = door(tmp_path, keys=key_file, usage=LocalUsage())
+    app = door(tmp_path, keys=key_file, usage=counter())
     for_feedback = add_key(key_file, "app", ["feedback"])
     assert {ask(app, method, path, headers=bearer(for_feedback)).status_code for method, path in routes(app)} == {403}
     assert ask(app, json=BODY, headers=bearer(add_key(key_file, "bob", ["inference"]))).status_code == 200
 
 
 def test_a_key_goes_no_further_than_the_gate(tmp_path: Path, key_file: Path, key: str) -> None:
-    app = door(tmp_path, keys=key_file, usage=LocalUsage())
+    app = door(tmp_path, keys=key_file, usage=counter())
     assert ask(app, json=BODY, headers=bearer(key)).status_code == 200  # the engine got no headers, or it had failed
     replies = [ask(app, json={"prompt": key, "x": key}, headers=bearer(key)), ask(app, path=f"/{key}", headers=bearer(key))]
     assert not [reply for reply in replies if key in reply.text]
@@ -249,7 +237,7 @@ def test_a_key_goes_no_further_than_the_gate(tmp_path: Path, key_file: Path, key
 
 
 def test_keys_are_added_and_revoked_without_a_restart(tmp_path: Path, key_file: Path, key: str) -> None:
-    app = door(tmp_path, keys=key_file, usage=LocalUsage())
+    app = door(tmp_path, keys=key_file, usage=counter())
     other = add_key(key_file, "bob")
     assert [ask(app, json=BODY, headers=bearer(one)).status_code for one in (key, other)] == [200, 200]
     revoke_key(key_file, "laptop")
@@ -260,7 +248,7 @@ def test_keys_are_added_and_revoked_without_a_restart(tmp_path: Path, key_file: 
     "damage", [lambda path: path.chmod(0o640), lambda path: path.write_text("{"), lambda path: path.unlink()]
 )
 def test_a_file_of_keys_that_cannot_be_trusted_lets_nobody_in(tmp_path: Path, key_file: Path, key: str, damage: Any) -> None:
-    app = door(tmp_path, keys=key_file, usage=LocalUsage())
+    app = door(tmp_path, keys=key_file, usage=counter())
     assert ask(app, json=BODY, headers=bearer(key)).status_code == 200
     damage(key_file)
     reply = ask(app, json=BODY, headers=bearer(key))
@@ -270,7 +258,7 @@ def test_a_file_of_keys_that_cannot_be_trusted_lets_nobody_in(tmp_path: Path, ke
 
 def test_a_key_over_its_quota_waits_and_another_does_not(tmp_path: Path, key_file: Path, key: str) -> None:
     other = add_key(key_file, "bob")
-    usage = LocalUsage(KeyQuota(requests_per_minute=2, tokens_per_minute=1000))
+    usage = counter(requests_per_minute=2, tokens_per_minute=1000)
     app = door(tmp_path, keys=key_file, usage=usage)
     statuses = [ask(app, json=BODY, headers=bearer(key)).status_code for _ in range(2)]
     reply = ask(app, json=BODY, headers=bearer(key))
@@ -282,7 +270,7 @@ def test_a_key_over_its_quota_waits_and_another_does_not(tmp_path: Path, key_fil
 
 def test_tokens_are_counted_before_they_are_made(tmp_path: Path, key_file: Path, key: str) -> None:
     engine = FakeEngine([SERVED_BY, ANSWER])
-    app = door(tmp_path, engine, keys=key_file, usage=LocalUsage(KeyQuota(tokens_per_minute=20)))
+    app = door(tmp_path, engine, keys=key_file, usage=counter(tokens_per_minute=20))
     assert ask(app, json={"prompt": "x", "max_tokens": 15}, headers=bearer(key)).status_code == 200
     reply = ask(app, json={"prompt": "x", "max_tokens": 15}, headers=bearer(key))
     assert (error_of(reply), int(reply.headers["Retry-After"]) > 1) == ((429, "rate_limit_exceeded"), True)
@@ -292,7 +280,7 @@ def test_tokens_are_counted_before_they_are_made(tmp_path: Path, key_file: Path,
 
 
 def test_a_place_is_held_until_a_stream_has_ended(tmp_path: Path, key_file: Path, key: str) -> None:
-    usage = LocalUsage(KeyQuota(max_streams=1))
+    usage = counter(max_streams=1)
     engine = SilentEngine([SERVED_BY, ["data: 1\n\n"]])
     app = door(tmp_path, engine, keys=key_file, usage=usage, timeout_s=0.2)
 
