@@ -1,9 +1,10 @@
 """What the driver asks of a generator, whatever engine it runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from cluster.types import Prompt, PublishedWeights, SamplingParameters, TrajectoryGroup
+from cluster.types import GroupTexts, Prompt, PublishedWeights, Sample, SamplingParameters, TrajectoryTokens
 
 INITIAL_CHECKSUM = ""  # of version 0: the weights of the model folder, which nobody published
 
@@ -16,14 +17,30 @@ class HeldWeights:
     checksum: str  # of the `PublishedWeights` that were taken over; INITIAL_CHECKSUM for version 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupNumbers:
+    """What the driver needs to know of one prompt's samples."""
+
+    samples: tuple[Sample, ...]  # [G], in order of sample_index; those that failed are missing
+    failures: Mapping[int, str]  # sample_index -> why the engine gave no completion for it
+
+
+class Generated(NamedTuple):
+    """What one prompt came to. Three objects of Ray: only the first goes to the driver, the others to those who read them."""
+
+    numbers: GroupNumbers
+    texts: GroupTexts
+    tokens: tuple[TrajectoryTokens, ...]  # [G]
+
+
 class Generator(Protocol):
     """Makes completions. Lives in a Ray actor; every method may be called while others run."""
 
     async def ready(self) -> int:
         """The policy version, once the engine answers."""
 
-    async def generate(self, prompt: Prompt, sampling: SamplingParameters) -> TrajectoryGroup:
-        """`sampling.samples_per_prompt` trajectories of one prompt; requests that failed alone are among its `failures`."""
+    async def generate(self, prompt: Prompt, sampling: SamplingParameters) -> Generated:
+        """`sampling.samples_per_prompt` trajectories of one prompt; requests that failed alone are among the failures."""
 
     async def progress(self) -> int:
         """A number that changes whenever the engine has done a step."""

@@ -1,14 +1,14 @@
 """The rollout stage, driver side: completions from a pool of generators, and new weights into it."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ray import ObjectRef
 
 from actors.config import SupervisionConfig
-from actors.generation.generator import HeldWeights
+from actors.generation.generator import Generated, HeldWeights
 from cluster.errors import WeightMismatchError
+from cluster.processes.object_store import StoredObject
 from cluster.processes.pool import ActorPool
 from cluster.processes.supervision import PROGRESS_GROUP, Supervision
 from cluster.processes.watchdog import Pending
@@ -83,8 +83,15 @@ class RolloutPool:
     ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup] | None]:
         """Like `collect`, in one wave for prompts that are sampled in several ways; each group comes with its own way."""
         largest_group = max((sampling.samples_per_prompt for _, sampling in requests), default=1)
+        stored: dict[int, tuple[ObjectRef, ObjectRef]] = {}  # by request: what its newest attempt leaves in Ray's store
+
+        def generate(generator: Any, request: tuple[Prompt, SamplingParameters]) -> ObjectRef:
+            numbers, *large = generator.generate.options(num_returns=len(Generated._fields)).remote(*request)
+            stored[id(request)] = (large[0], large[1])
+            return numbers
+
         results = self._generators.map_unordered(
-            lambda generator, request: generator.generate.remote(*request),
+            generate,
             requests,
             max_in_flight=max(1, QUEUE_FACTOR * self._max_num_sequences // largest_group),
             about=lambda request: request[0].task.task_id,
@@ -94,8 +101,20 @@ class RolloutPool:
             if each is None:
                 yield None
                 continue
-            (_, sampling), attempt, group = each
-            yield sampling, group if attempt == 1 else replace(group, attempt=attempt)
+            request, attempt, numbers = each
+            prompt, sampling = request
+            texts, tokens = stored.pop(id(request))
+            yield (
+                sampling,
+                TrajectoryGroup(
+                    task_id=prompt.task.task_id,
+                    samples=numbers.samples,
+                    texts=StoredObject(texts),
+                    tokens=StoredObject(tokens),
+                    failures=numbers.failures,
+                    attempt=attempt,
+                ),
+            )
 
     def publish(self, weights: PublishedWeights) -> None:
         """Load `weights` into every generator; returns only when all of them report this version and this checksum.

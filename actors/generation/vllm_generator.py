@@ -8,11 +8,13 @@ import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from actors.config import GeneratorConfig
 from actors.generation.engine_process import spawned_lightly
-from actors.generation.generator import INITIAL_CHECKSUM, HeldWeights
+from actors.generation.generator import INITIAL_CHECKSUM, Generated, GroupNumbers, HeldWeights
 from actors.sources.tensor_shapes import TensorShapes, differing_tensors, folder_tensor_shapes, tensor_shapes
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError, WeightMismatchError
 from cluster.host.cpu_engine import cpu_engine_environment
@@ -22,12 +24,16 @@ from cluster.storage.weight_file import check_weights
 from cluster.types import (
     Completion,
     FinishReason,
+    GroupTexts,
     Prompt,
     PublishedWeights,
     SamplingParameters,
+    Segment,
+    Stretch,
     Trajectory,
-    TrajectoryGroup,
+    TrajectoryTokens,
     WeightFile,
+    sample_of,
 )
 
 if TYPE_CHECKING:
@@ -77,7 +83,7 @@ class VLLMGenerator:
         await self._running_engine().check_health()
         return (await self.held_weights()).policy_version
 
-    async def generate(self, prompt: Prompt, sampling: SamplingParameters) -> TrajectoryGroup:
+    async def generate(self, prompt: Prompt, sampling: SamplingParameters) -> Generated:
         """Sample i is a request of its own with its own seed; the prefix cache makes the shared prompt cheap.
 
         A request that fails while the engine lives costs its own trajectory. Where all of a prompt's do, the engine must answer
@@ -92,18 +98,24 @@ class VLLMGenerator:
         outcomes = await asyncio.gather(
             *(self._complete(prompt, sampling, index) for index in range(sampling.samples_per_prompt))
         )
-        group = TrajectoryGroup(
-            prompt=prompt,
-            trajectories=tuple(
-                Trajectory(prompt=prompt, sample_index=index, completion=outcome)
-                for index, outcome in enumerate(outcomes)
-                if isinstance(outcome, Completion)
-            ),
-            failures={index: str(outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, RequestFailedError)},
-        )
-        if not group.trajectories:
+        sampled = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, _Sampled)]
+        if not sampled:
             await self._check_engine_answers(sampling)
-        return group
+        return Generated(
+            numbers=GroupNumbers(
+                samples=tuple(sample_of(index, each.tokens, each.completion.finish_reason) for index, each in sampled),
+                failures={
+                    index: str(outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, RequestFailedError)
+                },
+            ),
+            texts=GroupTexts(
+                prompt=prompt,
+                trajectories=tuple(
+                    Trajectory(prompt=prompt, sample_index=index, completion=each.completion) for index, each in sampled
+                ),
+            ),
+            tokens=tuple(each.tokens for _, each in sampled),
+        )
 
     async def progress(self) -> int:
         """Engine steps that gave tokens, so far. Stands still where the engine does, although this actor lives."""
@@ -142,10 +154,10 @@ class VLLMGenerator:
             raise ActorLostError("this generator's engine was stopped; replace the actor")
         return self._engine
 
-    async def _complete(self, prompt: Prompt, sampling: SamplingParameters, sample_index: int) -> Completion | RequestFailedError:
+    async def _complete(self, prompt: Prompt, sampling: SamplingParameters, sample_index: int) -> "_Sampled | RequestFailedError":
         parameters = _sampling_params(sampling, derive_seed(sampling.seed, prompt.task.task_id, sample_index))
         try:
-            return _completion(prompt.task.task_id, await self._finished_output(prompt.token_ids, parameters))
+            return _sampled(prompt, await self._finished_output(prompt.token_ids, parameters))
         except RequestFailedError as error:
             return error
 
@@ -283,18 +295,30 @@ def _sampling_params(sampling: SamplingParameters, seed: int) -> "SamplingParams
     )
 
 
-def _completion(task_id: str, output: "CompletionOutput") -> Completion:
+class _Sampled(NamedTuple):
+    """One completion, for those who read it and for the learner."""
+
+    completion: Completion
+    tokens: TrajectoryTokens
+
+
+def _sampled(prompt: Prompt, output: "CompletionOutput") -> _Sampled:
     labels = [span.version for span in output.weight_versions or ()]
     if len(labels) != 1 or output.logprobs is None:
-        raise RaywardError(f"task {task_id!r}: vLLM sampled with weights {labels}; a completion must come from one version")
-    return Completion(
-        token_ids=tuple(output.token_ids),
-        rollout_logprobs=tuple(
-            logprobs[token_id].logprob for token_id, logprobs in zip(output.token_ids, output.logprobs, strict=True)
-        ),
-        text=output.text,
-        finish_reason=FINISH_REASONS[str(output.finish_reason)],
-        policy_version=_version(labels[0]),
+        raise RaywardError(
+            f"task {prompt.task.task_id!r}: vLLM sampled with weights {labels}; a completion must come from one version"
+        )
+    token_ids = np.array(output.token_ids, np.int32)
+    logprobs = [each[token_id].logprob for token_id, each in zip(output.token_ids, output.logprobs, strict=True)]
+    segment = Segment(
+        token_ids=np.concatenate([np.array(prompt.token_ids, np.int32), token_ids]),
+        action_mask=np.arange(len(prompt.token_ids) + len(token_ids)) >= len(prompt.token_ids),
+        rollout_logprobs=np.array(logprobs, np.float32),
+        stretches=(Stretch(num_tokens=len(token_ids), policy_version=_version(labels[0])),),
+    )
+    return _Sampled(
+        completion=Completion(token_ids=token_ids, text=output.text, finish_reason=FINISH_REASONS[str(output.finish_reason)]),
+        tokens=TrajectoryTokens(segments=(segment,)),
     )
 
 

@@ -139,7 +139,7 @@ class _ScoringStream:
                 raise result
             scores = iter(_checked_scores(call, result))
             for pending in call.groups:
-                pending.scores[name] = [next(scores) for _ in pending.group.trajectories]
+                pending.scores[name] = [next(scores) for _ in pending.group.samples]
             judged += call.groups
         self._start_calls(name)
         return judged
@@ -150,15 +150,15 @@ class _ScoringStream:
         idle = [actor for actor, load in pool.loads().items() if not load]
         while waiting and idle:
             call = _Call(scorer=name, groups=_taken(waiting, share=-(-len(waiting) // len(idle))))
-            trajectories = [trajectory for pending in call.groups for trajectory in pending.group.trajectories]
-            about = ", ".join(pending.group.prompt.task.task_id for pending in call.groups)
-            ref = pool.start(idle.pop(), lambda actor, given=trajectories: actor.score.remote(given), about=about)  # type: ignore[misc]
+            texts = [pending.group.texts for pending in call.groups]
+            about = ", ".join(pending.group.task_id for pending in call.groups)
+            ref = pool.start(idle.pop(), lambda actor, given=texts: actor.score_stored.remote(given), about=about)  # type: ignore[misc]
             self._running[ref] = call
 
     def _scored(self, pending: _PendingGroup) -> ScoredGroup:
         rewards: list[Reward] = []
         problems: dict[int, str] = {}
-        for index, trajectory in enumerate(pending.group.trajectories):
+        for index, sample in enumerate(pending.group.samples):
             scores = {name: pending.scores[name][index] for name in self._scorers}
             missing = [score.problem for score in scores.values() if isinstance(score, Unscored)]
             try:
@@ -166,7 +166,7 @@ class _ScoringStream:
             except DataError as error:  # not finite
                 missing.append(str(error))
             if missing:
-                problems[trajectory.sample_index] = "; ".join(missing)
+                problems[sample.sample_index] = "; ".join(missing)
             else:
                 rewards.append(reward)
         return ScoredGroup(group=pending.group, rewards=tuple(rewards), problems=problems)
@@ -188,10 +188,10 @@ class _ScoringStream:
 def _taken(waiting: deque[_PendingGroup], *, share: int) -> list[_PendingGroup]:
     """Groups of one call: a share of those that wait, as long as that is little work, and one in any case."""
     taken = [waiting.popleft()]
-    num_trajectories = len(taken[0].group.trajectories)
-    while waiting and len(taken) < share and num_trajectories + len(waiting[0].group.trajectories) <= MAX_TRAJECTORIES_PER_CALL:
+    num_trajectories = len(taken[0].group.samples)
+    while waiting and len(taken) < share and num_trajectories + len(waiting[0].group.samples) <= MAX_TRAJECTORIES_PER_CALL:
         taken.append(waiting.popleft())
-        num_trajectories += len(taken[-1].group.trajectories)
+        num_trajectories += len(taken[-1].group.samples)
     return taken
 
 
@@ -253,7 +253,7 @@ def _admission(scorer: Any) -> Generator[ObjectRef, Any, None]:
 
 
 def _checked_scores(call: _Call, scores: Sequence[Score | Unscored]) -> Sequence[Score | Unscored]:
-    expected = sum(len(pending.group.trajectories) for pending in call.groups)
+    expected = sum(len(pending.group.samples) for pending in call.groups)
     if len(scores) != expected:
         raise DataError(f"scorer {call.scorer!r} returned {len(scores)} scores for {expected} trajectories; it owes one each")
     return scores

@@ -24,7 +24,8 @@ class LedgerEntry:
     step: int
     task_id: str
     sample_index: int
-    policy_version: int | None  # of the weights that sampled; None where nothing was
+    stretches: list[list[int]]
+    """(tokens, policy version of the weights that sampled them), in order; none where nothing was sampled."""
     attempt: int  # 1: the first generator that was asked delivered it
     outcome: Literal["trained", "baseline", "unscored", "failed", "left_out"]
     """baseline: a greedy completion whose score is the baseline of its prompt's samples. unscored: no scorer's fault made it a
@@ -127,11 +128,11 @@ def audit_ledger(directory: Path) -> LedgerAudit:
         seen.add(entry.key)
         if entry.step not in versions:
             steps.append(entry.step)
-        versions.setdefault(entry.step, set()).update(() if entry.policy_version is None else (entry.policy_version,))
+        versions.setdefault(entry.step, set()).update(version for _, version in entry.stretches)
         outcomes[entry.outcome] += 1
         num_retried += entry.attempt > 1
         if entry.outcome in ("trained", "baseline"):
-            trained.append(json.dumps([*entry.key, entry.policy_version, entry.completion, entry.reward]))
+            trained.append(json.dumps([*entry.key, entry.stretches, entry.completion, entry.reward]))
     problems += [f"step {step} is missing" for step in sorted(set(range(max(steps, default=-1) + 1)) - set(steps))]
     problems += [
         f"step {step}: sampled by several policy versions: {sorted(found)}" for step, found in versions.items() if len(found) > 1
@@ -155,40 +156,41 @@ def _entries(
     """`outcome`: of trajectories that have a reward."""
     if scored.greedy is not None:
         yield from _entries(step, scored.greedy, "baseline" if outcome == "trained" else outcome, is_greedy=True)
-    rewards, prompt = iter(scored.rewards), scored.group.prompt
-    for trajectory in scored.group.trajectories:
-        problem = scored.problems.get(trajectory.sample_index, "")
+    group, rewards = scored.group, iter(scored.rewards)
+    texts = group.texts.fetch()
+    for sample, trajectory in zip(group.samples, texts.trajectories, strict=True):
+        problem = scored.problems.get(sample.sample_index, "")
         reward = None if problem else next(rewards)
         yield LedgerEntry(
             step=step,
-            task_id=prompt.task.task_id,
-            sample_index=trajectory.sample_index,
-            policy_version=trajectory.completion.policy_version,
-            attempt=scored.group.attempt,
+            task_id=group.task_id,
+            sample_index=sample.sample_index,
+            stretches=[[stretch.num_tokens, stretch.policy_version] for stretch in sample.stretches],
+            attempt=group.attempt,
             outcome=outcome if reward else "unscored",
-            finish_reason=trajectory.completion.finish_reason,
-            completion_tokens=len(trajectory.completion.token_ids),
+            finish_reason=sample.finish_reason,
+            completion_tokens=sample.num_tokens,
             reward=reward.total if reward else None,
             breakdown=dict(reward.breakdown) if reward else {},
             problem=problem,
-            prompt=prompt.text,
+            prompt=texts.prompt.text,
             completion=trajectory.completion.text,
             is_greedy=is_greedy,
         )
-    for sample_index, problem in scored.group.failures.items():
+    for sample_index, problem in group.failures.items():
         yield LedgerEntry(
             step=step,
-            task_id=prompt.task.task_id,
+            task_id=group.task_id,
             sample_index=sample_index,
-            policy_version=None,
-            attempt=scored.group.attempt,
+            stretches=[],
+            attempt=group.attempt,
             outcome="failed",
             finish_reason=None,
             completion_tokens=0,
             reward=None,
             breakdown={},
             problem=problem,
-            prompt=prompt.text,
+            prompt=texts.prompt.text,
             completion="",
             is_greedy=is_greedy,
         )

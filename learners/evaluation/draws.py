@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from cluster.types import Prompt, SamplingParameters, Trajectory
+from cluster.types import Prompt, SamplingParameters, ScoredGroup, Trajectory
 from learners.evaluation.results import EvaluatedCompletion
 from learners.steps.collection import Rollouts, Scoring
 
@@ -11,7 +11,8 @@ from learners.steps.collection import Rollouts, Scoring
 class StartKL(Protocol):
     """The learner, as far as an evaluation needs it."""
 
-    def start_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]: ...
+    def start_kl(self, groups: Sequence[ScoredGroup]) -> tuple[float, ...]:
+        """Nats of each trajectory that has a reward, in order."""
 
 
 class Evaluator:
@@ -39,13 +40,13 @@ class Evaluator:
         """One entry a completion, in the order of the prompts."""
         scored = list(self._scoring.score_stream(self._rollouts.collect(self._prompts, self._sampling)))
         position = {prompt.task.task_id: index for index, prompt in enumerate(self._prompts)}
-        scored.sort(key=lambda group: position[group.group.prompt.task.task_id])
+        scored.sort(key=lambda group: position[group.group.task_id])
         judged = [
             (trajectory, reward.total)
             for group in scored
-            for trajectory, reward in zip(group.trajectories, group.rewards, strict=True)
+            for trajectory, reward in zip(group.of_scored(group.group.texts.fetch().trajectories), group.rewards, strict=True)
         ]
-        kls = self._learner.start_kl([trajectory for trajectory, _ in judged])
+        kls = self._learner.start_kl(scored)
         return [
             EvaluatedCompletion(
                 prompt=trajectory.prompt.text,

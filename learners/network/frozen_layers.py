@@ -1,6 +1,6 @@
 """The lowest layers of a policy, where nothing trains them: policy, reference and every epoch stand on the same hidden states.
 
-Shapes: B trajectories of one pass, S tokens of prompt + completion, D hidden units.
+Shapes: R segments of one pass, S tokens of a segment, D hidden units.
 """
 
 import torch
@@ -20,7 +20,7 @@ class FrozenStates:
     def __init__(self, parts: TrunkParts | None, settings: ForwardSettings) -> None:
         self._parts = parts
         self._settings = settings
-        self._kept: dict[int, Tensor] = {}  # row of the batch -> [its tokens, D]
+        self._kept: dict[int, list[Tensor]] = {}  # row of the batch -> of each of its segments [its tokens, D]
         self._kept_bytes = 0
 
     def clear(self) -> None:
@@ -30,19 +30,20 @@ class FrozenStates:
 
     @torch.no_grad()
     def of(self, batch: MicroBatch) -> Tensor | None:
-        """below_BSD, which the trained layers continue; None where they start from the tokens."""
+        """below_RSD, which the trained layers continue; None where they start from the tokens."""
         if self._parts is None:
             return None
         rows = batch.rows_B.tolist()
         if all(row in self._kept for row in rows):
-            return nn.utils.rnn.pad_sequence([self._kept[row] for row in rows], batch_first=True)
-        below_BSD = hidden_states(self._parts.lower, batch.token_ids_BS, self._settings)
-        for row, length, states_SD in zip(rows, (batch.last_position_B + 1).tolist(), below_BSD, strict=True):
-            self._keep(row, states_SD[:length])
-        return below_BSD
+            return nn.utils.rnn.pad_sequence([states_SD for row in rows for states_SD in self._kept[row]], batch_first=True)
+        below_RSD = hidden_states(self._parts.lower, batch.token_ids_RS, self._settings)
+        segments = iter(below_RSD)
+        for row, lengths in zip(rows, batch.segment_lengths, strict=True):
+            self._keep(row, [next(segments)[:length] for length in lengths])
+        return below_RSD
 
-    def _keep(self, row: int, states_SD: Tensor) -> None:
-        num_bytes = states_SD.numel() * states_SD.element_size()
+    def _keep(self, row: int, states: list[Tensor]) -> None:
+        num_bytes = sum(states_SD.numel() * states_SD.element_size() for states_SD in states)
         if row not in self._kept and self._kept_bytes + num_bytes <= MAX_KEPT_BYTES:
-            self._kept[row] = states_SD.clone()
+            self._kept[row] = [states_SD.clone() for states_SD in states]
             self._kept_bytes += num_bytes

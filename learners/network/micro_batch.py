@@ -1,6 +1,8 @@
-"""From trajectories to tensors, and how they are cut for ranks and for memory.
+"""From the tokens of trajectories to the input of a forward pass, and how a batch is cut for ranks and for memory.
 
-Shapes: B trajectories, S tokens of prompt + completion, T completion tokens, N valid completion tokens in row-major order.
+Shapes: B trajectories, R segments (rows of a forward pass: one a trajectory, unless an environment rewrote the context between
+turns), S tokens of a segment, T tokens that the policy chose in a trajectory, N of these in row-major order. T counts chosen
+tokens only, one after the other, whatever stands between them: losses and advantages know nothing of segments and gaps.
 Everything is right-padded; masks come from lengths, never from token ids, so any id may pad.
 """
 
@@ -11,25 +13,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.errors import DataError
-from cluster.types import Trajectory
+from cluster.processes.object_store import fetch_all
+from cluster.types import Stored, TrajectoryTokens
 
 PADDING_ID = 0  # never attended to by a valid token, for attention is causal and padding is on the right
 
 
+class TokenRows:
+    """The tokens of a batch's trajectories. A rank fetches those that it computes with, group by group, once."""
+
+    def __init__(self, places: Sequence[tuple[Stored[tuple[TrajectoryTokens, ...]], int]]) -> None:
+        """`places`: for each row the tokens of its group, and which of them are its own."""
+        self._places = places
+        self._fetched: dict[int, tuple[TrajectoryTokens, ...]] = {}  # by the place of a group
+
+    def of(self, rows: Sequence[int]) -> list[TrajectoryTokens]:
+        """The tokens of these rows."""
+        missing = {id(stored): stored for stored, _ in map(self._places.__getitem__, rows) if id(stored) not in self._fetched}
+        self._fetched.update(zip(missing, fetch_all(list(missing.values())), strict=True))
+        return [self._fetched[id(stored)][index] for stored, index in map(self._places.__getitem__, rows)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """Trajectories as tensors. Produced by `collate_tokens`, consumed by forward passes."""
+    """What every rank knows of a batch's tokens, and where they are. Produced by `collate`, consumed by forward passes."""
 
-    token_ids_BS: Tensor  # int64
-    prompt_lengths_B: Tensor  # int64
-    lengths_B: Tensor  # int64, prompt + completion
+    rows: TokenRows
+    segment_lengths: tuple[tuple[int, ...], ...]  # [B] tokens of each segment
     mask_BT: Tensor  # bool, True where the policy chose a token
-    rollout_logprobs_BT: Tensor  # float32, nats, 0 where masked
 
     @property
     def num_tokens(self) -> int:
-        """Valid completion tokens."""
+        """Tokens that the policy chose."""
         return int(self.mask_BT.sum())
 
 
@@ -38,52 +53,76 @@ class MicroBatch:
     """The input of one forward pass. Produced by `micro_batch`, consumed by `PolicyWithCritic`."""
 
     rows_B: Tensor  # int64, rows of the whole batch
-    token_ids_BS: Tensor  # int64, S is the longest of these rows
+    segment_lengths: tuple[tuple[int, ...], ...]  # [B] tokens of each segment
+    token_ids_RS: Tensor  # int64, S is the longest of these segments
     mask_BT: Tensor  # bool
-    row_N: Tensor  # int64, the row of this micro-batch that each valid token is in
-    column_N: Tensor  # int64, its place in the completion
-    position_N: Tensor  # int64, where the hidden state that predicts it lies
-    target_N: Tensor  # int64, the valid tokens
-    last_position_B: Tensor  # int64, the final token of each row
-
-
-def collate_tokens(trajectories: Sequence[Trajectory], device: torch.device) -> TokenBatch:
-    """Pad to the longest sequence and the longest completion."""
-    if not trajectories:
-        raise DataError("the learner got a batch without trajectories; every rollout of the step failed")
-    prompts = [trajectory.prompt.token_ids for trajectory in trajectories]
-    completions = [trajectory.completion.token_ids for trajectory in trajectories]
-    logprobs = [trajectory.completion.rollout_logprobs for trajectory in trajectories]
-    prompt_lengths_B = torch.tensor([len(prompt) for prompt in prompts])
-    completion_lengths_B = torch.tensor([len(completion) for completion in completions])
-    sequences = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    return TokenBatch(
-        token_ids_BS=torch.from_numpy(_padded(sequences, fill=PADDING_ID, dtype=np.int64)).to(device),
-        prompt_lengths_B=prompt_lengths_B.to(device),
-        lengths_B=(prompt_lengths_B + completion_lengths_B).to(device),
-        mask_BT=(torch.arange(int(completion_lengths_B.max())) < completion_lengths_B.unsqueeze(1)).to(device),
-        rollout_logprobs_BT=torch.from_numpy(_padded(logprobs, fill=0, dtype=np.float32)).to(device),
-    )
+    row_N: Tensor  # int64, the trajectory of this micro-batch that each chosen token is in
+    column_N: Tensor  # int64, its place among those that the policy chose in it
+    segment_N: Tensor  # int64, the segment that it is in
+    position_N: Tensor  # int64, where in that segment the hidden state lies that predicts it
+    target_N: Tensor  # int64, the chosen tokens
+    last_segment_B: Tensor  # int64
+    last_position_B: Tensor  # int64, the final token of the last segment
 
 
 def micro_batch(tokens: TokenBatch, rows: Sequence[int]) -> MicroBatch:
-    """The rows of one forward pass, cut to their own longest sequence and completion."""
-    rows_B = torch.tensor(rows, device=tokens.token_ids_BS.device)
-    lengths_B, prompt_lengths_B = tokens.lengths_B[rows_B], tokens.prompt_lengths_B[rows_B]
-    token_ids_BS = tokens.token_ids_BS[rows_B, : int(lengths_B.max())]
-    mask_BT = tokens.mask_BT[rows_B, : int((lengths_B - prompt_lengths_B).max())]
+    """The rows of one forward pass, cut to their own longest segment and to the most tokens chosen."""
+    device = tokens.mask_BT.device
+    segments = [trajectory.segments for trajectory in tokens.rows.of(rows)]
+    flat = [segment for of_row in segments for segment in of_row]
+    num_chosen = [len(segment.rollout_logprobs) for segment in flat]
+    token_ids_RS = padded([segment.token_ids for segment in flat], fill=PADDING_ID, dtype=np.int64)
+    segment_N = np.repeat(np.arange(len(flat)), num_chosen)
+    target_position_N = np.concatenate([segment.action_mask.nonzero()[0] for segment in flat])
+    rows_B = torch.tensor(rows, device=device)
+    mask_BT = tokens.mask_BT[rows_B]
+    mask_BT = mask_BT[:, : int(mask_BT.sum(1).max())]
     row_N, column_N = mask_BT.nonzero(as_tuple=True)
-    target_position_N = prompt_lengths_B[row_N] + column_N
     return MicroBatch(
         rows_B=rows_B,
-        token_ids_BS=token_ids_BS,
+        segment_lengths=tuple(tokens.segment_lengths[row] for row in rows),
+        token_ids_RS=torch.from_numpy(token_ids_RS).to(device),
         mask_BT=mask_BT,
         row_N=row_N,
         column_N=column_N,
-        position_N=target_position_N - 1,
-        target_N=token_ids_BS[row_N, target_position_N],
-        last_position_B=lengths_B - 1,
+        segment_N=torch.from_numpy(segment_N).to(device),
+        position_N=torch.from_numpy(target_position_N - 1).to(device),
+        target_N=torch.from_numpy(token_ids_RS[segment_N, target_position_N]).to(device),
+        last_segment_B=torch.from_numpy(np.cumsum([len(of_row) for of_row in segments]) - 1).to(device),
+        last_position_B=torch.tensor([len(of_row[-1].token_ids) - 1 for of_row in segments], device=device),
     )
+
+
+class RankShare:
+    """One rank's part of a batch's rows."""
+
+    def __init__(self, rank: int, world_size: int, *, max_tokens: int) -> None:
+        """`max_tokens`: padded, of one forward pass."""
+        self._rank = rank
+        self._world_size = world_size
+        self._max_tokens = max_tokens
+
+    def of(self, tokens: TokenBatch, rows: Sequence[int]) -> list[int]:
+        """Ranks take turns in order of length, so that their shares cost about the same."""
+        by_length = sorted(rows, key=lambda row: sum(tokens.segment_lengths[row]))
+        return shard(by_length, self._rank, self._world_size)
+
+    def of_all(self, tokens: TokenBatch) -> list[int]:
+        """As `of`, of the whole batch."""
+        return self.of(tokens, range(len(tokens.segment_lengths)))
+
+    def packs(self, tokens: TokenBatch, own_rows: Sequence[int]) -> Iterator[MicroBatch]:
+        """The rank's rows, in packs that fit the token budget."""
+        for pack in micro_batches(own_rows, tokens.segment_lengths, max_tokens=self._max_tokens):
+            yield micro_batch(tokens, pack)
+
+
+def rollout_logprobs(tokens: TokenBatch, own_rows: Sequence[int]) -> Tensor:
+    """rollout_logprobs_BT of some rows, in nats; 0 elsewhere."""
+    logprobs_BT = np.zeros(tokens.mask_BT.shape, np.float32)
+    for row, trajectory in zip(own_rows, tokens.rows.of(own_rows), strict=True):
+        logprobs_BT[row, : len(trajectory.rollout_logprobs)] = trajectory.rollout_logprobs
+    return torch.from_numpy(logprobs_BT).to(tokens.mask_BT.device)
 
 
 def shard(rows: Sequence[int], rank: int, world_size: int) -> list[int]:
@@ -91,19 +130,22 @@ def shard(rows: Sequence[int], rank: int, world_size: int) -> list[int]:
     return list(rows[rank::world_size])
 
 
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
-    """Rows in order of length, packed so that rows x longest stays within `max_tokens` (a longer row stands alone)."""
+def micro_batches(rows: Sequence[int], segment_lengths: Sequence[Sequence[int]], *, max_tokens: int) -> Iterator[list[int]]:
+    """Rows in order of length, packed so that segments x longest stays within `max_tokens` (a longer row stands alone)."""
     pack: list[int] = []
-    for row in sorted(rows, key=lambda row: lengths[row]):
-        if pack and (len(pack) + 1) * lengths[row] > max_tokens:
+    num_segments = 0
+    for row in sorted(rows, key=lambda row: max(segment_lengths[row])):
+        num_segments += len(segment_lengths[row])
+        if pack and num_segments * max(segment_lengths[row]) > max_tokens:
             yield pack
-            pack = []
+            pack, num_segments = [], len(segment_lengths[row])
         pack.append(row)
     if pack:
         yield pack
 
 
-def _padded(rows: Sequence[Sequence[float]], *, fill: float, dtype: type) -> np.ndarray:
+def padded(rows: Sequence[Sequence[float] | np.ndarray], *, fill: float, dtype: type) -> np.ndarray:
+    """The rows below each other, filled up to the longest."""
     array: np.ndarray = np.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
     for index, row in enumerate(rows):
         array[index, : len(row)] = row

@@ -1,6 +1,6 @@
 """The networks of a policy-gradient learner: policy, critic and frozen reference.
 
-Shapes: B trajectories, S tokens of prompt + completion, N valid completion tokens, D hidden units, V vocabulary.
+Shapes: B trajectories, R segments, S tokens of a segment, N tokens that the policy chose, D hidden units, V vocabulary.
 Log-probabilities are nats, values are score points. Master weights are float32; matrix products run in `compute_dtype`
 under autocast, and so do the reference's, with the same roundings: where weights are equal, log-probabilities are too.
 """
@@ -60,23 +60,22 @@ class PolicyWithCritic(nn.Module):
         self._settings = settings
 
     def forward(
-        self, batch: MicroBatch, below_BSD: Tensor | None, *, with_entropy: bool = False, trains_trunk: bool = True
+        self, batch: MicroBatch, below_RSD: Tensor | None, *, with_entropy: bool = False, trains_trunk: bool = True
     ) -> PolicyOutput:
-        """`below_BSD` are the hidden states above the frozen layers; None starts from the tokens.
+        """`below_RSD` are the hidden states above the frozen layers; None starts from the tokens.
 
         `trains_trunk` False keeps the value head's gradient away from a trunk that the policy shares.
         """
-        hidden_BSD = _continued(self.policy, self.parts, batch, below_BSD, self._settings)
-        logprobs_N, entropy_N = _head_logprobs(self.policy, hidden_BSD, batch, self._settings, with_entropy=with_entropy)
+        hidden_RSD = _continued(self.policy, self.parts, batch, below_RSD, self._settings)
+        logprobs_N, entropy_N = _head_logprobs(self.policy, hidden_RSD, batch, self._settings, with_entropy=with_entropy)
         if self.critic_trunk is not None:
-            hidden_BSD = hidden_states(self.critic_trunk, batch.token_ids_BS, self._settings)
+            hidden_RSD = hidden_states(self.critic_trunk, batch.token_ids_RS, self._settings)
         elif not trains_trunk:
-            hidden_BSD = hidden_BSD.detach()
-        rows_B = torch.arange(len(batch.last_position_B), device=hidden_BSD.device)
+            hidden_RSD = hidden_RSD.detach()
         return PolicyOutput(
             logprobs_N=logprobs_N,
-            values_N=self._values(hidden_BSD[batch.row_N, batch.position_N]),
-            final_values_B=self._values(hidden_BSD[rows_B, batch.last_position_B]),
+            values_N=self._values(hidden_RSD[batch.segment_N, batch.position_N]),
+            final_values_B=self._values(hidden_RSD[batch.last_segment_B, batch.last_position_B]),
             entropy_N=entropy_N,
         )
 
@@ -116,10 +115,10 @@ class Reference(nn.Module):
             own.copy_(theirs)
 
     @torch.no_grad()
-    def forward(self, batch: MicroBatch, below_BSD: Tensor | None) -> Tensor:
-        """logprobs_N. The frozen layers are the policy's, and so may `below_BSD` be."""
-        hidden_BSD = _continued(self.policy, self._parts, batch, below_BSD, self._settings)
-        return _head_logprobs(self.policy, hidden_BSD, batch, self._settings, with_entropy=False)[0]
+    def forward(self, batch: MicroBatch, below_RSD: Tensor | None) -> Tensor:
+        """logprobs_N. The frozen layers are the policy's, and so may `below_RSD` be."""
+        hidden_RSD = _continued(self.policy, self._parts, batch, below_RSD, self._settings)
+        return _head_logprobs(self.policy, hidden_RSD, batch, self._settings, with_entropy=False)[0]
 
 
 def load_policy(folder: str) -> PreTrainedModel:
@@ -187,19 +186,19 @@ def _continued(
     policy: PreTrainedModel,
     parts: TrunkParts | None,
     batch: MicroBatch,
-    below_BSD: Tensor | None,
+    below_RSD: Tensor | None,
     settings: ForwardSettings,
 ) -> Tensor:
-    if parts is None or below_BSD is None:
-        return hidden_states(policy.base_model, batch.token_ids_BS, settings)
-    return hidden_states(parts.upper, batch.token_ids_BS, settings, below_BSD=below_BSD)
+    if parts is None or below_RSD is None:
+        return hidden_states(policy.base_model, batch.token_ids_RS, settings)
+    return hidden_states(parts.upper, batch.token_ids_RS, settings, below_RSD=below_RSD)
 
 
 def _head_logprobs(
-    policy: PreTrainedModel, hidden_BSD: Tensor, batch: MicroBatch, settings: ForwardSettings, *, with_entropy: bool
+    policy: PreTrainedModel, hidden_RSD: Tensor, batch: MicroBatch, settings: ForwardSettings, *, with_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
     return gather_logprobs(
-        hidden_BSD[batch.row_N, batch.position_N],
+        hidden_RSD[batch.segment_N, batch.position_N],
         policy.get_output_embeddings().weight,
         batch.target_N,
         temperature=settings.temperature,
@@ -213,9 +212,9 @@ def _head_logprobs(
 def _check_plain_head(policy: PreTrainedModel, folder: str) -> None:
     """Refuse architectures that scale, cap or shift logits after the output matrix: their log-probabilities would be wrong."""
     probe_BS = torch.arange(4).unsqueeze(0)
-    hidden_BSD = policy.base_model(input_ids=probe_BS, use_cache=False).last_hidden_state
+    hidden_RSD = policy.base_model(input_ids=probe_BS, use_cache=False).last_hidden_state
     expected = policy(input_ids=probe_BS, use_cache=False).logits
-    error = (hidden_BSD @ policy.get_output_embeddings().weight.t() - expected).abs().max() / expected.abs().max()
+    error = (hidden_RSD @ policy.get_output_embeddings().weight.t() - expected).abs().max() / expected.abs().max()
     if not error <= HEAD_PROBE_TOLERANCE:
         raise DataError(
             f"{folder}: {type(policy).__name__} changes its logits after the output matrix (relative difference {error:.1e}); "

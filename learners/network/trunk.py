@@ -1,6 +1,6 @@
 """Running the trunk of a language model, whole or in two parts.
 
-Shapes: B trajectories, S tokens of prompt + completion, D hidden units.
+Shapes: R segments, S tokens of a segment, D hidden units.
 """
 
 import copy
@@ -37,13 +37,13 @@ class TrunkParts:
 
 
 def hidden_states(
-    trunk: nn.Module, token_ids_BS: Tensor, settings: ForwardSettings, *, below_BSD: Tensor | None = None
+    trunk: nn.Module, token_ids_RS: Tensor, settings: ForwardSettings, *, below_RSD: Tensor | None = None
 ) -> Tensor:
     """What a trunk makes of tokens, or, where it is the upper part of one, of the hidden states below it."""
     # No attention mask: a valid token sees only tokens before it, and padding comes after all of them.
-    device_type = token_ids_BS.device.type
-    with settings.autocast(device_type), attention_for(device_type, num_tokens=token_ids_BS.shape[1]):
-        inputs = {"input_ids": token_ids_BS} if below_BSD is None else {"inputs_embeds": below_BSD}
+    device_type = token_ids_RS.device.type
+    with settings.autocast(device_type), attention_for(device_type, num_tokens=token_ids_RS.shape[1]):
+        inputs = {"input_ids": token_ids_RS} if below_RSD is None else {"inputs_embeds": below_RSD}
         return trunk(**inputs, use_cache=False).last_hidden_state
 
 
@@ -58,10 +58,10 @@ def cut_trunk(trunk: PreTrainedModel, num_layers: int, settings: ForwardSettings
     lower = _part(trunk, slice(0, num_layers))
     lower.norm = nn.Identity()
     upper = _part(trunk, slice(num_layers, None))
-    probe_BS = torch.arange(4, device=trunk.device).unsqueeze(0)
+    probe_RS = torch.arange(4, device=trunk.device).unsqueeze(0)
     with torch.no_grad():
-        expected = hidden_states(trunk, probe_BS, settings)
-        found = hidden_states(upper, probe_BS, settings, below_BSD=hidden_states(lower, probe_BS, settings))
+        expected = hidden_states(trunk, probe_RS, settings)
+        found = hidden_states(upper, probe_RS, settings, below_RSD=hidden_states(lower, probe_RS, settings))
     error = (found - expected).abs().max() / expected.abs().max()
     return TrunkParts(lower=lower, upper=upper) if error <= PROBE_TOLERANCE else None
 

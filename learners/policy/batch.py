@@ -1,7 +1,6 @@
 """From records to tensors, and how a batch is cut for ranks and for memory.
 
-Shapes: B trajectories, S tokens of prompt + completion, T completion tokens, N valid completion tokens in row-major order.
-Everything is right-padded; masks come from lengths, never from token ids, so any id may pad.
+Shapes: B trajectories, T tokens that the policy chose in one. A score of a step lies at such a token.
 """
 
 import math
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from cluster.errors import ConfigError, DataError
-from cluster.types import Reward, ScoredBatch
-from learners.network.micro_batch import TokenBatch, collate_tokens
+from cluster.types import Reward, Sample, ScoredBatch, TrajectoryGroup
+from learners.network.micro_batch import TokenBatch, TokenRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +37,7 @@ class PreparedBatch:
     """What the epochs over one batch need. Produced by the learner's preparation, consumed by its update."""
 
     tokens: TokenBatch
+    rollout_logprobs_BT: Tensor  # float32, nats, of the engine that sampled
     old_logprobs_BT: Tensor  # float32, nats, of the weights at batch start; zero where the only step takes its own
     ref_logprobs_BT: Tensor  # float32, nats, of the frozen reference; zero where no KL is used
     old_values_BT: Tensor  # float32, score points, before each token
@@ -48,12 +48,12 @@ class PreparedBatch:
 
 def collate(batch: ScoredBatch, device: torch.device) -> TrainingBatch:
     """All trajectories of a step, in order."""
-    trajectories = [trajectory for scored in batch.groups for trajectory in scored.trajectories]
+    samples = [sample for scored in batch.groups for sample in scored.samples]
     rewards = [reward for scored in batch.groups for reward in scored.rewards]
     greedy_scores = [scored.greedy_score for scored in batch.groups]
     groups = [group for group, scored in enumerate(batch.groups) for _ in scored.rewards]
     group_B = torch.tensor(groups, dtype=torch.int64, device=device)
-    tokens = collate_tokens(trajectories, device)
+    tokens = token_batch([(scored.group, scored.samples) for scored in batch.groups], device)
     return TrainingBatch(
         tokens=tokens,
         scores_B=torch.tensor(
@@ -62,9 +62,20 @@ def collate(batch: ScoredBatch, device: torch.device) -> TrainingBatch:
         step_scores_BT=_step_scores(rewards, tokens.mask_BT),
         greedy_scores_B=torch.tensor(greedy_scores, dtype=torch.float32, device=device)[group_B],
         group_B=group_B,
-        ends_truncated_B=torch.tensor(
-            [trajectory.completion.finish_reason == "length" for trajectory in trajectories], device=device
-        ),
+        ends_truncated_B=torch.tensor([sample.finish_reason == "length" for sample in samples], device=device),
+    )
+
+
+def token_batch(groups: Sequence[tuple[TrajectoryGroup, Sequence[Sample]]], device: torch.device) -> TokenBatch:
+    """The tokens of groups, of each of them those samples that are given. Nothing is fetched yet."""
+    samples = [sample for _, chosen in groups for sample in chosen]
+    if not samples:
+        raise DataError("the learner got a batch without trajectories; every rollout of the step failed")
+    num_tokens_B = torch.tensor([sample.num_tokens for sample in samples], device=device)
+    return TokenBatch(
+        rows=TokenRows([(group.tokens, group.samples.index(sample)) for group, chosen in groups for sample in chosen]),
+        segment_lengths=tuple(sample.segment_lengths for sample in samples),
+        mask_BT=torch.arange(int(num_tokens_B.max()), device=device) < num_tokens_B.unsqueeze(1),
     )
 
 
@@ -72,11 +83,11 @@ def check_bootstrap(batch: ScoredBatch) -> None:
     """Raise `ConfigError` where a cut completion has a score of its whole text: the critic's value of what follows would count
     that score again, and at gamma = 1 settle at score / (1 - share of cut completions)."""
     rewards = [reward for scored in batch.groups for reward in scored.rewards]
-    trajectories = [trajectory for scored in batch.groups for trajectory in scored.trajectories]
+    samples = [sample for scored in batch.groups for sample in scored.samples]
     judged_whole = [
         reward.total
-        for trajectory, reward in zip(trajectories, rewards, strict=True)
-        if trajectory.completion.finish_reason == "length"
+        for sample, reward in zip(samples, rewards, strict=True)
+        if sample.finish_reason == "length"
         and not (reward.steps and math.isclose(reward.total, sum(step.score for step in reward.steps), abs_tol=1e-6))
     ]
     if judged_whole:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from actors.config import DType
 from cluster.storage.serving_contract import ContractText
-from cluster.types import ScoredBatch, SentWeights, Trajectory, UpdateResult, WeightFile
+from cluster.types import FloatArray, ScoredBatch, ScoredGroup, SentWeights, TrajectoryGroup, UpdateResult, WeightFile
 from learners.policy.start import StartingPoint
 from learners.ranks.loop import Worker
 from learners.settings.policy import PolicyLearnerConfig
@@ -28,14 +28,14 @@ def update(worker: Worker, batch: ScoredBatch) -> UpdateResult:
     return _learner(worker).update(batch)
 
 
-def completion_logprobs(worker: Worker, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
-    """Log-probabilities of completion tokens, in nats."""
-    return _learner(worker).completion_logprobs(trajectories)
+def completion_logprobs(worker: Worker, groups: Sequence[TrajectoryGroup]) -> tuple[FloatArray, ...]:
+    """Of each trajectory, log-probabilities of the tokens that the policy chose, in nats."""
+    return _learner(worker).completion_logprobs(groups)
 
 
-def start_kl(worker: Worker, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
-    """log(policy / policy at the run's start) summed over each completion, in nats."""
-    return _learner(worker).start_kl(trajectories)
+def start_kl(worker: Worker, groups: Sequence[ScoredGroup]) -> tuple[float, ...]:
+    """Of each trajectory with a reward, log(policy / policy at the run's start), summed over its tokens, in nats."""
+    return _learner(worker).start_kl(groups)
 
 
 def connect(worker: Worker, link: GeneratorLink) -> None:

@@ -11,7 +11,7 @@ import ray
 from actors.config import DType
 from cluster.errors import LearnerRestartedError
 from cluster.storage.serving_contract import ContractText
-from cluster.types import PublishedWeights, ScoredBatch, SentWeights, Trajectory, UpdateResult
+from cluster.types import FloatArray, PublishedWeights, ScoredBatch, ScoredGroup, SentWeights, TrajectoryGroup, UpdateResult
 from learners.policy import commands
 from learners.policy.start import StartingPoint
 from learners.ranks.handle import RanksHandle, RanksPlan
@@ -61,16 +61,16 @@ class PolicyLearnerHandle(RanksHandle):
         result: UpdateResult = self.call(Call(function=commands.update, arguments=(ray.put(batch),)))
         return result
 
-    def completion_logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
-        """Log-probability of each completion token, in nats, under the current policy."""
-        logprobs: tuple[tuple[float, ...], ...] = self.call(
-            Call(function=commands.completion_logprobs, arguments=(ray.put(list(trajectories)),))
+    def completion_logprobs(self, groups: Sequence[TrajectoryGroup]) -> tuple[FloatArray, ...]:
+        """Of each trajectory: log-probabilities of the tokens that the policy chose, in nats, under the current policy."""
+        logprobs: tuple[FloatArray, ...] = self.call(
+            Call(function=commands.completion_logprobs, arguments=(ray.put(tuple(groups)),))
         )
         return logprobs
 
-    def start_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
-        """log(policy / policy at the run's start) summed over each completion, in nats."""
-        kls: tuple[float, ...] = self.call(Call(function=commands.start_kl, arguments=(ray.put(list(trajectories)),)))
+    def start_kl(self, groups: Sequence[ScoredGroup]) -> tuple[float, ...]:
+        """Of each trajectory that has a reward: log(policy / policy at the run's start), summed over its tokens, in nats."""
+        kls: tuple[float, ...] = self.call(Call(function=commands.start_kl, arguments=(ray.put(tuple(groups)),)))
         return kls
 
     def connect(self, plan: LinkPlan) -> None:

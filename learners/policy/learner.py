@@ -1,8 +1,8 @@
 """Policy-gradient learning of a language model: one rank of a data-parallel group.
 
-Shapes: B trajectories of the whole batch, T completion tokens, N valid tokens of a micro-batch. Every rank holds the whole
-batch's records and per-token numbers, computes the same counts, advantages and orders, and runs networks on its share of
-the rows only. What is learned is `preparation.prepare` and `objective.Objective`; here is how.
+Shapes: B trajectories of the whole batch, T tokens that the policy chose in one, N of these in a micro-batch. Every rank knows
+all per-token numbers, computes the same counts, advantages and orders, and fetches tokens and runs networks for its share of the
+rows only. What is learned is `preparation.prepare` and `objective.Objective`; here is how.
 """
 
 import copy
@@ -22,12 +22,12 @@ from actors.config import DType
 from cluster.seeding import derive_seed
 from cluster.storage.policy_folders import new_folder
 from cluster.storage.serving_contract import ContractText, ServingContract, file_digests, write_contract
-from cluster.types import ScoredBatch, SentWeights, Trajectory, UpdateResult, WeightFile
+from cluster.types import FloatArray, ScoredBatch, ScoredGroup, SentWeights, TrajectoryGroup, UpdateResult, WeightFile
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.frozen_layers import FrozenStates
-from learners.network.micro_batch import MicroBatch, TokenBatch, collate_tokens, micro_batch, micro_batches, shard
+from learners.network.micro_batch import RankShare, TokenBatch, rollout_logprobs
 from learners.network.models import (
     TORCH_DTYPES,
     PolicyWithCritic,
@@ -39,7 +39,7 @@ from learners.network.models import (
 )
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
 from learners.network.trunk import ForwardSettings
-from learners.policy.batch import PreparedBatch, check_bootstrap, collate
+from learners.policy.batch import PreparedBatch, check_bootstrap, collate, token_batch
 from learners.policy.objective import Objective, StepCounts, StepTerms
 from learners.policy.preparation import FrozenPass, importance_weights, judged_totals, needs_policy_pass, prepare
 from learners.policy.serving_contract import contract_prompts
@@ -64,6 +64,7 @@ class PolicyLearner:
         self._config = config
         self._rank = rank
         self._world_size = world_size
+        self._share = RankShare(rank, world_size, max_tokens=config.workers.micro_batch_tokens)
         self.device = torch.device("cuda" if config.workers.num_gpus > 0 else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(config.workers.num_threads)
@@ -145,7 +146,8 @@ class PolicyLearner:
         num_trajectories = len(training_batch.scores_B)
         with_policy = needs_policy_pass(self._config, num_trajectories=num_trajectories)
         reference = self._reference if self._config.kl.is_used else None
-        frozen = self._frozen_pass(training_batch.tokens, with_policy=with_policy, reference=reference)
+        own_rows = self._first_rows(training_batch.tokens, step=batch.step)
+        frozen = self._frozen_pass(training_batch.tokens, own_rows, with_policy=with_policy, reference=reference)
         self._state = self._state.with_scores(judged_totals(training_batch, self._config.reward))
         prepared = prepare(
             training_batch, frozen, self._config, self._state, max_completion_tokens=self._start.max_completion_tokens
@@ -163,17 +165,17 @@ class PolicyLearner:
         metrics |= {"time/prepare_s": prepared_at - started, "time/update_s": time.perf_counter() - prepared_at}
         return UpdateResult(policy_version=self.policy_version, metrics=metrics)
 
-    def completion_logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
-        """Log-probability of each completion token under the policy, to be laid beside the engine's."""
-        tokens = collate_tokens(trajectories, self.device)
-        logprobs_BT = self._frozen_pass(tokens, with_policy=True, reference=None).old_logprobs_BT
-        rows = zip(logprobs_BT.tolist(), tokens.mask_BT.sum(1).tolist(), strict=True)
-        return tuple(tuple(row[:length]) for row, length in rows)
+    def completion_logprobs(self, groups: Sequence[TrajectoryGroup]) -> tuple[FloatArray, ...]:
+        """Of each trajectory, log-probabilities of the tokens that the policy chose, to be laid beside the engine's."""
+        tokens = token_batch([(group, group.samples) for group in groups], self.device)
+        logprobs_BT = self._frozen_pass(tokens, self._share.of_all(tokens), with_policy=True, reference=None).old_logprobs_BT
+        rows = zip(logprobs_BT.cpu().numpy(), tokens.mask_BT.sum(1).tolist(), strict=True)
+        return tuple(row[:length] for row, length in rows)
 
-    def start_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
-        """log(policy / policy at the run's start) summed over each completion, in nats."""
-        tokens = collate_tokens(trajectories, self.device)
-        frozen = self._frozen_pass(tokens, with_policy=True, reference=self._start_policy)
+    def start_kl(self, groups: Sequence[ScoredGroup]) -> tuple[float, ...]:
+        """Of each trajectory with a reward, log(policy / policy at the run's start), summed over its tokens, in nats."""
+        tokens = token_batch([(scored.group, scored.samples) for scored in groups], self.device)
+        frozen = self._frozen_pass(tokens, self._share.of_all(tokens), with_policy=True, reference=self._start_policy)
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
     def publish(self, directory: Path, dtype: DType) -> WeightFile:
@@ -239,27 +241,30 @@ class PolicyLearner:
             self._reference.refresh(self._network.policy)
 
     @torch.no_grad()
-    def _frozen_pass(self, tokens: TokenBatch, *, with_policy: bool, reference: Reference | None) -> FrozenPass:
-        """Policy with critic, and `reference`, on all rows; each rank computes its share, all ranks get everything."""
-        old_logprobs_BT = torch.zeros_like(tokens.rollout_logprobs_BT)
-        ref_logprobs_BT, values_BT = torch.zeros_like(old_logprobs_BT), torch.zeros_like(old_logprobs_BT)
+    def _frozen_pass(
+        self, tokens: TokenBatch, own_rows: Sequence[int], *, with_policy: bool, reference: Reference | None
+    ) -> FrozenPass:
+        """Policy with critic, and `reference`, on all rows; each rank computes its own, all ranks get everything."""
+        rollout_logprobs_BT = rollout_logprobs(tokens, own_rows)
+        old_logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout_logprobs_BT) for _ in range(3))
         final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])
         self._frozen_states.clear()
-        for part in self._micro_batches(tokens, range(len(tokens.lengths_B))):
+        for part in self._share.packs(tokens, own_rows):
             if not with_policy and reference is None:
                 break
-            below_BSD = self._frozen_states.of(part)
+            below_RSD = self._frozen_states.of(part)
             place = (part.rows_B[part.row_N], part.column_N)
             if with_policy:
-                output = self._network(part, below_BSD)
+                output = self._network(part, below_RSD)
                 old_logprobs_BT[place] = output.logprobs_N
                 values_BT[place] = output.values_N
                 final_values_B[part.rows_B] = output.final_values_B
             if reference is not None:
-                ref_logprobs_BT[place] = reference(part, below_BSD)
-        for tensor in (old_logprobs_BT, ref_logprobs_BT, values_BT, final_values_B):
+                ref_logprobs_BT[place] = reference(part, below_RSD)
+        for tensor in (rollout_logprobs_BT, old_logprobs_BT, ref_logprobs_BT, values_BT, final_values_B):
             sum_over_ranks(tensor, self._world_size)  # every entry is set on exactly one rank
         return FrozenPass(
+            rollout_logprobs_BT=rollout_logprobs_BT,
             old_logprobs_BT=old_logprobs_BT,
             ref_logprobs_BT=ref_logprobs_BT,
             values_BT=values_BT,
@@ -271,8 +276,8 @@ class PolicyLearner:
 
         Returns metrics, as means over the minibatches, and this rank's log-probabilities from before the first optimizer step.
         """
-        config = self._config
-        minibatches = [rows for epoch in range(config.num_epochs) for rows in self._minibatches(prepared, step, epoch)]
+        config, num_rows = self._config, len(prepared.tokens.segment_lengths)
+        minibatches = [rows for epoch in range(config.num_epochs) for rows in self._minibatches(num_rows, step, epoch)]
         target_kl = config.policy_loss.target_kl
         version_at_start = self.policy_version
         start_logprobs_BT = torch.zeros_like(prepared.old_logprobs_BT)
@@ -296,10 +301,10 @@ class PolicyLearner:
         }
         return metrics, start_logprobs_BT
 
-    def _minibatches(self, prepared: PreparedBatch, step: int, epoch: int) -> Iterator[list[int]]:
+    def _minibatches(self, num_rows: int, step: int, epoch: int) -> Iterator[list[int]]:
         """A new order each epoch, a function of seed, step and epoch alone; the last minibatch may be smaller."""
         generator = np.random.default_rng(derive_seed(self._start.seed, "minibatches", step, epoch))
-        order = generator.permutation(len(prepared.tokens.lengths_B)).tolist()
+        order = generator.permutation(num_rows).tolist()
         for start in range(0, len(order), self._config.minibatch_size):
             yield order[start : start + self._config.minibatch_size]
 
@@ -315,7 +320,7 @@ class PolicyLearner:
         names = self._objective.metric_names
         sums_K = torch.zeros(len(names), device=self.device)  # a rank without rows contributes zeros
         self._optimizer.zero_grad()
-        for part in self._micro_batches(prepared.tokens, rows):
+        for part in self._share.packs(prepared.tokens, self._share.of(prepared.tokens, rows)):
             output = self._network(
                 part, self._frozen_states.of(part), with_entropy=self._objective.needs_entropy, trains_trunk=terms.policy_learns
             )
@@ -330,13 +335,9 @@ class PolicyLearner:
         grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=self._total_steps)
         return metrics_of_step | {"optim/grad_norm": grad_norm, "optim/skipped_steps": float(not stepped)}
 
-    def _micro_batches(self, tokens: TokenBatch, rows: Sequence[int]) -> Iterator[MicroBatch]:
-        """This rank's share of the rows, in packs that fit the token budget."""
-        lengths = tokens.lengths_B.tolist()
-        # Ranks take turns in order of length, so that their shares cost about the same.
-        own_rows = shard(sorted(rows, key=lambda row: lengths[row]), self._rank, self._world_size)
-        for pack in micro_batches(own_rows, lengths, max_tokens=self._config.workers.micro_batch_tokens):
-            yield micro_batch(tokens, pack)
+    def _first_rows(self, tokens: TokenBatch, *, step: int) -> list[int]:
+        """The rows that this rank trains on in the first epoch, so that where there is no other it needs none besides."""
+        return [row for rows in self._minibatches(len(tokens.segment_lengths), step, 0) for row in self._share.of(tokens, rows)]
 
 
 def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) -> list[ParameterGroup]:
@@ -366,9 +367,9 @@ def _batch_metrics(
     """What the weights at batch start say of it."""
     tokens, num_tokens = prepared.tokens, prepared.tokens.num_tokens
     mask_BT, returns_BT = tokens.mask_BT, prepared.returns_BT
-    weights_BT = importance_weights(frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, config.mismatch)
+    weights_BT = importance_weights(frozen.old_logprobs_BT, frozen.rollout_logprobs_BT, mask_BT, config.mismatch)
     metrics = mismatch_metrics(
-        frozen.old_logprobs_BT, tokens.rollout_logprobs_BT, mask_BT, cap=config.mismatch.cap, num_tokens=num_tokens
+        frozen.old_logprobs_BT, frozen.rollout_logprobs_BT, mask_BT, cap=config.mismatch.cap, num_tokens=num_tokens
     ) | {
         # The mean of -log p over sampled tokens estimates the entropy without a pass over the vocabulary.
         "policy/sampled_entropy": -masked_mean(frozen.old_logprobs_BT, mask_BT, count=num_tokens),

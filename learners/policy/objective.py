@@ -147,7 +147,7 @@ class Objective:
         mismatch = self._config.mismatch
         if not terms.at_batch_start or mismatch.old_logprobs == "rollout":
             return rows_of(prepared.old_logprobs_BT, part), rows_of(prepared.importance_weights_BT, part)
-        rollout_logprobs_BT = rows_of(prepared.tokens.rollout_logprobs_BT, part)
+        rollout_logprobs_BT = rows_of(prepared.rollout_logprobs_BT, part)
         return own_logprobs_BT, importance_weights(own_logprobs_BT, rollout_logprobs_BT, part.mask_BT, mismatch)
 
 

@@ -1,6 +1,6 @@
 """From a scored batch and the frozen passes over it to what the epochs need: rewards, advantages, weights.
 
-Shapes: B trajectories of the whole batch, T completion tokens. Every rank computes all of it alike.
+Shapes: B trajectories of the whole batch, T tokens that the policy chose in one. Every rank computes all of it alike.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,8 +31,9 @@ from learners.settings.policy import AdvantageConfig, MismatchConfig, PolicyLear
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenPass:
-    """Numbers of the weights at batch start. Produced by the learner, consumed by `prepare`."""
+    """Numbers of each token before the first optimizer step. Produced by the learner, consumed by `prepare`."""
 
+    rollout_logprobs_BT: Tensor  # of the engine that sampled
     old_logprobs_BT: Tensor  # zero where `needs_policy_pass` says that nothing asks for them
     ref_logprobs_BT: Tensor  # zero where no KL is used
     values_BT: Tensor  # zero without a critic
@@ -125,9 +126,10 @@ def prepare(
     returns_BT = torch.where(mask_BT, advantages_BT + frozen.values_BT, 0.0)
     if config.advantage.whiten:
         advantages_BT = whiten(advantages_BT, mask_BT, count=num_tokens)
-    rollout_logprobs_BT = batch.tokens.rollout_logprobs_BT
+    rollout_logprobs_BT = frozen.rollout_logprobs_BT
     return PreparedBatch(
         tokens=batch.tokens,
+        rollout_logprobs_BT=rollout_logprobs_BT,
         old_logprobs_BT=frozen.old_logprobs_BT if config.mismatch.old_logprobs == "learner" else rollout_logprobs_BT,
         ref_logprobs_BT=frozen.ref_logprobs_BT,
         old_values_BT=frozen.values_BT,

@@ -144,7 +144,7 @@ class RewardModelLearner:
         """This rank's share of the texts, in packs that fit the token budget."""
         own = shard(range(len(token_ids)), self._rank, self._world_size)
         lengths = [len(ids) for ids in token_ids]
-        return list(micro_batches(own, lengths, max_tokens=self._config.workers.micro_batch_tokens))
+        return list(micro_batches(own, [(length,) for length in lengths], max_tokens=self._config.workers.micro_batch_tokens))
 
     def _pack_scores(self, packs: Sequence[Sequence[int]], token_ids: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """scores_N of each pack, with gradient where enabled."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
+
 from actors.generation.remote import DeviceFedGeneratorActor, GeneratorActor
 from actors.generation.rollout_pool import RolloutPool
 from actors.scoring.stage import ScorerPools, build_scorer_pools
@@ -120,17 +122,12 @@ def check_logprob_contract(
 ) -> None:
     """Raise `ConfigError` where engine and learner disagree about the probability of the engine's own samples."""
     groups = [group for group in roles.rollouts.collect(prompts, sampling) if group is not None]
-    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    if not trajectories:
+    if not any(group.samples for group in groups):
         [problem, *_] = groups[0].failures.values()
         raise ConfigError(f"the engine completes none of {len(groups)} prompts: {problem}; compare the tokenizer with the model")
-    learner_logprobs = roles.learner.completion_logprobs(trajectories)
-    differences = [
-        abs(ours - theirs)
-        for trajectory, logprobs in zip(trajectories, learner_logprobs, strict=True)
-        for ours, theirs in zip(logprobs, trajectory.completion.rollout_logprobs, strict=True)
-    ]
-    mean = sum(differences) / len(differences)
+    learner_logprobs = np.concatenate(roles.learner.completion_logprobs(groups))
+    engine_logprobs = np.concatenate([each.rollout_logprobs for group in groups for each in group.tokens.fetch()])
+    mean = float(np.abs(learner_logprobs - engine_logprobs).mean())
     if not mean <= config.learner.mismatch.max_logprob_mismatch:
         raise ConfigError(
             f"engine and learner disagree about log-probabilities by {mean:.3f} nats a token on average, more than "

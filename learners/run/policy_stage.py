@@ -12,6 +12,7 @@ from cluster.errors import LearnerRestartedError
 from cluster.seeding import derive_seed
 from cluster.storage.atomic_file import write_atomically
 from cluster.storage.ledger import TrajectoryLedger
+from cluster.storage.ledger_writer import LedgerWriter
 from cluster.types import Prompt, SamplingParameters
 from learners.evaluation.draws import Evaluator
 from learners.evaluation.results import EvaluationResult, evaluate_samples
@@ -91,7 +92,7 @@ def _connect_and_check(roles: Roles, prompts: RunPrompts, config: PolicyRunConfi
 
 def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Sequence[Prompt]) -> Driver:
     schedule = PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed)
-    ledger = TrajectoryLedger(session.path / "trajectories")
+    ledger = LedgerWriter(TrajectoryLedger(session.path / "trajectories"))
     return Driver(
         schedule=schedule,
         collector=_collector(config, roles, schedule, ledger),
@@ -123,7 +124,7 @@ def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evalua
     return driver.run(num_steps, on_step=on_step)
 
 
-def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule, ledger: TrajectoryLedger) -> Collector:
+def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule, ledger: LedgerWriter) -> Collector:
     """The way to scored groups that the method asks for."""
     sampling = _sampling(config, config.sampling.samples_per_prompt, "rollout")
     min_rewards = 2 if config.learner.advantage.estimator in GROUP_ESTIMATORS else 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cluster.seeding import derive_seed
-from cluster.storage.ledger import TrajectoryLedger
+from cluster.storage.ledger_writer import LedgerWriter
 from cluster.types import Prompt, SamplingParameters, ScoredGroup, TrajectoryGroup
 from learners.steps.prompt_schedule import PromptSchedule
 
@@ -90,9 +90,9 @@ class GreedyBaseline:
         greedy_groups: list[TrajectoryGroup] = []
         scored = list(self._scoring.score_stream(self._one_wave(prompts, sampling, greedy, greedy_groups)))
         is_greedy = {id(group) for group in greedy_groups}
-        baselines = {each.group.prompt.task.task_id: each for each in scored if id(each.group) in is_greedy}
+        baselines = {each.group.task_id: each for each in scored if id(each.group) in is_greedy}
         sampled = [
-            replace(each, greedy=baselines[each.group.prompt.task.task_id])
+            replace(each, greedy=baselines[each.group.task_id])
             for each in _in_order([each for each in scored if id(each.group) not in is_greedy], prompts)
         ]
         return Collected(
@@ -128,7 +128,7 @@ class DynamicSampling:
     asks for the same prompts.
     """
 
-    def __init__(self, inner: Collector, schedule: PromptSchedule, ledger: TrajectoryLedger, *, max_rounds: int) -> None:
+    def __init__(self, inner: Collector, schedule: PromptSchedule, ledger: LedgerWriter, *, max_rounds: int) -> None:
         """`max_rounds`: of further prompts that are waited for; at most so many times a step's prompts are asked for besides."""
         self._inner = inner
         self._schedule = schedule
@@ -194,4 +194,4 @@ def has_contrast(scored: ScoredGroup) -> bool:
 
 def _in_order(scored: Iterable[ScoredGroup], prompts: Sequence[Prompt]) -> list[ScoredGroup]:
     position = {prompt.task.task_id: index for index, prompt in enumerate(prompts)}
-    return sorted(scored, key=lambda each: position[each.group.prompt.task.task_id])
+    return sorted(scored, key=lambda each: position[each.group.task_id])

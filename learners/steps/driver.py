@@ -10,6 +10,7 @@ import numpy as np
 from cluster.errors import LearnerRestartedError, RaywardError
 from cluster.processes.interrupts import Interrupts
 from cluster.storage.ledger import TrajectoryLedger
+from cluster.storage.ledger_writer import LedgerWriter
 from cluster.storage.metrics import MetricsLog, StageClock
 from cluster.types import PublishedWeights, SaveReport, ScoredBatch, ScoredGroup, UpdateResult
 from learners.steps.collection import Collected, Collector
@@ -46,7 +47,7 @@ class Learner(Protocol):
 class Records:
     """Where a run writes down what happened."""
 
-    ledger: TrajectoryLedger
+    ledger: LedgerWriter
     metrics: MetricsLog
     failed_batches: Path  # where a batch is kept that ended the run
     note: Callable[[str], None]  # one line to the people who watch
@@ -105,6 +106,8 @@ class Driver:
         except KeyboardInterrupt:
             self._save_on_the_way_out()
             raise
+        finally:
+            self._records.ledger.finish()
 
     def _run(self, num_steps: int, on_step: Callable[[int, Mapping[str, float]], None]) -> int:
         step, version = self._go_on()
@@ -117,7 +120,7 @@ class Driver:
                 step, version = step + 1, int(metrics["policy/version"])
                 on_step(step - 1, metrics)
                 if step % self._save_every == 0 or step == num_steps:
-                    self._note_save(self._learner.save())
+                    self._note_save(self._save())
             except LearnerRestartedError as error:
                 self._interrupts.check()
                 lost_at = step
@@ -130,10 +133,15 @@ class Driver:
             return
         try:
             with self._interrupts.deferred(SAVE_GRACE_S):
-                self._note_save(self._learner.save())
+                self._note_save(self._save())
                 self._note_save(self._learner.finish_saving())
         except RaywardError as error:
             self._records.note(f"no checkpoint on the way out: {error}")
+
+    def _save(self) -> SaveReport | None:
+        """What a run goes on from is never ahead of its ledger."""
+        self._records.ledger.finish()
+        return self._learner.save()
 
     def _go_on(self) -> tuple[int, int]:
         """(steps done, policy version) of the learner, once records and generators are where it is."""
@@ -182,7 +190,7 @@ class Driver:
             self._check_numbers(batch, update)
             with clock.stage("publish"):
                 self._generators.publish(self._learner.publish())
-            self._records.ledger.record(step, batch.groups, collected.left_out)
+            self._records.ledger.begin(step, batch.groups, collected.left_out)
             metrics = {
                 **_rollout_metrics(collected, seconds=clock.wall_s["rollout"]),
                 **collected.metrics,
@@ -240,7 +248,7 @@ class Driver:
 
 def _places(scored: ScoredGroup, kind: str, problems: Mapping[int, str]) -> list[tuple[str, str]]:
     """(which trajectory, its problem). `problems`: by sample."""
-    task_id = scored.group.prompt.task.task_id
+    task_id = scored.group.task_id
     return [(f"task {task_id!r}, {kind} {sample_index}", problem) for sample_index, problem in problems.items()]
 
 
@@ -260,17 +268,15 @@ def _rollout_metrics(collected: Collected, *, seconds: float) -> dict[str, float
     on: each scorer's mean score."""
     sampled = collected.groups + collected.left_out
     greedy = [scored.greedy for scored in sampled if scored.greedy]
-    completions, greedy_completions = (
-        [trajectory.completion for scored in groups for trajectory in scored.group.trajectories] for groups in (sampled, greedy)
-    )
-    num_tokens = sum(len(completion.token_ids) for completion in [*completions, *greedy_completions])
+    samples, greedy_samples = ([sample for scored in groups for sample in scored.group.samples] for groups in (sampled, greedy))
+    num_tokens = sum(sample.num_tokens for sample in [*samples, *greedy_samples])
     rewards = [reward for scored in collected.groups for reward in scored.rewards]
     scores = {
         f"score/{name}_mean": float(np.mean([reward.breakdown[name] for reward in rewards])) for name in rewards[0].breakdown
     }
     return {
         "rollout/tokens_per_s": num_tokens / seconds,
-        "rollout/truncated_frac": float(np.mean([completion.finish_reason == "length" for completion in completions])),
+        "rollout/truncated_frac": float(np.mean([sample.finish_reason == "length" for sample in samples])),
         **scores,
         "score/sampled_mean": _mean_score(sampled),
         **({"score/greedy_mean": _mean_score(greedy)} if greedy else {}),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from actors.user_code.separate_user import PR_SET_DUMPABLE
-from cluster.types import Completion, Message, Prompt, Task, Trajectory
+from cluster.types import Message, Prompt, Task, Trajectory
+from tests.records import completion
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def judged() -> Callable[..., Trajectory]:
         text: str, *, reference: str = "", task_id: str = "t/1", prompt: str = "Say it. ", sample_index: int = 0
     ) -> Trajectory:
         task = Task(task_id=task_id, messages=(Message(role="user", content=prompt),), reference=reference)
-        completion = Completion(token_ids=(7,), rollout_logprobs=(-1.0,), text=text, finish_reason="stop", policy_version=0)
-        return Trajectory(prompt=Prompt(task=task, text=prompt, token_ids=(5,)), sample_index=sample_index, completion=completion)
+        prompt_record = Prompt(task=task, text=prompt, token_ids=(5,))
+        return Trajectory(prompt=prompt_record, sample_index=sample_index, completion=completion(7, text=text))
 
     return build

@@ -6,10 +6,11 @@ from torch.profiler import ProfilerActivity, profile
 from actors.attention import MAX_PLAIN_TOKENS
 from actors.scoring.reward_head import last_token_scores, start_reward_model
 from actors.sources.models import resolve_model
-from cluster.types import Completion, Message, Prompt, Task, Trajectory
+from cluster.types import Message, Prompt, Task
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
+from tests.records import completion, group_of
 
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
@@ -30,8 +31,7 @@ def test_a_policy_uses_plain_products_for_short_sequences_only(num_tokens: int, 
         config,
     )
     task = Task(task_id="task", messages=(Message(role="user", content="text"),))
-    completion = Completion(token_ids=(1, 2), rollout_logprobs=(-1.0, -1.0), text="", finish_reason="stop", policy_version=0)
     prompt = Prompt(task=task, text="text", token_ids=(3,) * (num_tokens - 2))
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        learner.completion_logprobs([Trajectory(prompt=prompt, sample_index=0, completion=completion)])
+        learner.completion_logprobs([group_of(prompt, {0: completion(1, 2)})])
     assert (FLASH in {event.key for event in seen.key_averages()}) == uses_flash

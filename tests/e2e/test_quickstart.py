@@ -122,7 +122,9 @@ def test_every_trajectory_is_in_the_ledger_once(finished_run: tuple[Path, dict])
     entries = list(read_ledger(path / "trajectories"))
     assert len({entry.key for entry in entries}) == len(entries) == NUM_STEPS * 8 * 2  # steps x prompts x samples
     # On-policy, though the run was stopped: step 0 is sampled by the start, step 1 after the two minibatches of step 0.
-    assert {(entry.step, entry.policy_version) for entry in entries} == {(step, 2 * step) for step in range(NUM_STEPS)}
+    assert {(entry.step, version) for entry in entries for _, version in entry.stretches} == {
+        (step, 2 * step) for step in range(NUM_STEPS)
+    }
 
 
 def test_the_run_directory_holds_what_the_readme_says(finished_run: tuple[Path, dict]) -> None:

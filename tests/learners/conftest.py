@@ -2,15 +2,27 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from actors.sources.models import resolve_model
-from cluster.types import Completion, Message, Prompt, Reward, ScoredBatch, ScoredGroup, Task, Trajectory, TrajectoryGroup
+from cluster.types import (
+    GroupTexts,
+    Message,
+    Prompt,
+    Reward,
+    Sample,
+    ScoredBatch,
+    ScoredGroup,
+    Task,
+    TrajectoryGroup,
+    TrajectoryTokens,
+    sample_of,
+)
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.training import WorkerConfig
+from tests.records import Kept, single_turn
 
 BatchBuilder = Callable[..., ScoredBatch]
 NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))  # `make test-numeric` asks for one and for two
@@ -44,32 +56,27 @@ def scored_batch() -> BatchBuilder:
         scored = []
         for index in range(num_trajectories):
             score = float(generator.normal()) if scores is None else scores[index]
-            scored.append((_trajectory(generator, index), Reward(total=score, breakdown={})))
+            scored.append((*_tokens(generator, index), Reward(total=score, breakdown={})))
         groups = []
         for first in range(0, num_trajectories, group_size):
-            trajectories, rewards = zip(*scored[first : first + group_size], strict=True)
-            group = TrajectoryGroup(prompt=trajectories[0].prompt, trajectories=trajectories)
+            samples, tokens, rewards = zip(*scored[first : first + group_size], strict=True)
             baseline = ScoredGroup(
-                group=replace(group, trajectories=trajectories[:1]), rewards=(Reward(total=0.1 * first, breakdown={}),)
+                group=_group(first, samples[:1], tokens[:1]), rewards=(Reward(total=0.1 * first, breakdown={}),)
             )
-            groups.append(ScoredGroup(group=group, rewards=rewards, greedy=baseline))
+            groups.append(ScoredGroup(group=_group(first, samples, tokens), rewards=rewards, greedy=baseline))
         return ScoredBatch(step=step, groups=tuple(groups))
 
     return build
 
 
-def _trajectory(generator: np.random.Generator, index: int) -> Trajectory:
+def _tokens(generator: np.random.Generator, index: int) -> tuple[Sample, TrajectoryTokens]:
     prompt_length, completion_length = int(generator.integers(1, 5)), int(generator.integers(1, 9))
-    prompt_ids, completion_ids = (tuple(generator.integers(0, 250, size).tolist()) for size in (prompt_length, completion_length))
-    task = Task(task_id=f"task-{index}", messages=(Message(role="user", content="text"),))
-    return Trajectory(
-        prompt=Prompt(task=task, text="text", token_ids=prompt_ids),
-        sample_index=0,
-        completion=Completion(
-            token_ids=completion_ids,
-            rollout_logprobs=(-5.5,) * completion_length,
-            text="text",
-            finish_reason="length" if index % 3 == 0 else "stop",
-            policy_version=0,
-        ),
-    )
+    prompt, chosen = (generator.integers(0, 250, size).tolist() for size in (prompt_length, completion_length))
+    tokens = single_turn(prompt, chosen, logprobs=[-5.5] * completion_length)
+    return sample_of(index, tokens, "length" if index % 3 == 0 else "stop"), tokens
+
+
+def _group(number: int, samples: tuple[Sample, ...], tokens: tuple[TrajectoryTokens, ...]) -> TrajectoryGroup:
+    task = Task(task_id=f"task-{number}", messages=(Message(role="user", content="text"),))
+    texts = GroupTexts(prompt=Prompt(task=task, text="text", token_ids=(1,)), trajectories=())  # no learner reads them
+    return TrajectoryGroup(task_id=task.task_id, samples=samples, texts=Kept(texts), tokens=Kept(tokens))

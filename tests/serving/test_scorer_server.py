@@ -23,12 +23,13 @@ from actors.scoring.scorer import RewardModelScorer
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, RaywardError
-from cluster.types import Completion, Message, Prompt, Score, Task, Trajectory, Unscored
+from cluster.types import Message, Prompt, Score, Task, Trajectory, Unscored
 from serving.guard.application import Guard
 from serving.guard.key_file import add_key
 from serving.scorer.api import ScorerDesk, build_scorer_application
 from serving.scorer.config import ScorerLimits, ServeScorerConfig
 from serving.scorer.server import ServedScorer, build_scorer
+from tests.records import completion
 
 TEXTS = ("a splendid film", "dull", "", "not bad at all", "x" * 300)  # the last has more tokens than a text may have
 MAX_TOKENS = 64
@@ -52,8 +53,8 @@ def scorer_config(model: Path) -> RewardModelScorerConfig:
 
 def trajectory(index: int, text: str) -> Trajectory:
     task = Task(task_id=f"t/{index}", messages=(Message(role="user", content="Say."),), reference="r")
-    completion = Completion(token_ids=(7,), rollout_logprobs=(-1.0,), text=text, finish_reason="stop", policy_version=0)
-    return Trajectory(prompt=Prompt(task=task, text="Say. ", token_ids=(5,)), sample_index=0, completion=completion)
+    prompt = Prompt(task=task, text="Say. ", token_ids=(5,))
+    return Trajectory(prompt=prompt, sample_index=0, completion=completion(7, text=text))
 
 
 @contextmanager

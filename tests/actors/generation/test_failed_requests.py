@@ -54,16 +54,16 @@ def _refuses() -> str:
 def test_a_request_that_fails_costs_its_trajectory(engine_that: Build, answer: Callable[[], str], reason: str) -> None:
     generator, engine = engine_that(lambda token_ids, number: answer() if number == 1 else "stop")
     group = asyncio.run(generator.generate(PROMPT, SAMPLING))
-    assert (group.prompt, dict(group.failures)) == (PROMPT, {1: reason})
-    assert [trajectory.sample_index for trajectory in group.trajectories] == [0, 2]
-    assert {trajectory.completion.policy_version for trajectory in group.trajectories} == {4}
+    assert (group.texts.prompt, dict(group.numbers.failures)) == (PROMPT, {1: reason})
+    assert [trajectory.sample_index for trajectory in group.texts.trajectories] == [0, 2]
+    assert [sample.policy_versions for sample in group.numbers.samples] == [{4}, {4}]
     assert len(engine.asked) == 3  # an engine that completes anything is asked nothing more
 
 
 def test_a_prompt_that_always_fails_costs_its_group_where_the_engine_answers_another(engine_that: Build) -> None:
     generator, engine = engine_that(lambda token_ids, number: _refuses() if token_ids == [5, 6] else "length")
     group = asyncio.run(generator.generate(PROMPT, SAMPLING))
-    assert (group.trajectories, sorted(group.failures)) == ((), [0, 1, 2])
+    assert (group.texts.trajectories, group.tokens, sorted(group.numbers.failures)) == ((), (), [0, 1, 2])
     assert engine.asked == [[5, 6]] * 3 + [list(PROBE)]
 
 

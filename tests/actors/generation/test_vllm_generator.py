@@ -18,7 +18,7 @@ from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import DataError, WeightMismatchError
 from cluster.processes.pool import ActorPool
 from cluster.storage.weight_file import seal_weights
-from cluster.types import Message, Prompt, SamplingParameters, Task, TrajectoryGroup, WeightFile
+from cluster.types import Completion, Message, Prompt, SamplingParameters, Task, TrajectoryGroup, WeightFile
 
 MAX_MODEL_TOKENS = 96
 UNFINISHED = "\ufffd"  # what bytes that are no character decode to; the engine holds back those at the end
@@ -85,15 +85,15 @@ def _reference_logprobs(
 
 
 def _assert_logprobs_are_the_policys(groups: list[TrajectoryGroup], policy: torch.nn.Module, temperature: float = 1.0) -> None:
-    for trajectory in (trajectory for group in groups for trajectory in group.trajectories):
-        prompt, completion = trajectory.prompt, trajectory.completion
-        expected = _reference_logprobs(policy, prompt.token_ids + completion.token_ids, len(prompt.token_ids), temperature)
-        assert completion.rollout_logprobs == pytest.approx(expected, abs=TOLERANCE_NATS)
+    for segment in (segment for group in groups for tokens in group.tokens.fetch() for segment in tokens.segments):
+        num_prompt_tokens = len(segment.token_ids) - len(segment.rollout_logprobs)
+        expected = _reference_logprobs(policy, tuple(segment.token_ids.tolist()), num_prompt_tokens, temperature)
+        assert segment.rollout_logprobs == pytest.approx(expected, abs=TOLERANCE_NATS)
 
 
 def _groups_of(running: Fixture, prompts: list[Prompt], sampling: SamplingParameters) -> list[TrajectoryGroup]:
     """In the order of the prompts."""
-    groups = {group.prompt.task.task_id: group for group in running.pool.collect(prompts, sampling) if group is not None}
+    groups = {group.task_id: group for group in running.pool.collect(prompts, sampling) if group is not None}
     return [groups[prompt.task.task_id] for prompt in prompts]
 
 
@@ -102,7 +102,15 @@ def _collect(running: Fixture, sampling: SamplingParameters = SAMPLING) -> list[
 
 
 def _tokens(groups: list[TrajectoryGroup]) -> list[tuple[int, ...]]:
-    return [trajectory.completion.token_ids for group in groups for trajectory in group.trajectories]
+    return [tuple(completion.token_ids.tolist()) for completion in _completions(groups)]
+
+
+def _completions(groups: list[TrajectoryGroup]) -> list[Completion]:
+    return [trajectory.completion for group in groups for trajectory in group.texts.fetch().trajectories]
+
+
+def _versions(groups: list[TrajectoryGroup]) -> set[int]:
+    return {version for group in groups for sample in group.samples for version in sample.policy_versions}
 
 
 def _held(running: Fixture) -> HeldWeights:
@@ -118,13 +126,13 @@ def test_a_new_engine_holds_version_zero(running: Fixture) -> None:
 def test_rollout_logprobs_match_a_hugging_face_forward(running: Fixture, temperature: float) -> None:
     groups = _collect(running, dataclasses.replace(SAMPLING, temperature=temperature))
     _assert_logprobs_are_the_policys(groups, _policy(running.folder), temperature)
-    assert {trajectory.completion.policy_version for group in groups for trajectory in group.trajectories} == {0}
+    assert _versions(groups) == {0}
 
 
 def test_greedy_logprobs_are_finite_and_the_samples_agree(running: Fixture) -> None:
     groups = _collect(running, dataclasses.replace(SAMPLING, temperature=0.0))
     _assert_logprobs_are_the_policys(groups, _policy(running.folder))
-    assert all(len({trajectory.completion.token_ids for trajectory in group.trajectories}) == 1 for group in groups)
+    assert all(len(set(_tokens([group]))) == 1 for group in groups)
 
 
 def test_samples_differ_and_a_seed_repeats_them(running: Fixture) -> None:
@@ -138,13 +146,13 @@ def test_a_completion_ends_with_the_end_token_or_at_the_limit(running: Fixture) 
     tokenizer = byte_tokenizer()
     many = dataclasses.replace(SAMPLING, samples_per_prompt=64, max_completion_tokens=64)
     [group] = _groups_of(running, PROMPTS[:1], many)
-    completions = [trajectory.completion for trajectory in group.trajectories]
+    completions = _completions([group])
     for completion in completions:
         is_ended = completion.token_ids[-1] == tokenizer.eos_token_id
         assert completion.finish_reason == ("stop" if is_ended else "length")
         assert is_ended or len(completion.token_ids) == 64
         assert "<|" not in completion.text
-        whole = tokenizer.decode(PROMPTS[0].token_ids + completion.token_ids, skip_special_tokens=True)
+        whole = tokenizer.decode([*PROMPTS[0].token_ids, *completion.token_ids.tolist()], skip_special_tokens=True)
         assert (PROMPTS[0].text + completion.text).rstrip(UNFINISHED) == whole.rstrip(UNFINISHED)
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
 
@@ -190,7 +198,7 @@ def test_a_prompt_that_fails_alone_leaves_the_engine_to_the_others(
     good = _tokens(_collect(running))
     bad = dataclasses.replace(_prompt("bad"), token_ids=token_ids)
     failed, *groups = _groups_of(running, [bad, *PROMPTS], SAMPLING)
-    assert (failed.prompt, failed.trajectories) == (bad, ())
+    assert (failed.texts.fetch().prompt, failed.samples) == (bad, ())
     assert [reason in failed.failures[index] for index in range(SAMPLING.samples_per_prompt)] == [True] * 3
     assert _tokens(groups) == good
 
@@ -225,7 +233,7 @@ def test_published_weights_are_the_ones_sampled_from(running: Fixture, tmp_path:
 
         groups = _collect(running)
         _assert_logprobs_are_the_policys(groups, after)
-        assert {trajectory.completion.policy_version for group in groups for trajectory in group.trajectories} == {version}
+        assert _versions(groups) == {version}
 
         token_ids = tuple(byte_tokenizer().encode("The plot, such as it is, never thickens."))
         new, old = (torch.tensor(_reference_logprobs(policy, token_ids, 5)) for policy in (after, before))
@@ -237,6 +245,6 @@ def test_running_requests_finish_on_the_old_weights(running: Fixture, tmp_path: 
     long = dataclasses.replace(SAMPLING, max_completion_tokens=64)
     requests = [running.actor.generate.remote(prompt, long) for prompt in PROMPTS]
     running.pool.publish(_published(_policy(running.folder), version + 1, tmp_path / "next.safetensors"))
-    versions = {t.completion.policy_version for group in ray.get(requests) for t in group.trajectories}
+    versions = {version for group in ray.get(requests) for sample in group.numbers.samples for version in sample.policy_versions}
     assert versions <= {version, version + 1}
-    assert {t.completion.policy_version for group in _collect(running) for t in group.trajectories} == {version + 1}
+    assert _versions(_collect(running)) == {version + 1}

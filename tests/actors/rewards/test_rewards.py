@@ -7,15 +7,14 @@ import pytest
 from actors.config import BuiltInFunctionScorerConfig
 from actors.rewards import REWARD_FUNCTIONS
 from cluster.errors import DataError
-from cluster.types import Completion, Message, Prompt, Task, Trajectory
+from cluster.types import Message, Prompt, Task, Trajectory
+from tests.records import completion
 
 
 def trajectory(text: str, *, reference: str = "", num_tokens: int = 3) -> Trajectory:
     task = Task(task_id="t/1", messages=(Message(role="user", content="?"),), reference=reference)
-    completion = Completion(
-        token_ids=(7,) * num_tokens, rollout_logprobs=(-1.0,) * num_tokens, text=text, finish_reason="stop", policy_version=0
-    )
-    return Trajectory(prompt=Prompt(task=task, text="?", token_ids=(5,)), sample_index=0, completion=completion)
+    prompt = Prompt(task=task, text="?", token_ids=(5,))
+    return Trajectory(prompt=prompt, sample_index=0, completion=completion(*[7] * num_tokens, text=text))
 
 
 def test_every_function_of_the_settings_exists() -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from actors.config import (
     RewardModelScorerConfig,
     SupervisionConfig,
 )
+from actors.scoring.remote import FromStore
 from actors.scoring.reward_head import start_reward_model
 from actors.scoring.reward_model import RewardModel
 from actors.scoring.scorer import RewardFunctionScorer, RewardModelScorer
@@ -24,11 +25,13 @@ from actors.scoring.stage import ScorerPools, WeightedScorer, build_scorer_pools
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError, RaywardError
+from cluster.processes.object_store import StoredObject
 from cluster.processes.pool import ActorPool
-from cluster.types import Completion, Message, Prompt, Score, StepScore, Task, Trajectory, TrajectoryGroup, Unscored
+from cluster.types import Message, Prompt, Score, StepScore, Task, Trajectory, TrajectoryGroup, Unscored
+from tests.records import NO_FAILURES, completion, group_of
 
 
-class LengthJudge:
+class LengthJudge(FromStore):
     """Scores a completion by its length, and remembers how many trajectories each call had."""
 
     def __init__(self) -> None:
@@ -57,14 +60,14 @@ class GatedJudge(LengthJudge):
         return super().score(trajectories)
 
 
-class StepJudge:
+class StepJudge(FromStore):
     """Gives one of its three points to the first token."""
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         return [Score(value=3.0, steps=(StepScore(token_index=0, score=1.0),))] * len(trajectories)
 
 
-class HalfJudge:
+class HalfJudge(FromStore):
     """Gives a point to everything but "bad"."""
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[Score | Unscored]:
@@ -74,7 +77,7 @@ class HalfJudge:
         ]
 
 
-class BrokenJudge:
+class BrokenJudge(FromStore):
     """Fails in the way that the completion names."""
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
@@ -93,22 +96,11 @@ def ray_cluster(local_ray: None) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
 
 
-def _group(name: str, *texts: str) -> TrajectoryGroup:
+def _group(name: str, *texts: str, failures: Mapping[int, str] = NO_FAILURES) -> TrajectoryGroup:
     task = Task(task_id=name, messages=(Message(role="user", content="Say it. "),))
     prompt = Prompt(task=task, text="Say it. ", token_ids=(1,))
-    return TrajectoryGroup(
-        prompt=prompt,
-        trajectories=tuple(
-            Trajectory(
-                prompt=prompt,
-                sample_index=index,
-                completion=Completion(
-                    token_ids=(2,), rollout_logprobs=(-1.0,), text=text, finish_reason="stop", policy_version=0
-                ),
-            )
-            for index, text in enumerate(texts)
-        ),
-    )
+    group = group_of(prompt, {index: completion(2, text=text) for index, text in enumerate(texts)}, failures=failures)
+    return replace(group, texts=StoredObject(ray.put(group.texts.fetch())))
 
 
 def _actor(judge: type, *, max_concurrency: int = 1) -> Any:
@@ -146,7 +138,7 @@ def test_groups_that_arrive_while_a_scorer_is_busy_go_to_it_together() -> None:
         ray.get(judge.open.remote())
 
     scored = list(_scoring(length=(1.0, [judge])).score_stream(arriving()))
-    assert {group.group.prompt.task.task_id: group.rewards[0].total for group in scored} == {"a": 1.0, "b": 3.0, "c": 4.0}
+    assert {group.group.task_id: group.rewards[0].total for group in scored} == {"a": 1.0, "b": 3.0, "c": 4.0}
     assert ray.get(judge.call_sizes.remote()) == [2, 2]
 
 
@@ -161,9 +153,9 @@ def test_groups_are_scored_while_others_are_still_to_come() -> None:
         exhausted.append(True)
 
     stream = _scoring(length=(1.0, [judge])).score_stream(arriving())
-    assert next(stream).group.prompt.task.task_id == "a"
+    assert next(stream).group.task_id == "a"
     assert not exhausted
-    assert [scored.group.prompt.task.task_id for scored in stream] == ["b"]
+    assert [scored.group.task_id for scored in stream] == ["b"]
 
 
 def test_what_waits_goes_to_a_scorer_while_the_next_group_still_decodes() -> None:
@@ -183,7 +175,7 @@ def test_what_waits_goes_to_a_scorer_while_the_next_group_still_decodes() -> Non
         yield _group("c", "333")
 
     for scored in _scoring(length=(1.0, [judge])).score_stream(arriving()):
-        judged.append(scored.group.prompt.task.task_id)
+        judged.append(scored.group.task_id)
     assert judged_before_the_last == ["a", "b"]
     assert judged == ["a", "b", "c"]
 
@@ -246,7 +238,7 @@ def test_a_function_of_the_user_starts_in_an_actor() -> None:
 
 def test_a_score_that_is_no_number_is_no_score_and_never_a_zero() -> None:
     (scored,) = _scoring(broken=(1.0, [_actor(BrokenJudge)])).score_stream([_group("a", "nan", "x")])
-    assert scored.rewards == scored.trajectories == ()
+    assert scored.rewards == scored.samples == ()
     assert scored.problems.keys() == {0, 1}
     assert "not finite: {'total': nan, 'broken': nan}" in scored.problems[0]
 
@@ -254,15 +246,15 @@ def test_a_score_that_is_no_number_is_no_score_and_never_a_zero() -> None:
 def test_a_trajectory_without_a_score_leaves_the_others_of_its_group() -> None:
     scoring = _scoring(half=(2.0, [_actor(HalfJudge)]), length=(1.0, [_actor(LengthJudge)]))
     (scored,) = scoring.score_stream([_group("a", "good", "bad", "fine")])
-    assert [trajectory.completion.text for trajectory in scored.trajectories] == ["good", "fine"]
+    assert [sample.sample_index for sample in scored.samples] == [0, 2]
     assert [reward.total for reward in scored.rewards] == [6.0, 6.0]  # 2 x 1 + 4
     assert dict(scored.problems) == {1: "it is bad"}
 
 
 def test_a_prompt_of_which_every_request_failed_has_nothing_to_judge() -> None:
-    failed = replace(_group("a", "x"), trajectories=(), failures={0: "its request failed"})
+    failed = _group("a", failures={0: "its request failed"})
     scoring = _scoring(length=(1.0, [_actor(LengthJudge)]))
-    found = {scored.group.prompt.task.task_id: scored for scored in scoring.score_stream([failed, _group("b", "x")])}
+    found = {scored.group.task_id: scored for scored in scoring.score_stream([failed, _group("b", "x")])}
     assert (found["a"].rewards, dict(found["a"].problems), found["a"].group) == ((), {}, failed)
     assert [reward.total for reward in found["b"].rewards] == [1.0]
 
@@ -285,7 +277,7 @@ def test_a_remote_scorer_starts_in_an_actor() -> None:
 
 def test_a_function_scores_each_trajectory() -> None:
     scorer = RewardFunctionScorer(BuiltInFunctionScorerConfig(function="repetition"))
-    assert scorer.score(_group("a", "ha ha ha", "a b").trajectories) == [
+    assert scorer.score(_group("a", "ha ha ha", "a b").texts.fetch().trajectories) == [
         Score(value=0.5),
         Score(value=0.0),
     ]  # "ha ha" twice: one of two is a repeat
@@ -309,7 +301,7 @@ def test_a_reward_model_reads_prompt_and_completion(
 
     monkeypatch.setattr(RewardModel, "score_texts", score_texts)
     config = RewardModelScorerConfig(model=str(_reward_model_folder(tmp_path)), dtype="float32", num_threads=1)
-    RewardModelScorer(config, prompt_format).score(_group("a", "Done.").trajectories)
+    RewardModelScorer(config, prompt_format).score(_group("a", "Done.").texts.fetch().trajectories)
     assert read == [expected]
 
 

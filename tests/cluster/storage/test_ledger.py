@@ -10,7 +10,8 @@ import pytest
 
 from cluster.errors import DataError
 from cluster.storage.ledger import TrajectoryLedger, audit_ledger, read_ledger
-from cluster.types import Completion, Message, Prompt, Reward, ScoredGroup, Task, Trajectory, TrajectoryGroup
+from cluster.types import Message, Prompt, Reward, ScoredGroup, Task
+from tests.records import completion, group_of
 
 
 def scored_group(
@@ -19,23 +20,9 @@ def scored_group(
     prompt = Prompt(
         task=Task(task_id=task_id, messages=(Message(role="user", content="p"),)), text="A film\u2028that", token_ids=(1,)
     )
-    trajectories = tuple(
-        Trajectory(
-            prompt=prompt,
-            sample_index=index,
-            completion=Completion(
-                token_ids=(5, 6, 7),
-                rollout_logprobs=(-1.0, -2.0, -0.5),
-                text=f" is\n{index}",
-                finish_reason="length",
-                policy_version=4,
-            ),
-        )
-        for index in sample_indices
-    )
+    completions = {index: completion(5, 6, 7, text=f" is\n{index}", finish_reason="length") for index in sample_indices}
     rewards = tuple(Reward(total=0.5 * index, breakdown={"rm": 0.25 * index}) for index in sample_indices)
-    group = TrajectoryGroup(prompt=prompt, trajectories=trajectories, failures=failures)
-    return ScoredGroup(group=group, rewards=rewards)
+    return ScoredGroup(group=group_of(prompt, completions, policy_version=4, failures=failures), rewards=rewards)
 
 
 def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
@@ -43,7 +30,7 @@ def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-000010.jsonl"]
     first, second = read_ledger(tmp_path)
     assert (first.sample_index, second.sample_index) == (0, 1)
-    assert (second.step, second.task_id, second.policy_version, second.attempt, second.outcome) == (10, "a", 4, 1, "trained")
+    assert (second.step, second.task_id, second.stretches, second.attempt, second.outcome) == (10, "a", [[3, 4]], 1, "trained")
     assert (second.finish_reason, second.completion_tokens, second.reward, second.breakdown) == ("length", 3, 0.5, {"rm": 0.25})
     assert (second.prompt, second.completion) == ("A film\u2028that", " is\n1")
 
@@ -73,7 +60,7 @@ def test_what_the_engine_failed_to_complete_is_written_down_and_is_no_version_of
         None,
         "A film\u2028that",
     )
-    assert (failed.policy_version, failed.finish_reason, failed.completion_tokens) == (None, None, 0)
+    assert (failed.stretches, failed.finish_reason, failed.completion_tokens) == ([], None, 0)
     assert [entries["a", index].outcome for index in (0, 2)] == ["trained", "trained"]
     audit = audit_ledger(tmp_path)
     assert (audit.num_trained, audit.num_failed, audit.num_left_out, audit.problems) == (2, 3, 0, ())

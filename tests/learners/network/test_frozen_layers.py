@@ -22,7 +22,7 @@ SIZES = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-TOKENS_BS = torch.arange(12).view(2, 6)
+TOKENS_RS = torch.arange(12).view(2, 6)
 
 
 def _trunk(kind: str, **fields: Any) -> PreTrainedModel:
@@ -31,16 +31,19 @@ def _trunk(kind: str, **fields: Any) -> PreTrainedModel:
 
 
 def _batch(rows: list[int], lengths: list[int]) -> MicroBatch:
-    """Rows of TOKENS_BS by their numbers modulo 2, cut to lengths."""
+    """Rows of TOKENS_RS by their numbers modulo 2, cut to lengths."""
     none = torch.zeros(0, dtype=torch.long)
     return MicroBatch(
         rows_B=tensor(rows),
-        token_ids_BS=TOKENS_BS[[row % 2 for row in rows], : max(lengths)],
+        segment_lengths=tuple((length,) for length in lengths),
+        token_ids_RS=TOKENS_RS[[row % 2 for row in rows], : max(lengths)],
         mask_BT=torch.zeros(len(rows), 1, dtype=torch.bool),
         row_N=none,
         column_N=none,
+        segment_N=none,
         position_N=none,
         target_N=none,
+        last_segment_B=torch.arange(len(rows)),
         last_position_B=tensor(lengths) - 1,
     )
 
@@ -68,9 +71,9 @@ def test_the_parts_of_a_trunk_are_the_trunk(kind: str, fields: dict[str, Any], n
     trunk = _trunk(kind, **fields)
     parts = cut_trunk(trunk, num_layers, SETTINGS)
     assert parts is not None
-    below = hidden_states(parts.lower, TOKENS_BS, SETTINGS)
-    above = hidden_states(parts.upper, TOKENS_BS, SETTINGS, below_BSD=below)
-    assert_close(above, hidden_states(trunk, TOKENS_BS, SETTINGS), atol=1e-6, rtol=1e-5)
+    below = hidden_states(parts.lower, TOKENS_RS, SETTINGS)
+    above = hidden_states(parts.upper, TOKENS_RS, SETTINGS, below_RSD=below)
+    assert_close(above, hidden_states(trunk, TOKENS_RS, SETTINGS), atol=1e-6, rtol=1e-5)
     assert len(trunk.layers) == trunk.config.num_hidden_layers == 3  # as it was
 
 
@@ -80,9 +83,9 @@ def test_the_parts_follow_the_weights_of_the_trunk() -> None:
     parts = cut_trunk(trunk, 2, SETTINGS)
     assert parts is not None
     trunk.layers[2].mlp.up_proj.weight.mul_(3.0)
-    below = hidden_states(parts.lower, TOKENS_BS, SETTINGS)
-    above = hidden_states(parts.upper, TOKENS_BS, SETTINGS, below_BSD=below)
-    assert_close(above, hidden_states(trunk, TOKENS_BS, SETTINGS), atol=1e-6, rtol=1e-5)
+    below = hidden_states(parts.lower, TOKENS_RS, SETTINGS)
+    above = hidden_states(parts.upper, TOKENS_RS, SETTINGS, below_RSD=below)
+    assert_close(above, hidden_states(trunk, TOKENS_RS, SETTINGS), atol=1e-6, rtol=1e-5)
 
 
 class _ShiftedInput(LlamaModel):

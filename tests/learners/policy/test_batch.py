@@ -3,52 +3,99 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import tensor
 from torch.testing import assert_close
 
 from cluster.errors import ConfigError, DataError
-from cluster.types import Completion, Message, Prompt, Reward, ScoredBatch, ScoredGroup, StepScore, Task, Trajectory
-from learners.network.micro_batch import collate_tokens, micro_batch, micro_batches, shard
-from learners.policy.batch import check_bootstrap, collate
+from cluster.types import (
+    GroupTexts,
+    Message,
+    Prompt,
+    Reward,
+    ScoredBatch,
+    ScoredGroup,
+    Segment,
+    StepScore,
+    Stretch,
+    Task,
+    TrajectoryGroup,
+    TrajectoryTokens,
+    sample_of,
+)
+from learners.network.micro_batch import TokenBatch, TokenRows, micro_batch, micro_batches, shard
+from learners.policy.batch import check_bootstrap, collate, token_batch
+from tests.records import Kept, segment, single_turn
 
 CPU = torch.device("cpu")
 
 
-def _trajectory(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Trajectory:
+def _tokens(*trajectories: TrajectoryTokens) -> TokenBatch:
+    """As one group."""
+    samples = tuple(sample_of(index, tokens, "stop") for index, tokens in enumerate(trajectories))
     task = Task(task_id="task", messages=(Message(role="user", content="text"),))
-    return Trajectory(
-        prompt=Prompt(task=task, text="text", token_ids=prompt),
-        sample_index=0,
-        completion=Completion(
-            token_ids=completion,
-            rollout_logprobs=tuple(-float(token) for token in completion),
-            text="text",
-            finish_reason="stop",
-            policy_version=0,
-        ),
-    )
+    texts = Kept(GroupTexts(prompt=Prompt(task=task, text="text", token_ids=(1,)), trajectories=()))
+    group = TrajectoryGroup(task_id="task", samples=samples, texts=texts, tokens=Kept(trajectories))
+    return token_batch([(group, samples)], CPU)
 
 
 def test_tokens_are_padded_on_the_right_and_masked_by_length() -> None:
-    tokens = collate_tokens([_trajectory((5, 6), (7,)), _trajectory((8,), (9, 0, 0))], CPU)
-    assert_close(tokens.token_ids_BS, tensor([[5, 6, 7, 0], [8, 9, 0, 0]]))
+    tokens = _tokens(single_turn((5, 6), (7,)), single_turn((8,), (9, 0, 0)))
+    part = micro_batch(tokens, [0, 1])
+    assert_close(part.token_ids_RS, tensor([[5, 6, 7, 0], [8, 9, 0, 0]]))
     assert_close(tokens.mask_BT, tensor([[True, False, False], [True, True, True]]))  # token 0 counts where it was chosen
-    assert_close(tokens.rollout_logprobs_BT, tensor([[-7.0, 0.0, 0.0], [-9.0, 0.0, 0.0]]))
-    assert_close(tokens.lengths_B, tensor([3, 4]))
+    assert tokens.segment_lengths == ((3,), (4,))
     assert tokens.num_tokens == 4
 
 
 def test_a_micro_batch_points_at_the_states_that_predict_each_completion_token() -> None:
-    tokens = collate_tokens([_trajectory((5, 6), (7,)), _trajectory((8,), (9, 3)), _trajectory((1,), (2, 2, 2, 2, 2))], CPU)
+    tokens = _tokens(single_turn((5, 6), (7,)), single_turn((8,), (9, 3)), single_turn((1,), (2, 2, 2, 2, 2)))
     part = micro_batch(tokens, [1, 0])
-    assert_close(part.token_ids_BS, tensor([[8, 9, 3], [5, 6, 7]]))  # cut to the longest of these rows
+    assert_close(part.token_ids_RS, tensor([[8, 9, 3], [5, 6, 7]]))  # cut to the longest of these rows
     assert_close(part.row_N, tensor([0, 0, 1]))
     assert_close(part.column_N, tensor([0, 1, 0]))
+    assert_close(part.segment_N, tensor([0, 0, 1]))
     assert_close(part.position_N, tensor([0, 1, 1]))  # the position before each token
     assert_close(part.target_N, tensor([9, 3, 7]))
+    assert_close(part.last_segment_B, tensor([0, 1]))
     assert_close(part.last_position_B, tensor([2, 2]))
+
+
+def test_a_micro_batch_points_past_what_an_environment_said_and_into_every_segment() -> None:
+    gap = Segment(
+        token_ids=np.array([5, 6, 7, 8, 9], np.int32),
+        action_mask=np.array([False, True, False, False, True]),
+        rollout_logprobs=np.array([-1.0, -2.0], np.float32),
+        stretches=(Stretch(num_tokens=2, policy_version=0),),
+    )
+    tokens = _tokens(TrajectoryTokens(segments=(gap, segment((1,), (2,)))), single_turn((3,), (4, 4)))
+    part = micro_batch(tokens, [0, 1])
+    assert_close(part.token_ids_RS, tensor([[5, 6, 7, 8, 9], [1, 2, 0, 0, 0], [3, 4, 4, 0, 0]]))
+    assert_close(part.mask_BT, tensor([[True, True, True], [True, True, False]]))
+    assert_close(part.row_N, tensor([0, 0, 0, 1, 1]))
+    assert_close(part.column_N, tensor([0, 1, 2, 0, 1]))
+    assert_close(part.segment_N, tensor([0, 0, 1, 2, 2]))
+    assert_close(part.position_N, tensor([0, 3, 0, 0, 1]))
+    assert_close(part.target_N, tensor([6, 9, 2, 4, 4]))
+    assert_close(part.last_segment_B, tensor([1, 2]))
+    assert_close(part.last_position_B, tensor([1, 2]))
+
+
+def test_a_rank_fetches_the_groups_that_it_computes_with_once() -> None:
+    fetched: list[int] = []
+
+    class Counted(Kept[tuple[TrajectoryTokens, ...]]):
+        def fetch(self) -> tuple[TrajectoryTokens, ...]:
+            fetched.append(id(self))
+            return self.value
+
+    groups = [Counted((single_turn((number,), (number,)),) * 2) for number in range(1, 4)]
+    rows = TokenRows([(group, index) for group in groups for index in range(2)])
+    assert [each.segments[0].token_ids[0] for each in rows.of([4, 0, 1])] == [3, 1, 1]
+    assert rows.of([0, 5])[1] is groups[2].value[1]
+    assert fetched == [id(groups[2]), id(groups[0])]
 
 
 def test_collate_keeps_scores_and_cuts(scored_batch: Callable[..., ScoredBatch]) -> None:
@@ -63,9 +110,10 @@ def test_an_empty_batch_is_refused() -> None:
 
 
 def test_micro_batches_hold_every_row_once_within_the_budget() -> None:
-    lengths = [3, 9, 1, 4, 4, 2]
+    lengths = [(3,), (9,), (1,), (4,), (4,), (2,)]
     packs = list(micro_batches([0, 1, 3, 4, 5], lengths, max_tokens=8))
     assert packs == [[5, 0], [3, 4], [1]]  # 2 x 3, 2 x 4, and a row above the budget by itself
+    assert list(micro_batches([0, 1, 2], [(2, 2), (2,), (3,)], max_tokens=8)) == [[0, 1], [2]]  # 3 x 2; 4 x 3 would be too many
 
 
 def test_shards_are_disjoint_complete_and_even() -> None:
@@ -77,7 +125,7 @@ def _with_rewards(batch: ScoredBatch, reward_of: Callable[[bool], Reward]) -> Sc
     """`reward_of` takes whether a completion was cut."""
 
     def rewarded(scored: ScoredGroup) -> ScoredGroup:
-        was_cut = [trajectory.completion.finish_reason == "length" for trajectory in scored.trajectories]
+        was_cut = [sample.finish_reason == "length" for sample in scored.samples]
         return replace(scored, rewards=tuple(reward_of(cut) for cut in was_cut))
 
     return replace(batch, groups=tuple(rewarded(scored) for scored in batch.groups))

@@ -10,7 +10,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from cluster.types import ScoredBatch, ScoredGroup
+from cluster.types import ScoredBatch, ScoredGroup, sample_of
 from learners.algorithms.advantages.dr_grpo import dr_grpo
 from learners.algorithms.advantages.gae import gae
 from learners.algorithms.advantages.grpo import grpo
@@ -21,6 +21,7 @@ from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.presets import PRESETS
+from tests.records import Kept, single_turn
 
 NAN = float("nan")
 END_FIRST_AND_NOTHING = tensor([[True, False], [False, False]])  # one completion of one token; one row that is left out
@@ -79,15 +80,9 @@ def _ends_first(batch: ScoredBatch) -> ScoredBatch:
     """The same scores, each completion cut to its first token, which ends it."""
 
     def cut(scored: ScoredGroup) -> ScoredGroup:
-        trajectories = tuple(
-            replace(
-                trajectory,
-                completion=replace(
-                    trajectory.completion, token_ids=(0,), rollout_logprobs=(-5.5,), text="", finish_reason="stop"
-                ),
-            )
-            for trajectory in scored.trajectories
-        )
-        return replace(scored, group=replace(scored.group, trajectories=trajectories))
+        prompts = [tokens.segments[0].token_ids[~tokens.segments[0].action_mask] for tokens in scored.group.tokens.fetch()]
+        ended = tuple(single_turn(prompt.tolist(), (0,), logprobs=(-5.5,)) for prompt in prompts)
+        samples = tuple(sample_of(old.sample_index, new, "stop") for old, new in zip(scored.group.samples, ended, strict=True))
+        return replace(scored, group=replace(scored.group, samples=samples, tokens=Kept(ended)))
 
     return replace(batch, groups=tuple(cut(scored) for scored in batch.groups))

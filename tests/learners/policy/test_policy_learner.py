@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import ConfigError, DataError
 from cluster.storage.serving_contract import ContractText, check_files, read_contract
-from cluster.types import ScoredBatch, StepScore, Trajectory
+from cluster.types import Sample, ScoredBatch, StepScore, TrajectoryGroup
 from learners.policy.batch import PreparedBatch
 from learners.policy.learner import PolicyLearner
 from learners.policy.preparation import prepare
@@ -38,8 +38,12 @@ def _weights(learner: PolicyLearner, directory: Path) -> dict[str, Tensor]:
     return load_file(learner.publish(directory, "float32").path)
 
 
-def _trajectories(batch: ScoredBatch) -> list[Trajectory]:
-    return [trajectory for scored in batch.groups for trajectory in scored.trajectories]
+def _samples(batch: ScoredBatch) -> list[Sample]:
+    return [sample for scored in batch.groups for sample in scored.samples]
+
+
+def _groups(batch: ScoredBatch) -> list[TrajectoryGroup]:
+    return [scored.group for scored in batch.groups]
 
 
 def test_frozen_layers_keep_their_weights_and_the_rest_learns(
@@ -63,15 +67,16 @@ def test_the_version_counts_optimizer_steps(tiny_model: str, ppo_config: ConfigB
 def test_logprobs_are_those_of_the_whole_model_at_the_temperature(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder
 ) -> None:
-    trajectories = _trajectories(scored_batch())
-    logprobs = _learner(tiny_model, ppo_config(micro_batch_tokens=20), temperature=0.7).completion_logprobs(trajectories)
+    groups = _groups(scored_batch())
+    logprobs = _learner(tiny_model, ppo_config(micro_batch_tokens=20), temperature=0.7).completion_logprobs(groups)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    for trajectory, own in zip(trajectories, logprobs, strict=True):
-        prompt, completion = trajectory.prompt.token_ids, trajectory.completion.token_ids
+    segments = [segment for group in groups for tokens in group.tokens.fetch() for segment in tokens.segments]
+    for segment, own in zip(segments, logprobs, strict=True):
+        token_ids = torch.tensor(segment.token_ids, dtype=torch.int64)
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
-        expected = torch.log_softmax(logits / 0.7, -1).gather(1, torch.tensor(completion)[:, None]).squeeze(1)
-        assert_close(torch.tensor(own), expected, atol=1e-5, rtol=1e-5)
+            logits = model(token_ids[None]).logits[0]
+        expected = torch.log_softmax(logits[:-1] / 0.7, -1).gather(1, token_ids[1:, None]).squeeze(1)
+        assert_close(torch.tensor(own), expected[segment.action_mask[1:].copy()], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.numeric
@@ -82,7 +87,7 @@ def test_the_start_is_its_own_reference(
     config = ppo_config()
     workers = config.workers.model_copy(update={"compute_dtype": compute_dtype})
     learner = _learner(tiny_model, config.model_copy(update={"workers": workers}))
-    assert learner.start_kl(_trajectories(scored_batch())) == (0.0,) * 8
+    assert learner.start_kl(scored_batch().groups) == (0.0,) * 8
     first, second = (learner.update(scored_batch(step=step)).metrics for step in range(2))
     assert first["policy/ref_kl_nats_per_completion"] == 0
     assert second["policy/ref_kl_nats_per_completion"] != 0
@@ -95,7 +100,7 @@ def test_rewarded_tokens_become_likelier(tiny_model: str, ppo_config: ConfigBuil
     before: list[float] = []
     after: list[float] = []
     for record in (before, after):
-        record += [sum(logprobs) / len(logprobs) for logprobs in learner.completion_logprobs(_trajectories(batch))]
+        record += [sum(logprobs) / len(logprobs) for logprobs in learner.completion_logprobs(_groups(batch))]
         learner.update(batch)
     gains = [b - a for a, b in zip(before, after, strict=True)]
     assert min(gains[:4]) > 0 > max(gains[4:])
@@ -138,8 +143,8 @@ def test_a_cut_completion_gets_its_configured_score(
     )
     batch = scored_batch(scores=[2.0] * 8)
     metrics = _learner(tiny_model, config).update(batch).metrics
-    cut = [trajectory.completion.finish_reason == "length" for trajectory in _trajectories(batch)]
-    lengths = [len(trajectory.completion.token_ids) for trajectory in _trajectories(batch)]
+    cut = [sample.finish_reason == "length" for sample in _samples(batch)]
+    lengths = [sample.num_tokens for sample in _samples(batch)]
     # Values are 0, so with lambda = gamma = 1 each token's return is its completion's score; value loss: mean square / 2.
     squares = sum(length * (score_mean_of_cut if was_cut else 2.0) ** 2 for length, was_cut in zip(lengths, cut, strict=True))
     assert metrics["value/loss"] == pytest.approx(squares / sum(lengths) / 2)
@@ -176,7 +181,7 @@ def test_a_critic_in_the_unit_of_the_returns_has_its_loss_in_their_variances(
         )
         losses[whiten] = _learner(tiny_model, config).update(batch).metrics["value/loss"]
     # Every token's return is its completion's score, and the value is 0 in either unit.
-    returns = [score for score, each in zip(scores, _trajectories(batch), strict=True) for _ in each.completion.token_ids]
+    returns = [score for score, each in zip(scores, _samples(batch), strict=True) for _ in range(each.num_tokens)]
     mean = sum(returns) / len(returns)
     variance = sum((value - mean) ** 2 for value in returns) / len(returns)
     assert losses[False] == pytest.approx(sum(value**2 for value in returns) / len(returns) / 2, rel=1e-4)
@@ -264,18 +269,18 @@ def test_the_reference_follows_every_n_steps_and_evaluations_still_measure_from_
 ) -> None:
     config = ppo_config(kl={"refresh_reference_steps": 2}, num_frozen_layers=1)
     learner = _learner(tiny_model, config)
-    trajectories = _trajectories(scored_batch())
-    before = learner.completion_logprobs(trajectories)
+    batch = scored_batch()
+    before = learner.completion_logprobs(_groups(batch))
     metrics = [learner.update(scored_batch(step=step)).metrics for step in range(4)]
     at_reference = [step["policy/ref_kl_nats_per_completion"] == 0 for step in metrics]
     assert at_reference == [True, False, True, False]  # the KL that trains is to the copy of two steps ago at most
-    after = learner.completion_logprobs(trajectories)
+    after = learner.completion_logprobs(_groups(batch))
     moved = [sum(late) - sum(early) for early, late in zip(before, after, strict=True)]
     assert any(distance != 0 for distance in moved)
-    assert learner.start_kl(trajectories) == pytest.approx(moved, abs=1e-5)
+    assert learner.start_kl(batch.groups) == pytest.approx(moved, abs=1e-5)
     resumed = _learner(tiny_model, config)
     resumed.restore(learner.snapshot())
-    assert resumed.start_kl(trajectories) == learner.start_kl(trajectories)
+    assert resumed.start_kl(batch.groups) == learner.start_kl(batch.groups)
 
 
 def test_the_kl_coefficient_follows_the_kl_of_the_batch_before(
@@ -319,10 +324,10 @@ def test_every_preset_makes_rewarded_completions_likelier(
 ) -> None:
     learner = _learner(tiny_model, ppo_config(algorithm=algorithm, minibatch_size=8, learning_rate=1e-3, num_steps=9))
     batch = scored_batch(scores=[4.0, -4.0] * 4, group_size=2)
-    before = [sum(logprobs) for logprobs in learner.completion_logprobs(_trajectories(batch))]
+    before = [sum(logprobs) for logprobs in learner.completion_logprobs(_groups(batch))]
     for _ in range(4):
         learner.update(batch)
-    after = [sum(logprobs) for logprobs in learner.completion_logprobs(_trajectories(batch))]
+    after = [sum(logprobs) for logprobs in learner.completion_logprobs(_groups(batch))]
     gains = [b - a for a, b in zip(before, after, strict=True)]
     assert sum(gains[0::2]) > 0 > sum(gains[1::2])
 

@@ -8,7 +8,7 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 
 from learners.algorithms.reward_shaping import RunningMoments
-from learners.network.micro_batch import TokenBatch
+from learners.network.micro_batch import TokenBatch, TokenRows
 from learners.policy.batch import TrainingBatch
 from learners.policy.preparation import FrozenPass, judged_totals, prepare, shaped_scores, shaped_step_scores
 from learners.policy.state import LearnerState
@@ -21,14 +21,7 @@ GROUPS = tensor([0, 0, 1, 1])
 
 
 def _batch(**fields: Tensor) -> TrainingBatch:
-    lengths = MASK.sum(1)
-    tokens = TokenBatch(
-        token_ids_BS=torch.ones(4, 3, dtype=torch.long),
-        prompt_lengths_B=torch.ones(4, dtype=torch.long),
-        lengths_B=lengths + 1,
-        mask_BT=MASK,
-        rollout_logprobs_BT=torch.where(MASK, -1.0, 0.0),
-    )
+    tokens = TokenBatch(rows=TokenRows([]), segment_lengths=((3,), (2,), (2,), (3,)), mask_BT=MASK)
     values = {
         "scores_B": SCORES,
         "step_scores_BT": torch.zeros(4, 2),
@@ -42,6 +35,7 @@ def _batch(**fields: Tensor) -> TrainingBatch:
 def _frozen(*, kl_per_token: float = 0.0) -> FrozenPass:
     logprobs = torch.where(MASK, -1.0, 0.0)
     return FrozenPass(
+        rollout_logprobs_BT=logprobs,
         old_logprobs_BT=logprobs,
         ref_logprobs_BT=torch.where(MASK, -1.0 - kl_per_token, 0.0),
         values_BT=torch.zeros(4, 2),
@@ -160,9 +154,8 @@ def test_whitened_rewards_keep_their_mean() -> None:
 def test_the_old_policy_may_be_the_one_that_sampled() -> None:
     config = _config(mismatch={"old_logprobs": "rollout", "correction": "none"})
     frozen = _frozen()
-    batch = _batch()
-    prepared = prepare(batch, frozen, config, LearnerState(kl_coef=0.0), max_completion_tokens=2)
-    assert prepared.old_logprobs_BT is batch.tokens.rollout_logprobs_BT
+    prepared = prepare(_batch(), frozen, config, LearnerState(kl_coef=0.0), max_completion_tokens=2)
+    assert prepared.old_logprobs_BT is frozen.rollout_logprobs_BT
     assert (prepared.importance_weights_BT == 1).all()
 
 
@@ -171,6 +164,7 @@ def test_decoupled_ppo_compares_with_the_learner_and_weighs_by_the_engine() -> N
     frozen = _frozen()
     old = torch.where(MASK, -0.5, 0.0)
     frozen = FrozenPass(
+        rollout_logprobs_BT=frozen.rollout_logprobs_BT,
         old_logprobs_BT=old,
         ref_logprobs_BT=old,
         values_BT=frozen.values_BT,

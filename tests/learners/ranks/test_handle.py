@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from cluster.errors import ActorLostError, DataError, LearnerRestartedError, RaywardError
-from cluster.types import ScoredBatch, UpdateResult, WeightFile
+from cluster.types import FloatArray, ScoredBatch, UpdateResult, WeightFile
 from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.start import StartingPoint
 from learners.ranks.mailbox import CheckpointPlan
@@ -45,7 +45,7 @@ class WholeRun:
     """What one group was asked in turn. Several tests look at it, because each group starts for ten seconds."""
 
     updates: list[UpdateResult]
-    logprobs: tuple[tuple[float, ...], ...]
+    logprobs: tuple[FloatArray, ...]
     kl: tuple[float, ...]
     policy_version: int
     weights: dict[str, Tensor]
@@ -65,8 +65,8 @@ def _config(ppo_config: ConfigBuilder, num_workers: int) -> PolicyLearnerConfig:
 
 def _whole_run(learner: PolicyLearnerHandle, batches: list[ScoredBatch], folder: Path) -> WholeRun:
     updates = [learner.submit(batch) for batch in batches]
-    trajectories = [scored.group.trajectories[0] for scored in batches[0].groups]
-    logprobs, kl = learner.completion_logprobs(trajectories), learner.start_kl(trajectories)
+    groups = batches[0].groups
+    logprobs, kl = learner.completion_logprobs([scored.group for scored in groups]), learner.start_kl(groups)
     assert learner.export(folder / "policy", ()) == ""
     assert (folder / "policy" / "config.json").is_file()
     published = _published(learner)

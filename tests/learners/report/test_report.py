@@ -11,9 +11,10 @@ import yaml
 
 from cluster.errors import DataError
 from cluster.storage.ledger import TrajectoryLedger
-from cluster.types import Completion, Message, Prompt, Reward, ScoredGroup, Task, Trajectory, TrajectoryGroup
+from cluster.types import Message, Prompt, Reward, ScoredGroup, Task
 from learners.report.data import load_report_data
 from learners.report.page import ReportInTheMaking, draw_figures, write_report
+from tests.records import completion, group_of
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NUM_STEPS = 12
@@ -113,11 +114,8 @@ def _write_ledger(directory: Path, rng: random.Random) -> None:
 
 def _scored_group(task_id: str, num_tokens: int) -> ScoredGroup:
     task = Task(task_id=task_id, messages=(Message(role="user", content="The film"),))
-    completion = Completion(
-        token_ids=(1,) * num_tokens, rollout_logprobs=(-1.0,) * num_tokens, text="is fine", finish_reason="stop", policy_version=0
-    )
-    trajectory = Trajectory(prompt=Prompt(task=task, text="The film", token_ids=(1, 2)), sample_index=0, completion=completion)
-    group = TrajectoryGroup(prompt=trajectory.prompt, trajectories=(trajectory,))
+    prompt = Prompt(task=task, text="The film", token_ids=(1, 2))
+    group = group_of(prompt, {0: completion(*[1] * num_tokens, text="is fine")})
     return ScoredGroup(group=group, rewards=(Reward(total=0.5, breakdown={"rm": 0.5}),))
 
 

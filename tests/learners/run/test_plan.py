@@ -334,12 +334,12 @@ def test_a_learner_holds_the_bytes_that_were_estimated(
     learner = PolicyLearner(
         StartingPoint(model_path=folder, temperature=1.0, max_completion_tokens=4, samples_per_prompt=1, seed=0), config
     )
-    trajectories = [trajectory for scored in scored_batch(3).groups for trajectory in scored.trajectories]
-    num_tokens = sum(len(each.prompt.token_ids) + len(each.completion.token_ids) for each in trajectories)
+    groups = scored_batch(3).groups
+    num_tokens = sum(sum(sample.segment_lengths) for scored in groups for sample in scored.samples)
     parts = policy_learner_memory(local_model_shape(folder), None, config, batch_tokens=num_tokens).parts
     assert parts is not None
-    learner.start_kl(trajectories)
-    kept = learner._frozen_states._kept.values()
+    learner.start_kl(groups)
+    kept = [states_SD for of_row in learner._frozen_states._kept.values() for states_SD in of_row]
     assert parts["kept_states"] == sum(states.numel() * states.element_size() for states in kept)
     trained = sum(parameter.numel() for parameter in learner._optimizer.parameters.values())
     assert parts["policy"] == _bytes_of(learner._network.policy) + 12 * trained

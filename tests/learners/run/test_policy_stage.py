@@ -17,7 +17,7 @@ from cluster.storage.metrics import MetricsLog
 from cluster.storage.run_directory import RunDirectory, read_summary
 from cluster.storage.serving_contract import ContractText
 from cluster.types import (
-    Completion,
+    FloatArray,
     Message,
     Prompt,
     PublishedWeights,
@@ -27,7 +27,6 @@ from cluster.types import (
     ScoredGroup,
     SentWeights,
     Task,
-    Trajectory,
     TrajectoryGroup,
     UpdateResult,
 )
@@ -37,6 +36,7 @@ from learners.run.policy_stage import POLICY_STAGES, align_policy
 from learners.run.prompt_loading import RunPrompts
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig, load_run_config
+from tests.records import completion, group_of
 
 CONFIG = Path(policy_stage.__file__).parents[2] / "configs" / "train" / "tiny.yaml"
 OVERRIDES = ["learner.num_steps=2", "learner.prompts_per_step=2", "learner.minibatch_size=4", "evaluation.every_num_steps=1"]
@@ -63,11 +63,7 @@ class Rollouts:
 
     def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
         for prompt in prompts:
-            completion = Completion(
-                token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=self.version
-            )
-            trajectory = Trajectory(prompt=prompt, sample_index=0, completion=completion)
-            yield TrajectoryGroup(prompt=prompt, trajectories=(trajectory,))
+            yield group_of(prompt, {0: completion(1, text="x")}, policy_version=self.version)
 
 
 class Scorers:
@@ -97,13 +93,13 @@ class Learner:
         self._count("wait_until_ready")
         return self._num_done
 
-    def completion_logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
+    def completion_logprobs(self, groups: Sequence[TrajectoryGroup]) -> tuple[FloatArray, ...]:
         self._count("completion_logprobs")
-        return ((-1.0,),) * len(trajectories)
+        return tuple(tokens.rollout_logprobs for group in groups for tokens in group.tokens.fetch())
 
-    def start_kl(self, trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
+    def start_kl(self, groups: Sequence[ScoredGroup]) -> tuple[float, ...]:
         self._count("start_kl")
-        return (0.0,) * len(trajectories)
+        return (0.0,) * sum(len(scored.samples) for scored in groups)
 
     def publish(self) -> PublishedWeights:
         return SentWeights(policy_version=self._num_done, checksum="0")

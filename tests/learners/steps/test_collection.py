@@ -5,19 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.storage.ledger import TrajectoryLedger
+from cluster.storage.ledger_writer import LedgerWriter
 from cluster.types import (
-    Completion,
     Message,
     Prompt,
     Reward,
     SamplingParameters,
     ScoredGroup,
     Task,
-    Trajectory,
     TrajectoryGroup,
 )
 from learners.steps.collection import Collected, DynamicSampling, GreedyBaseline, has_contrast
 from learners.steps.prompt_schedule import PromptSchedule
+from tests.records import completion, group_of
 
 
 def _prompt(index: int) -> Prompt:
@@ -42,14 +42,14 @@ class RecordingCollector:
 
     def group(self, prompt: Prompt) -> ScoredGroup:
         second = float(prompt.task.task_id in self._useful)
-        completion = Completion(token_ids=(1,), rollout_logprobs=(-1.0,), text="x", finish_reason="stop", policy_version=0)
         return ScoredGroup(
-            group=TrajectoryGroup(
-                prompt=prompt,
-                trajectories=tuple(Trajectory(prompt=prompt, sample_index=index, completion=completion) for index in range(2)),
-            ),
+            group=group_of(prompt, {index: completion(1, text="x") for index in range(2)}),
             rewards=tuple(Reward(total=score, breakdown={}) for score in (0.0, second)),
         )
+
+
+def _ledger(folder: Path) -> LedgerWriter:
+    return LedgerWriter(TrajectoryLedger(folder))
 
 
 def _schedule() -> PromptSchedule:
@@ -57,18 +57,18 @@ def _schedule() -> PromptSchedule:
 
 
 def _ids(collected: Collected) -> list[str]:
-    return [scored.group.prompt.task.task_id for scored in collected.groups]
+    return [scored.group.task_id for scored in collected.groups]
 
 
 def test_groups_without_contrast_are_replaced_by_other_prompts(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[0, 1, *range(4, 12)])
-    collected = DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=3).collect(0, PROMPTS[:4])
+    collected = DynamicSampling(inner, _schedule(), _ledger(tmp_path), max_rounds=3).collect(0, PROMPTS[:4])
     assert len(collected.groups) == 4
     assert all(has_contrast(scored) for scored in collected.groups)
     # Tasks 2 and 3 are replaced. Half of the prompts were useful, so four should bring two groups; two are then too many.
     assert [len(asked) for asked in inner.asked] == [4, 4]
     assert _ids(collected) == ["task-0", "task-1", *inner.asked[1][:2]]
-    assert [each.group.prompt.task.task_id for each in collected.left_out] == [*inner.asked[1][2:], "task-2", "task-3"]
+    assert [each.group.task_id for each in collected.left_out] == [*inner.asked[1][2:], "task-2", "task-3"]
     assert collected.metrics == {
         "rounds": 1.0,
         "buffer/prompts_asked_ahead": 0.0,
@@ -80,33 +80,34 @@ def test_groups_without_contrast_are_replaced_by_other_prompts(tmp_path: Path) -
 
 def test_one_round_asks_for_what_is_missing_at_the_share_that_was_useful(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[0, 1, 2, *range(4, 12, 2)])
-    collected = DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=3).collect(0, PROMPTS[:4])
+    collected = DynamicSampling(inner, _schedule(), _ledger(tmp_path), max_rounds=3).collect(0, PROMPTS[:4])
     assert [len(asked) for asked in inner.asked][:2] == [4, 2]  # 1 missing at 3 of 4
     assert all(has_contrast(scored) for scored in collected.groups)
     hopeless = RecordingCollector(useful=[])
-    DynamicSampling(hopeless, _schedule(), TrajectoryLedger(tmp_path), max_rounds=2).collect(0, PROMPTS[:4])
+    DynamicSampling(hopeless, _schedule(), _ledger(tmp_path), max_rounds=2).collect(0, PROMPTS[:4])
     assert [len(asked) for asked in hopeless.asked] == [4, 4, 4]  # a step's worth at most
 
 
 def _steps(folder: Path, inner: RecordingCollector, steps: range, *, max_rounds: int = 2) -> list[Collected]:
     """So many steps of a run whose ledger lies in `folder`, with a sampler of their own, as after a resume."""
-    ledger = TrajectoryLedger(folder)
+    ledger = _ledger(folder)
     sampling = DynamicSampling(inner, _schedule(), ledger, max_rounds=max_rounds)
     found = []
     for step in steps:
         found.append(sampling.collect(step, _schedule().prompts_of(step)))
-        ledger.record(step, found[-1].groups, found[-1].left_out)
+        ledger.begin(step, found[-1].groups, found[-1].left_out)
+    ledger.finish()
     return found
 
 
 def test_further_prompts_are_asked_ahead_at_the_share_that_was_useful_in_the_steps_before(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[0, 2, 4, *range(5, 12)])
     TrajectoryLedger(tmp_path).record(0, [inner.group(prompt) for prompt in PROMPTS[:5]])  # three useful of five
-    collected = DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=1).collect(1, PROMPTS[:4])
+    collected = DynamicSampling(inner, _schedule(), _ledger(tmp_path), max_rounds=1).collect(1, PROMPTS[:4])
     assert [len(asked) for asked in inner.asked] == [7]  # 4 x 5 / 3
     assert collected.metrics["buffer/prompts_asked_ahead"] == 3
     assert _ids(collected) == ["task-0", "task-2", *inner.asked[0][4:6]]
-    assert [each.group.prompt.task.task_id for each in collected.left_out] == [inner.asked[0][6], "task-1", "task-3"]
+    assert [each.group.task_id for each in collected.left_out] == [inner.asked[0][6], "task-1", "task-3"]
 
 
 def test_engines_run_empty_less_often_where_the_steps_before_are_known(tmp_path: Path) -> None:
@@ -141,26 +142,26 @@ def test_greedy_completions_and_those_without_a_score_are_no_contrast(tmp_path: 
     flat = [replace(inner.group(prompt), greedy=_other_score(inner.group(prompt))) for prompt in PROMPTS[:4]]
     broken = [replace(each, rewards=each.rewards[:1], problems={1: "the judge fell asleep"}) for each in flat[2:]]
     TrajectoryLedger(tmp_path).record(0, [*flat[:2], *broken])
-    DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=1).collect(1, PROMPTS[:4])
+    DynamicSampling(inner, _schedule(), _ledger(tmp_path), max_rounds=1).collect(1, PROMPTS[:4])
     assert len(inner.asked[0]) == 8
 
 
 def _other_score(scored: ScoredGroup) -> ScoredGroup:
     """Of one completion."""
-    group = replace(scored.group, trajectories=scored.group.trajectories[:1])
-    return ScoredGroup(group=group, rewards=(Reward(total=9.0, breakdown={}),))
+    prompt = scored.group.texts.fetch().prompt
+    return ScoredGroup(group=group_of(prompt, {0: completion(1, text="x")}), rewards=(Reward(total=9.0, breakdown={}),))
 
 
 def test_no_prompt_is_asked_twice_in_a_step(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[5])
-    DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=9).collect(0, PROMPTS[:4])
+    DynamicSampling(inner, _schedule(), _ledger(tmp_path), max_rounds=9).collect(0, PROMPTS[:4])
     asked = [task_id for round_ids in inner.asked for task_id in round_ids]
     assert len(set(asked)) == len(asked)
 
 
 def test_the_search_is_bounded_and_fills_up_in_the_order_asked(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[2])
-    collected = DynamicSampling(inner, _schedule(), TrajectoryLedger(tmp_path), max_rounds=1).collect(0, PROMPTS[:4])
+    collected = DynamicSampling(inner, _schedule(), _ledger(tmp_path), max_rounds=1).collect(0, PROMPTS[:4])
     assert len(inner.asked) == 2
     assert _ids(collected)[0] == "task-2"
     assert _ids(collected)[1:] == ["task-0", "task-1", "task-3"]
@@ -170,9 +171,9 @@ def test_the_search_is_bounded_and_fills_up_in_the_order_asked(tmp_path: Path) -
 
 def test_a_task_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[])
-    DynamicSampling(
-        inner, PromptSchedule(PROMPTS[:5], prompts_per_step=4, seed=0), TrajectoryLedger(tmp_path), max_rounds=9
-    ).collect(0, PROMPTS[:4])
+    DynamicSampling(inner, PromptSchedule(PROMPTS[:5], prompts_per_step=4, seed=0), _ledger(tmp_path), max_rounds=9).collect(
+        0, PROMPTS[:4]
+    )
     assert [len(asked) for asked in inner.asked] == [4, 1]
 
 
@@ -193,9 +194,13 @@ def test_the_greedy_score_of_a_prompt_is_the_baseline_of_its_group() -> None:
     assert _ids(collected) == ["task-0", "task-1"]  # though the last one finished first
     assert [scored.greedy_score for scored in collected.groups] == [10.0, 11.0]
     assert [[reward.total for reward in scored.rewards] for scored in collected.groups] == [[0.0], [1.0]]  # untouched
-    assert [scored.group.prompt.task.task_id for scored in collected.left_out] == ["task-2"]  # no score for its baseline
+    assert [scored.group.task_id for scored in collected.left_out] == ["task-2"]  # no score for its baseline
     every = [*collected.groups, *collected.left_out]
-    assert [scored.greedy and scored.greedy.group.trajectories[0].completion.text for scored in every] == ["10", "11", "12"]
+    assert [scored.greedy and _text(scored.greedy) for scored in every] == ["10", "11", "12"]
+
+
+def _text(scored: ScoredGroup) -> str:
+    return scored.group.texts.fetch().trajectories[0].completion.text
 
 
 class RecordingRollouts:
@@ -210,12 +215,8 @@ class RecordingRollouts:
         self.waves.append([(prompt.task.task_id, sampling) for prompt, sampling in requests])
         for prompt, sampling in reversed(requests):
             number = int(prompt.task.task_id.split("-")[1]) + 10 * (sampling.temperature == 0)
-            completion = Completion(
-                token_ids=(1,), rollout_logprobs=(-1.0,), text=str(number), finish_reason="stop", policy_version=0
-            )
             yield None  # it takes a while
-            trajectory = Trajectory(prompt=prompt, sample_index=0, completion=completion)
-            yield sampling, TrajectoryGroup(prompt=prompt, trajectories=(trajectory,))
+            yield sampling, group_of(prompt, {0: completion(1, text=str(number))})
 
 
 class ScoringByText:
@@ -225,7 +226,7 @@ class ScoringByText:
         for group in groups:
             if group is None:
                 continue
-            score = float(group.trajectories[0].completion.text)
+            score = float(group.texts.fetch().trajectories[0].completion.text)
             if score == 12:
                 yield ScoredGroup(group=group, rewards=(), problems={0: "the judge fell asleep"})
             else:

@@ -11,6 +11,7 @@ import pytest
 from cluster.errors import LearnerRestartedError, RaywardError
 from cluster.processes.interrupts import Interrupts
 from cluster.storage.ledger import TrajectoryLedger, read_ledger
+from cluster.storage.ledger_writer import LedgerWriter
 from cluster.storage.metrics import MetricsLog
 from cluster.types import (
     Completion,
@@ -24,13 +25,13 @@ from cluster.types import (
     ScoredGroup,
     SentWeights,
     Task,
-    Trajectory,
     TrajectoryGroup,
     UpdateResult,
 )
 from learners.steps.collection import DynamicSampling, GreedyBaseline, PlainCollector
 from learners.steps.driver import Driver, Records
 from learners.steps.prompt_schedule import PromptSchedule
+from tests.records import completion, group_of
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=4, samples_per_prompt=2, seed=5)
 
@@ -62,9 +63,10 @@ class RecordingRollouts:
         self.samplings.append(sampling)
         for each in reversed(prompts) if self._last_first else prompts:
             task, samples = int(each.task.task_id.split("-")[1]), range(sampling.samples_per_prompt)
-            yield TrajectoryGroup(
-                prompt=each,
-                trajectories=tuple(self._trajectory(each, index) for index in samples if (task, index) not in self._failed),
+            yield group_of(
+                each,
+                {index: self._completion(each, index) for index in samples if (task, index) not in self._failed},
+                policy_version=self.version,
                 failures={index: "its request failed" for index in samples if (task, index) in self._failed},
             )
 
@@ -72,15 +74,8 @@ class RecordingRollouts:
         self.version = weights.policy_version
         self._calls.append(f"generators take version {weights.policy_version}")
 
-    def _trajectory(self, each: Prompt, index: int) -> Trajectory:
-        completion = Completion(
-            token_ids=(7, 8, 9),
-            rollout_logprobs=(-1.0, -1.0, -1.0),
-            text=f"{each.text} answer {index}",
-            finish_reason="length" if index else "stop",
-            policy_version=self.version,
-        )
-        return Trajectory(prompt=each, sample_index=index, completion=completion)
+    def _completion(self, each: Prompt, index: int) -> Completion:
+        return completion(7, 8, 9, text=f"{each.text} answer {index}", finish_reason="length" if index else "stop")
 
 
 class RecordingScoring:
@@ -92,8 +87,8 @@ class RecordingScoring:
     def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
         for group in groups:
             assert group is not None
-            task = int(group.prompt.task.task_id.split("-")[1])
-            scores = {each.sample_index: task + each.sample_index / 10 for each in group.trajectories}
+            task = int(group.task_id.split("-")[1])
+            scores = {each.sample_index: task + each.sample_index / 10 for each in group.samples}
             problems = {sample: "the judge fell asleep" for sample in scores if (task, sample) in self._unscored}
             rewards = (
                 Reward(total=score, breakdown={"length": score}) for sample, score in scores.items() if sample not in problems
@@ -189,7 +184,7 @@ class Loop:
         self.folder = folder
         self._log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard")
         schedule = PromptSchedule([prompt(index) for index in range(num_prompts)], prompts_per_step=3, seed=1)
-        ledger = TrajectoryLedger(folder / "trajectories")
+        ledger = LedgerWriter(TrajectoryLedger(folder / "trajectories"))
         plain = PlainCollector(self.rollouts, RecordingScoring(unscored), SAMPLING, min_rewards=min_rewards)
         self._driver = Driver(
             schedule=schedule,
@@ -305,7 +300,7 @@ def test_a_trajectory_without_a_score_is_left_out_and_written_down(tmp_path: Pat
     loop = Loop(tmp_path, unscored=[(0, 1)], num_prompts=3)
     ((_, metrics),) = loop.run(1)
     assert metrics["score/unscored_frac"] == pytest.approx(1 / 6)
-    trained = [each for group in loop.learner.batches[0].groups for each in group.trajectories]
+    trained = [each for group in loop.learner.batches[0].groups for each in group.samples]
     assert len(trained) == 5
     entries = {(entry.task_id, entry.sample_index): entry for entry in read_ledger(tmp_path / "trajectories")}
     missing = entries.pop(("task-0", 1))
@@ -317,16 +312,16 @@ def test_a_trajectory_without_a_score_is_left_out_and_written_down(tmp_path: Pat
 def test_a_group_with_too_few_scores_is_left_out_for_a_method_that_compares(tmp_path: Path) -> None:
     loop = Loop(tmp_path, unscored=[(0, 1)], num_prompts=3, min_rewards=2)
     loop.run(1)
-    assert {group.group.prompt.task.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
+    assert {group.group.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
     outcomes = {(entry.task_id, entry.sample_index): entry.outcome for entry in read_ledger(tmp_path / "trajectories")}
     assert (outcomes["task-0", 0], outcomes["task-0", 1], outcomes["task-1", 0]) == ("left_out", "unscored", "trained")
 
 
 def test_what_dynamic_sampling_does_not_choose_is_written_down_and_counted(tmp_path: Path) -> None:
-    flat = int(first_groups(tmp_path)[0].prompt.task.task_id.split("-")[1])
+    flat = int(first_groups(tmp_path)[0].task_id.split("-")[1])
     loop = Loop(tmp_path, unscored=[(flat, 1)], resamples=True)  # one score is no contrast: another prompt takes the place
     ((_, metrics),) = loop.run(1)
-    trained = {int(group.group.prompt.task.task_id.split("-")[1]) for group in loop.learner.batches[0].groups}
+    trained = {int(group.group.task_id.split("-")[1]) for group in loop.learner.batches[0].groups}
     assert len(trained) == 3
     assert flat not in trained
     outcomes = {(entry.task_id, entry.sample_index): entry.outcome for entry in read_ledger(tmp_path / "trajectories")}
@@ -353,8 +348,8 @@ def test_a_request_that_failed_costs_one_trajectory(tmp_path: Path) -> None:
     loop = Loop(tmp_path, failed=[(0, 1)], num_prompts=3)
     ((_, metrics),) = loop.run(1)
     assert (metrics["rollout/failed_frac"], metrics["score/unscored_frac"]) == (pytest.approx(1 / 6), 0)
-    groups = {group.group.prompt.task.task_id: group for group in loop.learner.batches[0].groups}
-    assert [len(groups[f"task-{task}"].trajectories) for task in range(3)] == [1, 2, 2]
+    groups = {group.group.task_id: group for group in loop.learner.batches[0].groups}
+    assert [len(groups[f"task-{task}"].samples) for task in range(3)] == [1, 2, 2]
     entries = {(entry.task_id, entry.sample_index): entry for entry in read_ledger(tmp_path / "trajectories")}
     missing = entries.pop(("task-0", 1))
     assert (missing.outcome, missing.problem) == ("failed", "its request failed")
@@ -385,7 +380,7 @@ def test_greedy_completions_are_written_down_and_counted(tmp_path: Path) -> None
 def test_a_method_that_compares_uses_what_is_left_of_a_group_if_that_is_two(tmp_path: Path) -> None:
     loop = Loop(tmp_path, failed=[(0, 1)], num_prompts=3, min_rewards=2)
     loop.run(1)
-    assert {group.group.prompt.task.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
+    assert {group.group.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
     outcomes = {(entry.task_id, entry.sample_index): entry.outcome for entry in read_ledger(tmp_path / "trajectories")}
     assert (outcomes["task-0", 0], outcomes["task-0", 1], outcomes["task-1", 0]) == ("left_out", "failed", "trained")
 
@@ -393,7 +388,7 @@ def test_a_method_that_compares_uses_what_is_left_of_a_group_if_that_is_two(tmp_
 def test_a_prompt_of_which_every_request_failed_costs_its_group(tmp_path: Path) -> None:
     loop = Loop(tmp_path, failed=[(0, 0), (0, 1)], num_prompts=3, max_unscored_frac=0.4)
     loop.run(1)
-    assert {group.group.prompt.task.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
+    assert {group.group.task_id for group in loop.learner.batches[0].groups} == {"task-1", "task-2"}
     assert loop.notes[0].endswith("first, task 'task-0', sample 0 and 1 more: its request failed")
 
 
@@ -443,8 +438,9 @@ def test_the_batch_does_not_depend_on_who_was_faster(tmp_path: Path) -> None:
     in_order.run(2)
     reversed_order.run(2)
     assert in_order.learner.batches == reversed_order.learner.batches
-    arrived = [group.group.prompt for group in in_order.learner.batches[0].groups]
-    assert arrived == PromptSchedule([prompt(index) for index in range(6)], prompts_per_step=3, seed=1).prompts_of(0)
+    arrived = [group.group.task_id for group in in_order.learner.batches[0].groups]
+    asked = PromptSchedule([prompt(index) for index in range(6)], prompts_per_step=3, seed=1).prompts_of(0)
+    assert arrived == [each.task.task_id for each in asked]
 
 
 def test_each_step_samples_with_a_seed_of_its_own(tmp_path: Path) -> None:
@@ -464,7 +460,7 @@ def test_a_step_reports_its_metrics(tmp_path: Path) -> None:
     assert metrics["policy/loss"] == 0.5
     assert metrics["rollout/truncated_frac"] == 0.5
     assert metrics["rollout/tokens_per_s"] == pytest.approx(3 * 2 * 3 / metrics["time/rollout_s"])
-    tasks = [int(group.prompt.task.task_id.split("-")[1]) for group in first_groups(tmp_path)]
+    tasks = [int(group.task_id.split("-")[1]) for group in first_groups(tmp_path)]
     assert metrics["score/length_mean"] == pytest.approx(sum(tasks) / len(tasks) + 0.05)  # sample indices 0 and 1 add 0 and 0.1
     assert {"time/learn_s", "time/publish_s"} <= metrics.keys()
 
@@ -479,7 +475,7 @@ def test_what_was_trained_on_is_written_down_once(tmp_path: Path) -> None:
     Loop(tmp_path).run(2)
     entries = list(read_ledger(tmp_path / "trajectories"))
     assert len({entry.key for entry in entries}) == len(entries) == 2 * 3 * 2
-    assert [entry.policy_version for entry in entries] == [0] * 6 + [2] * 6
+    assert [entry.stretches for entry in entries] == [[[3, 0]]] * 6 + [[[3, 2]]] * 6
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "stage" not in line] == [0, 1]
     assert all(line["policy/loss"] == 0.5 for line in lines if "stage" not in line)

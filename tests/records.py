@@ -1,0 +1,87 @@
+"""Records of trajectories for tests, from the few numbers that a test cares about."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeVar
+
+import numpy as np
+
+from cluster.types import (
+    Completion,
+    FinishReason,
+    GroupTexts,
+    Prompt,
+    Segment,
+    Stored,
+    Stretch,
+    Trajectory,
+    TrajectoryGroup,
+    TrajectoryTokens,
+    sample_of,
+)
+
+ValueT = TypeVar("ValueT", covariant=True)
+NO_FAILURES: Mapping[int, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Stored[ValueT]):
+    """A stored object that lies here."""
+
+    value: ValueT
+
+    def fetch(self) -> ValueT:
+        return self.value
+
+
+def completion(*token_ids: int, text: str = "text", finish_reason: FinishReason = "stop") -> Completion:
+    return Completion(token_ids=np.array(token_ids or (1,), np.int32), text=text, finish_reason=finish_reason)
+
+
+def segment(
+    prompt: Sequence[int], chosen: Sequence[int], *, logprobs: Sequence[float] | None = None, policy_version: int = 0
+) -> Segment:
+    """One turn: a prompt, and what the policy chose after it."""
+    return Segment(
+        token_ids=np.array([*prompt, *chosen], np.int32),
+        action_mask=np.array([False] * len(prompt) + [True] * len(chosen)),
+        rollout_logprobs=np.array([-1.0] * len(chosen) if logprobs is None else logprobs, np.float32),
+        stretches=(Stretch(num_tokens=len(chosen), policy_version=policy_version),),
+    )
+
+
+def single_turn(
+    prompt: Sequence[int], chosen: Sequence[int], *, logprobs: Sequence[float] | None = None, policy_version: int = 0
+) -> TrajectoryTokens:
+    return TrajectoryTokens(segments=(segment(prompt, chosen, logprobs=logprobs, policy_version=policy_version),))
+
+
+def group_of(
+    prompt: Prompt,
+    completions: Mapping[int, Completion],
+    *,
+    logprob: float = -1.0,
+    policy_version: int = 0,
+    failures: Mapping[int, str] = NO_FAILURES,
+    attempt: int = 1,
+) -> TrajectoryGroup:
+    """`completions`: by sample index; every token of theirs with the same log-probability."""
+    tokens = {
+        index: single_turn(
+            prompt.token_ids,
+            each.token_ids.tolist(),
+            logprobs=[logprob] * len(each.token_ids),
+            policy_version=policy_version,
+        )
+        for index, each in completions.items()
+    }
+    trajectories = [Trajectory(prompt=prompt, sample_index=index, completion=each) for index, each in completions.items()]
+    return TrajectoryGroup(
+        task_id=prompt.task.task_id,
+        samples=tuple(sample_of(index, tokens[index], each.finish_reason) for index, each in completions.items()),
+        texts=Kept(GroupTexts(prompt=prompt, trajectories=tuple(trajectories))),
+        tokens=Kept(tuple(tokens.values())),
+        failures=failures,
+        attempt=attempt,
+    )
