@@ -1,8 +1,8 @@
 """Processor time of the driver for each item that an actor pool hands out and takes back, by calls in flight and by actors.
 
-Run: python -m tests.benchmarks.dispatch [--without-ray] [--json], with nothing beside. In the first table calls never leave the
-process, so that all that is measured is the pool. In the second they go to Ray actors of this machine, and the time is that of
-all threads of the driver, Ray's included:
+Run: python -m tests.benchmarks.dispatch [--actors 4 16] [--without-ray] [--json], with nothing beside. In the first table calls
+never leave the process, so that all that is measured is the pool. In the second they go to Ray actors of this machine, and the
+time is that of all threads of the driver, Ray's included:
 
 - `pool`: actors answer at once, so the driver is never idle, and many calls have ended each time it asks.
 - `ray_alone`: the same without a pool. Calls go to all actors in turn and are fetched in order.
@@ -14,6 +14,7 @@ The ratio is that of many calls in flight to few, over the same actors: 1 where 
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import sys
@@ -102,62 +103,66 @@ def in_process(actors: Sequence[InProcessActor], num_in_flight: int) -> float:
 
 
 def over_ray(actors: Sequence[Any], num_in_flight: int) -> float:
-    """The pool with Ray below it."""
-    return _over_ray(actors, num_held=0, max_in_flight=num_in_flight // len(actors))
+    """The pool with Ray below it, from the first call to the last result."""
+    pool = ActorPool({str(index): actor for index, actor in enumerate(actors)})
+    num_items = num_in_flight + NUM_ITEMS
+    started_s = time.process_time()
+    results = pool.map_unordered(
+        lambda actor, number: actor.echo.remote(number), range(num_items), max_in_flight=num_in_flight // len(actors)
+    )
+    assert len(list(results)) == num_items
+    return 1e6 * (time.process_time() - started_s) / num_items
 
 
 def over_ray_held(actors: Sequence[Any], num_in_flight: int) -> float:
     """Beside calls that are held, with one more at each actor."""
-    return _over_ray(actors, num_held=num_in_flight, max_in_flight=num_in_flight // len(actors) + 1)
-
-
-def _over_ray(actors: Sequence[Any], *, num_held: int, max_in_flight: int) -> float:
     pool = ActorPool({str(index): actor for index, actor in enumerate(actors)})
     results = pool.map_unordered(
-        lambda actor, number: actor.echo.remote(number, is_held=number < num_held),
-        range(num_held + NUM_ITEMS + max_in_flight * len(actors)),
-        max_in_flight=max_in_flight,
+        lambda actor, number: actor.echo.remote(number, is_held=number < num_in_flight),
+        range(num_in_flight + NUM_ITEMS + len(actors)),
+        max_in_flight=num_in_flight // len(actors) + 1,
     )
-    next(results)
+    next(results)  # all that are held have begun
     started_s = time.process_time()
     assert len(list(islice(results, NUM_ITEMS))) == NUM_ITEMS
     seconds = time.process_time() - started_s
     ray.get([actor.let_go.remote() for actor in actors])
-    for _ in results:  # the last ones
+    for _ in results:
         pass
     return 1e6 * seconds / NUM_ITEMS
 
 
 def ray_alone(actors: Sequence[Any], num_in_flight: int) -> float:
-    """Calls in turn to all actors, fetched in order."""
-    refs = deque(actors[number % len(actors)].echo.remote(number) for number in range(num_in_flight))
+    """Calls in turn to all actors, fetched in order, from the first to the last."""
+    num_items = num_in_flight + NUM_ITEMS
+    refs: deque[Any] = deque()
     started_s = time.process_time()
-    for number in range(NUM_ITEMS):
-        ray.get(refs.popleft())
+    for number in range(num_items):
         refs.append(actors[number % len(actors)].echo.remote(number))
-    seconds = time.process_time() - started_s
-    ray.get(list(refs))
-    return 1e6 * seconds / NUM_ITEMS
+        if len(refs) == num_in_flight:
+            ray.get(refs.popleft())
+    for ref in refs:
+        ray.get(ref)
+    return 1e6 * (time.process_time() - started_s) / num_items
 
 
-def measured(measures: dict[str, Measure], actors: Sequence[Any]) -> list[dict[str, Any]]:
+def measured(measures: dict[str, Measure], actors: Sequence[Any], nums_actors: Sequence[int]) -> list[dict[str, Any]]:
     """Medians, a row for each number of actors and of calls in flight; the measures take turns."""
     rows = []
-    for num_actors in NUMS_ACTORS:
-        for num_in_flight in NUMS_IN_FLIGHT:
-            found: dict[str, list[float]] = {name: [] for name in measures}
-            for _ in range(NUM_REPEATS):
-                for name, measure in measures.items():
-                    found[name].append(measure(actors[:num_actors], num_in_flight))
-            medians = {name: round(statistics.median(values), 1) for name, values in found.items()}
-            rows.append({"actors": num_actors, "in_flight": num_in_flight, **medians})
+    for num_actors, num_in_flight in itertools.product(nums_actors, NUMS_IN_FLIGHT):
+        found: dict[str, list[float]] = {name: [] for name in measures}
+        for _ in range(NUM_REPEATS):
+            for name, measure in measures.items():
+                found[name].append(measure(actors[:num_actors], num_in_flight))
+        medians = {name: round(statistics.median(values), 1) for name, values in found.items()}
+        rows.append({"actors": num_actors, "in_flight": num_in_flight, **medians})
     return rows
 
 
 def ratios(rows: list[dict[str, Any]], name: str) -> dict[int, float]:
     """By number of actors: an item with the most calls in flight over one with the fewest."""
-    found = {(row["actors"], row["in_flight"]): row[name] for row in rows}
-    return {actors: round(found[actors, NUMS_IN_FLIGHT[-1]] / found[actors, NUMS_IN_FLIGHT[0]], 2) for actors in NUMS_ACTORS}
+    few, many = ({row["actors"]: row[name] for row in rows if row["in_flight"] == count} for count in NUMS_IN_FLIGHT[::2])
+    return {num_actors: round(many[num_actors] / few[num_actors], 2) for num_actors in few}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -171,18 +176,20 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--actors", type=int, nargs="+", default=NUMS_ACTORS)
     parser.add_argument("--without-ray", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     in_flight: deque[InProcessRef] = deque()
-    in_process_actors = [InProcessActor(in_flight) for _ in range(max(NUMS_ACTORS))]
-    tables = {"in_process": measured({"pool": in_process}, in_process_actors)}
+    in_process_actors = [InProcessActor(in_flight) for _ in range(max(arguments.actors))]
+    tables = {"in_process": measured({"pool": in_process}, in_process_actors, arguments.actors)}
     if not arguments.without_ray:
         with ray_session(num_cpus=2, include_dashboard=False):
             echo = ray.remote(num_cpus=0, max_concurrency=MAX_CONCURRENCY)(Echo)
-            actors = [echo.remote() for _ in range(max(NUMS_ACTORS))]
+            actors = [echo.remote() for _ in range(max(arguments.actors))]
             ray.get([actor.echo.remote(0) for actor in actors])
-            tables["over_ray"] = measured({"pool": over_ray, "ray_alone": ray_alone, "pool_held": over_ray_held}, actors)
+            measures: dict[str, Measure] = {"pool": over_ray, "ray_alone": ray_alone, "pool_held": over_ray_held}
+            tables["over_ray"] = measured(measures, actors, arguments.actors)
     if arguments.json:
         sys.stdout.write(json.dumps(tables) + "\n")
         return
