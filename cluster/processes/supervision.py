@@ -20,7 +20,7 @@ PROGRESS_GROUP = "progress"  # Ray's concurrency group in which an actor answers
 
 START_DEADLINE = "supervision.start_deadline_s"  # in words for people
 
-PROBES_PER_DEADLINE = 10  # progress is seen a tenth of a deadline late at most
+LOOKS_PER_DEADLINE = 10  # progress is seen a tenth of a deadline late at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +44,21 @@ class Supervision(Generic[ActorT]):
     note: Callable[[str], None]
     """One line to the people who watch."""
 
+    @property
+    def look_s(self) -> float:
+        """From one look at the actors that have work, and at those on their way, to the next."""
+        return min(self.deadline_s, self.start_deadline_s) / LOOKS_PER_DEADLINE
+
 
 class Pulse(Generic[ActorT]):
     """When an actor last made progress. Read and asked by the pool, about actors that have work."""
 
     def __init__(self, actor: ActorT, supervision: Supervision[ActorT]) -> None:
         self.actor = actor
-        self._supervision = supervision
+        self._progress = supervision.progress
         self._last: Any = None  # the number of the last answer
-        self._probe: ObjectRef | None = supervision.progress(actor)  # what later answers are compared with
-        self._probed_s = self.moved_s = time.monotonic()
+        self._probe = self._progress(actor)  # what later answers are compared with
+        self.moved_s = time.monotonic()
 
     def move(self) -> None:
         """The actor finished a call, or got work after it had none."""
@@ -64,21 +69,11 @@ class Pulse(Generic[ActorT]):
         """Whether it has answered a probe: then its process is up, and its constructor is done."""
         return self._last is not None
 
-    @property
-    def next_look_s(self) -> float:
-        """When `listen` has something to do again, at the latest."""
-        return self._probed_s + self._supervision.deadline_s / PROBES_PER_DEADLINE
-
     def listen(self) -> None:
-        """Take the answer of the last probe if it has come, and send the next one when it is time."""
-        now_s = time.monotonic()
-        if self._probe is not None and ray.wait([self._probe], timeout=0)[0]:
+        """Take the answer of the last probe if it has come, and send the next one."""
+        if ray.wait([self._probe], timeout=0)[0]:  # an actor that does not answer is asked no second time
             self._hear(self._probe)
-            self._probe = None
-        if now_s >= self.next_look_s:
-            self._probed_s = now_s
-            if self._probe is None:  # an actor that does not answer is asked no second time
-                self._probe = self._supervision.progress(self.actor)
+            self._probe = self._progress(self.actor)
 
     def _hear(self, probe: ObjectRef) -> None:
         try:
