@@ -216,6 +216,9 @@ class GeneratorConfig(StrictConfig):
         return self
 
 
+RunningRequests = Literal["finish", "keep"]
+
+
 class SupervisionConfig(StrictConfig):
     """How lost generators and scorers are noticed and replaced."""
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from actors.config import GeneratorConfig
+from actors.config import GeneratorConfig, RunningRequests
 from actors.generation.generator import HeldWeights
 from actors.generation.vllm_generator import TensorShapes, VLLMGenerator
 from cluster.errors import ActorLostError, StaleLinkError
@@ -23,8 +23,8 @@ class DeviceFedGenerator(VLLMGenerator):
     nobody knows. Then the engine is stopped, and the actor must be replaced.
     """
 
-    def __init__(self, model_path: str, config: GeneratorConfig) -> None:
-        super().__init__(model_path, config)
+    def __init__(self, model_path: str, config: GeneratorConfig, running_requests: RunningRequests = "finish") -> None:
+        super().__init__(model_path, config, running_requests)
         self._epoch = 0  # of the link; 0 before the first
         self._is_updating = False
 
@@ -47,12 +47,12 @@ class DeviceFedGenerator(VLLMGenerator):
             await self._running_engine().init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def start_weight_update(self, epoch: int) -> None:
-        """Running requests finish on the old weights; later ones wait."""
+        """Running requests finish on the old weights, or rest; later ones wait."""
         self._check_epoch(epoch)
         self._is_updating = True
         async with self._stopped_on_failure():
             engine = self._running_engine()
-            await engine.pause_generation(mode="wait", clear_cache=True)  # the prefix cache belongs to the old weights
+            await self._pause(engine)
             await engine.start_weight_update()
 
     async def update_weights(self, epoch: int, update_info: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The rollout stage, driver side: completions from a pool of generators, and new weights into it."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ray import ObjectRef
@@ -83,6 +83,15 @@ class RolloutPool:
     ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup] | None]:
         """Like `collect`, in one wave for prompts that are sampled in several ways; each group comes with its own way."""
         largest_group = max((sampling.samples_per_prompt for _, sampling in requests), default=1)
+        yield from self.collect_as_asked(requests, largest_group=largest_group)
+
+    def collect_as_asked(
+        self, requests: Iterable[tuple[Prompt, SamplingParameters] | None], *, largest_group: int
+    ) -> Iterator[tuple[SamplingParameters, TrajectoryGroup] | None]:
+        """Like `collect_each`, for requests that are still to come: None among them says that there is none for now.
+
+        `largest_group`: the most samples of one prompt.
+        """
         stored: dict[int, tuple[ObjectRef, ObjectRef]] = {}  # by request: what its newest attempt leaves in Ray's store
 
         def generate(generator: Any, request: tuple[Prompt, SamplingParameters]) -> ObjectRef:

@@ -8,11 +8,11 @@ import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from actors.config import GeneratorConfig
+from actors.config import GeneratorConfig, RunningRequests
 from actors.generation.engine_process import spawned_lightly
 from actors.generation.generator import INITIAL_CHECKSUM, Generated, GroupNumbers, HeldWeights
 from actors.sources.tensor_shapes import TensorShapes, differing_tensors, folder_tensor_shapes, tensor_shapes
@@ -52,6 +52,7 @@ END_GRACE_S = 0.2  # for an idle engine to leave by itself, which takes it secon
 INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
 TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+PAUSE_MODES: dict[RunningRequests, Literal["wait", "keep"]] = {"finish": "wait", "keep": "keep"}
 PROBE = (0,)  # token ids that every vocabulary has
 
 
@@ -62,10 +63,12 @@ class RequestFailedError(RaywardError):
 class VLLMGenerator:
     """Implements `Generator`. To be used as an async Ray actor."""
 
-    def __init__(self, model_path: str, config: GeneratorConfig) -> None:
-        """`model_path`: a Hugging Face folder with safetensors weights. Returns when the engine is up (20 to 40 s on CPU)."""
+    def __init__(self, model_path: str, config: GeneratorConfig, running_requests: RunningRequests = "finish") -> None:
+        """`model_path`: a Hugging Face folder with safetensors weights. `running_requests`: what becomes of them when new weights
+        come. Returns when the engine is up (20 to 40 s on CPU)."""
         os.environ.update(_process_environment(config))
         self._config = config
+        self._running_requests = running_requests
         self._checksum = INITIAL_CHECKSUM
         self._request_numbers = itertools.count()
         self._publication = asyncio.Lock()  # one at a time
@@ -122,7 +125,7 @@ class VLLMGenerator:
         return self._steps.num_steps
 
     async def load_weights(self, weights: PublishedWeights) -> int:
-        """Take over published weights between requests: those running finish on the old weights, later ones see the new.
+        """Take over published weights. Running requests finish on the old weights first, or rest and go on with the new ones.
 
         A file that is not what was published is refused before the engine is touched. A failure after that leaves weights that
         nobody knows, so the engine is stopped and the actor must be replaced.
@@ -207,11 +210,14 @@ class VLLMGenerator:
                 f"first {differing[:3]}; the generator keeps its weights"
             )
 
-    @staticmethod
-    async def _replace_weights(engine: "AsyncLLM", weights: WeightFile) -> None:
+    async def _pause(self, engine: "AsyncLLM") -> None:
+        """The cache belongs to the old weights: it is dropped, and what requests that are kept have of it is computed anew."""
+        await engine.pause_generation(mode=PAUSE_MODES[self._running_requests], clear_cache=True)
+
+    async def _replace_weights(self, engine: "AsyncLLM", weights: WeightFile) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await engine.pause_generation(mode="wait", clear_cache=True)  # the prefix cache belongs to the old weights
+        await self._pause(engine)
         await engine.start_weight_update()
         await engine.update_weights(WeightTransferUpdateRequest(update_info={"path": weights.path}))
         await engine.finish_weight_update(weight_version=str(weights.policy_version))
@@ -303,10 +309,10 @@ class _Sampled(NamedTuple):
 
 
 def _sampled(prompt: Prompt, output: "CompletionOutput") -> _Sampled:
-    labels = [span.version for span in output.weight_versions or ()]
-    if len(labels) != 1 or output.logprobs is None:
+    spans = output.weight_versions or ()
+    if not spans or output.logprobs is None:
         raise RaywardError(
-            f"task {prompt.task.task_id!r}: vLLM sampled with weights {labels}; a completion must come from one version"
+            f"task {prompt.task.task_id!r}: vLLM does not say which weights sampled, or how likely its tokens were"
         )
     token_ids = np.array(output.token_ids, np.int32)
     logprobs = [each[token_id].logprob for token_id, each in zip(output.token_ids, output.logprobs, strict=True)]
@@ -314,7 +320,7 @@ def _sampled(prompt: Prompt, output: "CompletionOutput") -> _Sampled:
         token_ids=np.concatenate([np.array(prompt.token_ids, np.int32), token_ids]),
         action_mask=np.arange(len(prompt.token_ids) + len(token_ids)) >= len(prompt.token_ids),
         rollout_logprobs=np.array(logprobs, np.float32),
-        stretches=(Stretch(num_tokens=len(token_ids), policy_version=_version(labels[0])),),
+        stretches=tuple(Stretch(num_tokens=span.end - span.start, policy_version=_version(span.version)) for span in spans),
     )
     return _Sampled(
         completion=Completion(token_ids=token_ids, text=output.text, finish_reason=FINISH_REASONS[str(output.finish_reason)]),

@@ -69,11 +69,12 @@ class ScorerPools:
         for scorer in self._scorers.values():
             scorer.pool.broadcast(lambda actor: actor.score.remote([]))
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup | None]:
         """Yield each group once all scorers have judged it, in order of completion. `groups` is consumed as it comes.
 
         Batches form by themselves: groups that arrive while a scorer is busy wait, and go to it together in its next call. None
         among `groups` says that none has come for a moment: what waits goes to the scorers that are done, while the last decode.
+        Then None is yielded, too, so that the caller can turn to something else.
         """
         stream = _ScoringStream(self._scorers)
         try:
@@ -81,6 +82,8 @@ class ScorerPools:
                 if group is not None:
                     stream.submit(group)
                 yield from stream.finished(timeout_s=0)
+                if group is None:
+                    yield None
             while stream.is_busy:
                 yield from stream.finished(timeout_s=None)
         finally:

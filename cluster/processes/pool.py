@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 import ray
 from ray import ObjectRef
@@ -28,6 +28,7 @@ from cluster.processes.watchdog import Pending
 
 ItemT = TypeVar("ItemT")
 
+END = object()  # of the items of a map
 LOST = object()
 """What a call ended with whose actor was lost."""
 AGAIN = object()
@@ -96,7 +97,7 @@ class ActorPool(Generic[ActorT]):
     def map_unordered(
         self,
         call: Callable[[ActorT, ItemT], ObjectRef],
-        items: Iterable[ItemT],
+        items: Iterable[ItemT | None],
         *,
         max_in_flight: int,
         about: Callable[[ItemT], str] = str,
@@ -106,7 +107,7 @@ class ActorPool(Generic[ActorT]):
     def map_unordered(
         self,
         call: Callable[[ActorT, ItemT], ObjectRef],
-        items: Iterable[ItemT],
+        items: Iterable[ItemT | None],
         *,
         max_in_flight: int,
         about: Callable[[ItemT], str] = str,
@@ -118,28 +119,43 @@ class ActorPool(Generic[ActorT]):
         items than a slow one. Items of a lost actor go to another. The first other failure is raised and ends the iteration; what
         is still running then, or when the caller stops early, is cancelled. None is yielded where nothing has arrived for
         `patience_s`, and nothing may have: the caller can turn to something else in between, also to another map.
+
+        `items` is read as there is room for them. None among them says that there is none for now, though there may be later; for
+        such items `patience_s` is needed.
         """
-        waiting = deque((item, 1) for item in items)
+        to_come, again = iter(items), deque[tuple[ItemT, int]]()
+        has_more = True
         running: dict[ObjectRef, tuple[ItemT, int]] = {}
         caller, loads = object(), self._calls.loads
         try:
-            while waiting or running:
+            while has_more or again or running:
                 # With nothing of its own running a map starts one call in any case: the pool's room may be taken by another map.
-                while waiting and self.actors and (not running or loads.least < max_in_flight):
-                    item, attempt = waiting.popleft()
+                while self.actors and (not running or loads.least < max_in_flight):
+                    if again:
+                        item, attempt = again.popleft()
+                    else:
+                        following = next(to_come, END)
+                        has_more = following is not END
+                        if following is END or following is None:
+                            break
+                        item, attempt = cast("ItemT", following), 1
                     asked = lambda actor, item=item: call(actor, item)  # noqa: E731
                     ref = self.start(loads.least_loaded(), asked, about=about(item), caller=caller)
                     running[ref] = item, attempt
+                if not (has_more or again or running):
+                    return
+                if not running and not again and patience_s is not None:
+                    time.sleep(patience_s)  # nothing can arrive
                 ended = self.finished(running, timeout_s=patience_s, caller=caller)
                 if patience_s is not None and not ended:
                     yield None
                 for ref, result in ended:
                     item, attempt = running.pop(ref)
                     if result is AGAIN:
-                        waiting.appendleft((item, attempt))
+                        again.appendleft((item, attempt))
                     elif result is LOST:
                         self._check_attempts(about(item), attempt)
-                        waiting.appendleft((item, attempt + 1))
+                        again.appendleft((item, attempt + 1))
                     elif isinstance(result, RaywardError):
                         raise result
                     else:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from cluster.types import Prompt, SamplingParameters, ScoredGroup, Trajectory
 from learners.evaluation.results import EvaluatedCompletion
-from learners.steps.collection import Rollouts, Scoring
+from learners.steps.collection import Rollouts, Scoring, in_order
 
 
 class StartKL(Protocol):
@@ -38,9 +38,7 @@ class Evaluator:
 
     def run(self) -> list[EvaluatedCompletion]:
         """One entry a completion, in the order of the prompts."""
-        scored = list(self._scoring.score_stream(self._rollouts.collect(self._prompts, self._sampling)))
-        position = {prompt.task.task_id: index for index, prompt in enumerate(self._prompts)}
-        scored.sort(key=lambda group: position[group.group.task_id])
+        scored = in_order(self._scoring.score_stream(self._rollouts.collect(self._prompts, self._sampling)), self._prompts)
         judged = [
             (trajectory, reward.total)
             for group in scored

@@ -1,6 +1,6 @@
 """The policy-gradient learner as the driver sees it. Imports no torch: only the ranks do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,9 +56,9 @@ class PolicyLearnerHandle(RanksHandle):
         self._num_links = 0
         self._restart: LearnerRestartedError | None = None  # met by `send_again`, and not told yet
 
-    def submit(self, batch: ScoredBatch) -> UpdateResult:
-        """Train on one batch."""
-        result: UpdateResult = self.call(Call(function=commands.update, arguments=(ray.put(batch),)))
+    def submit(self, batch: ScoredBatch, meanwhile: Callable[[], object] | None = None) -> UpdateResult:
+        """Train on one batch. `meanwhile`: as of `call`."""
+        result: UpdateResult = self.call(Call(function=commands.update, arguments=(ray.put(batch),)), meanwhile)
         return result
 
     def completion_logprobs(self, groups: Sequence[TrajectoryGroup]) -> tuple[FloatArray, ...]:
@@ -106,11 +106,11 @@ class PolicyLearnerHandle(RanksHandle):
                 )
             return weights
 
-    def call(self, call: Call | None) -> Any:
+    def call(self, call: Call | None, meanwhile: Callable[[], object] | None = None) -> Any:
         """As in `RanksHandle`; raises the `LearnerRestartedError` that `send_again` met, too."""
         if call is not None and call.function not in LINK_CALLS:
             self._tell_of_restart()
-        return super().call(call)
+        return super().call(call, meanwhile)
 
     def _tell_of_restart(self) -> None:
         restart, self._restart = self._restart, None

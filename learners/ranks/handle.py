@@ -102,12 +102,14 @@ class RanksHandle:
         self._running().wait(timeout_s=STOP_TIMEOUT_S)
         ray.kill(self._mailbox)
 
-    def call(self, call: Call | None) -> Any:
+    def call(self, call: Call | None, meanwhile: Callable[[], object] | None = None) -> Any:
         """Ask the ranks; None ends them. What they run in, and Ray Train beside them, is started anew where it is lost, as often
         as ranks are: then `LearnerRestartedError` is raised.
+
+        `meanwhile`: called again and again until they answer; it should take a fraction of a second.
         """
         try:
-            return self._ask(call)
+            return self._ask(call, meanwhile)
         except ActorLostError as error:
             if self._num_restarts == self._plan.workers.max_restarts:
                 raise
@@ -128,12 +130,14 @@ class RanksHandle:
             raise RaywardError("the learner was not started; call start() first")
         return self._group
 
-    def _ask(self, call: Call | None) -> Any:
+    def _ask(self, call: Call | None, meanwhile: Callable[[], object] | None) -> Any:
         group = self._running()
         pending = self._mailbox.send.remote(call)
         what = "leaving" if call is None else call.function.__name__
         self._pending = (Pending(whom="the learner's ranks", what=what, since_s=time.monotonic()),)
         deadline_s = None if self._has_answered else self._plan.workers.start_deadline_s
+        while meanwhile is not None and not ray.wait([pending, group.end], num_returns=1, timeout=0)[0]:
+            meanwhile()
         ended, _ = ray.wait([pending, group.end], num_returns=1, timeout=deadline_s)
         self._pending = ()
         if not ended and deadline_s is not None:

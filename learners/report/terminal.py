@@ -6,10 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.config import read_yaml
 from cluster.display.printable import printable
 from cluster.errors import DataError
 from cluster.storage.ledger import audit_ledger
-from cluster.storage.run_directory import SUMMARY_NAME, find_run, read_summary
+from cluster.storage.run_directory import CONFIG_NAME, SUMMARY_NAME, find_run, read_summary
 from learners.evaluation.results import EvaluatedCompletion, EvaluationResult, verdicts
 from learners.report.data import ReportData, load_report_data
 
@@ -82,7 +83,15 @@ def run_view(run: Path) -> "RenderableType":
 
 def audit_of(run: Path) -> dict[str, Any]:
     """What a run's ledger says that it was trained on, recomputed; `problems` is empty where each trajectory counts once."""
-    return asdict(audit_ledger(find_run(run) / "trajectories"))
+    folder = find_run(run)
+    return asdict(audit_ledger(folder / "trajectories", max_staleness=_max_staleness(folder)))
+
+
+def _max_staleness(run: Path) -> int:
+    """What the run's configuration allows; a quickstart's is that of its policy."""
+    config = read_yaml(run / CONFIG_NAME)
+    asynchronous = config.get("policy", config).get("asynchronous")
+    return asynchronous["max_staleness"] if asynchronous else 0
 
 
 def audit_view(audit: dict[str, Any]) -> "RenderableType":

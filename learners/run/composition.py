@@ -107,9 +107,10 @@ def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, sta
 def _start_generators(model_path: str, config: PolicyRunConfig, *, note: Callable[[str], None]) -> RolloutPool:
     generator = config.generator
     actor = GENERATOR_ACTORS[generator.weight_transfer].options(num_cpus=generator.num_cpus, num_gpus=generator.num_gpus)
+    running_requests = "finish" if config.asynchronous is None else config.asynchronous.running_requests
 
     return RolloutPool(
-        lambda name: actor.remote(model_path, generator),
+        lambda name: actor.remote(model_path, generator, running_requests),
         num_replicas=generator.num_replicas,
         max_num_sequences=generator.max_num_sequences,
         supervision=config.supervision,

@@ -6,7 +6,15 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import GeneratorConfig, PythonScorerConfig, SamplingConfig, ScorerConfig, SupervisionConfig, TaskConfig
+from actors.config import (
+    GeneratorConfig,
+    PythonScorerConfig,
+    RunningRequests,
+    SamplingConfig,
+    ScorerConfig,
+    SupervisionConfig,
+    TaskConfig,
+)
 from cluster.config import StrictConfig, load_config, parse_config, read_yaml
 from cluster.errors import ConfigError
 from cluster.storage.run_directory import CONFIG_NAME
@@ -64,6 +72,17 @@ class RewardModelRunConfig(RunConfig):
     learner: RewardModelLearnerConfig
 
 
+class AsynchronousConfig(StrictConfig):
+    """Rollouts that do not wait for the learner, nor the learner for the longest of them."""
+
+    max_staleness: int = Field(1, ge=0)
+    """Publications by which the weights that sampled a token may be older than those that learn from it. So many steps' prompts
+    are with the generators ahead of the step that is learned; 0 gives the update of a synchronous run."""
+    running_requests: RunningRequests = "keep"
+    """What becomes of completions in progress when new weights come. keep: they rest and go on with the new weights. finish: the
+    publication waits for them."""
+
+
 class PolicyStageConfig(StrictConfig):
     """All that aligns a policy, but for what every run has."""
 
@@ -75,6 +94,9 @@ class PolicyStageConfig(StrictConfig):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     export: ExportConfig = ExportConfig()
+    asynchronous: AsynchronousConfig | None = None
+    """Set, generators work while the learner does; unset, each waits for the other. Tokens are then older than the weights that
+    learn from them, which `learner.algorithm=decoupled_ppo` or another importance weight (`learner.mismatch`) accounts for."""
     supervision: SupervisionConfig = SupervisionConfig()
     max_unscored_frac: float = Field(0.2, ge=0, le=1)
     """Trajectories without a score are left out of a step; above this share the run ends. Whether a scorer could not judge them
@@ -135,6 +157,34 @@ class PolicyStageConfig(StrictConfig):
             )
         if self.sampling.temperature == 0:
             problems.append("sampling.temperature=0 gives every sample the same text; learning needs a temperature above 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _the_method_knows_of_older_weights(self) -> Self:
+        if self.asynchronous is None:
+            return self
+        learner, problems = self.learner, []
+        if learner.advantage.estimator == "remax":
+            problems.append(
+                "learner.advantage.estimator=remax compares with a greedy completion of the same weights, which asynchronous "
+                "rollouts do not have; use another, or take `asynchronous` out"
+            )
+        if learner.group_filter.enabled:
+            problems.append(
+                "learner.group_filter asks for further prompts while a step waits, which asynchronous rollouts never do; set "
+                "learner.group_filter.enabled=false, or take `asynchronous` out"
+            )
+        if (
+            self.asynchronous.max_staleness
+            and learner.mismatch.correction == "none"
+            and learner.mismatch.old_logprobs == "learner"
+        ):
+            problems.append(
+                "learner.mismatch.correction=none takes tokens of older weights for the learner's own; set "
+                "learner.algorithm=decoupled_ppo, another correction, or asynchronous.max_staleness=0"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -32,8 +32,8 @@ class MixedRollouts(Protocol):
 class Scoring(Protocol):
     """The scorers, seen from a collector."""
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
-        """Each `ScoredGroup.group` is the object that was given, not a copy."""
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup | None]:
+        """Each `ScoredGroup.group` is the object that was given, not a copy. None where none has come for a moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +64,17 @@ class PlainCollector:
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
         """Sample with seeds derived from the step."""
         sampling = replace(self._sampling, seed=derive_seed(self._sampling.seed, "rollout", step))
-        scored = _in_order(self._scoring.score_stream(self._rollouts.collect(prompts, sampling)), prompts)
-        return Collected(
-            groups=tuple(group for group in scored if len(group.rewards) >= self._min_rewards),
-            left_out=tuple(group for group in scored if len(group.rewards) < self._min_rewards),
-            metrics={},
-        )
+        scored = in_order(self._scoring.score_stream(self._rollouts.collect(prompts, sampling)), prompts)
+        return with_enough_rewards(scored, self._min_rewards)
+
+
+def with_enough_rewards(scored: Sequence[ScoredGroup], min_rewards: int) -> Collected:
+    """Groups of fewer rewards are left out."""
+    return Collected(
+        groups=tuple(group for group in scored if len(group.rewards) >= min_rewards),
+        left_out=tuple(group for group in scored if len(group.rewards) < min_rewards),
+        metrics={},
+    )
 
 
 class GreedyBaseline:
@@ -88,12 +93,13 @@ class GreedyBaseline:
         sampling = replace(self._sampling, seed=derive_seed(self._sampling.seed, "rollout", step))
         greedy = replace(sampling, temperature=0.0, samples_per_prompt=1)
         greedy_groups: list[TrajectoryGroup] = []
-        scored = list(self._scoring.score_stream(self._one_wave(prompts, sampling, greedy, greedy_groups)))
+        wave = self._scoring.score_stream(self._one_wave(prompts, sampling, greedy, greedy_groups))
+        scored = [each for each in wave if each is not None]
         is_greedy = {id(group) for group in greedy_groups}
         baselines = {each.group.task_id: each for each in scored if id(each.group) in is_greedy}
         sampled = [
             replace(each, greedy=baselines[each.group.task_id])
-            for each in _in_order([each for each in scored if id(each.group) not in is_greedy], prompts)
+            for each in in_order([each for each in scored if id(each.group) not in is_greedy], prompts)
         ]
         return Collected(
             groups=tuple(each for each in sampled if each.rewards and each.greedy and each.greedy.rewards),
@@ -192,6 +198,7 @@ def has_contrast(scored: ScoredGroup) -> bool:
     return len({reward.total for reward in scored.rewards}) > 1
 
 
-def _in_order(scored: Iterable[ScoredGroup], prompts: Sequence[Prompt]) -> list[ScoredGroup]:
+def in_order(scored: Iterable[ScoredGroup | None], prompts: Sequence[Prompt]) -> list[ScoredGroup]:
+    """In the order of the prompts, for a batch must not depend on who was faster."""
     position = {prompt.task.task_id: index for index, prompt in enumerate(prompts)}
-    return sorted(scored, key=lambda each: position[each.group.task_id])
+    return sorted((each for each in scored if each is not None), key=lambda each: position[each.group.task_id])

@@ -32,7 +32,7 @@ class Generators(Protocol):
 class Learner(Protocol):
     """The learner's process group, seen from the driver."""
 
-    def submit(self, batch: ScoredBatch) -> UpdateResult: ...
+    def submit(self, batch: ScoredBatch, meanwhile: Callable[[], object] | None = None) -> UpdateResult: ...
 
     def publish(self) -> PublishedWeights: ...
 
@@ -186,7 +186,7 @@ class Driver:
         with self._interrupts.deferred(UPDATE_GRACE_S):
             self._is_recorded = False
             with clock.stage("learn"):
-                update = self._learner.submit(batch)
+                update = self._learn(batch)
             self._check_numbers(batch, update)
             with clock.stage("publish"):
                 self._generators.publish(self._learner.publish())
@@ -202,6 +202,9 @@ class Driver:
             self._records.metrics.log(step, metrics)
             self._is_recorded = True
         return metrics
+
+    def _learn(self, batch: ScoredBatch) -> UpdateResult:
+        return self._learner.submit(batch)
 
     def _check_numbers(self, batch: ScoredBatch, update: UpdateResult) -> None:
         """Raise where no optimizer step has been finite for long: the weights are still good, and the batch is kept."""

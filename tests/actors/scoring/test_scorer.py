@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.processes.object_store import StoredObject
 from cluster.processes.pool import ActorPool
-from cluster.types import Message, Prompt, Score, StepScore, Task, Trajectory, TrajectoryGroup, Unscored
+from cluster.types import Message, Prompt, Score, ScoredGroup, StepScore, Task, Trajectory, TrajectoryGroup, Unscored
 from tests.records import NO_FAILURES, completion, group_of
 
 
@@ -103,6 +103,10 @@ def _group(name: str, *texts: str, failures: Mapping[int, str] = NO_FAILURES) ->
     return replace(group, texts=StoredObject(ray.put(group.texts.fetch())))
 
 
+def _scored(scoring: ScorerPools, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
+    return (each for each in scoring.score_stream(groups) if each is not None)
+
+
 def _actor(judge: type, *, max_concurrency: int = 1) -> Any:
     return ray.remote(judge).options(num_cpus=0, max_concurrency=max_concurrency).remote()
 
@@ -118,14 +122,14 @@ def _scoring(**judges: tuple[float, Sequence[Any]]) -> ScorerPools:
 
 def test_a_reward_is_the_weighted_sum_and_keeps_its_parts() -> None:
     scoring = _scoring(long=(2.0, [_actor(LengthJudge)]), brief=(-0.5, [_actor(LengthJudge)]))
-    (scored,) = scoring.score_stream([_group("a", "four", "sixsix")])
+    (scored,) = _scored(scoring, [_group("a", "four", "sixsix")])
     assert [reward.total for reward in scored.rewards] == [6.0, 9.0]  # 2 x 4 - 0.5 x 4; 2 x 6 - 0.5 x 6
     assert [dict(reward.breakdown) for reward in scored.rewards] == [{"long": 4.0, "brief": 4.0}, {"long": 6.0, "brief": 6.0}]
 
 
 def test_step_scores_are_weighted_and_keep_their_tokens() -> None:
     scoring = _scoring(steps=(0.5, [_actor(StepJudge)]), brief=(-1.0, [_actor(LengthJudge)]))
-    ((reward,),) = (scored.rewards for scored in scoring.score_stream([_group("a", "four")]))
+    ((reward,),) = (scored.rewards for scored in _scored(scoring, [_group("a", "four")]))
     assert reward.total == 0.5 * 3.0 - 4.0
     assert reward.steps == (StepScore(token_index=0, score=0.5),)  # of the total; the other -3 belong to the end
 
@@ -137,7 +141,7 @@ def test_groups_that_arrive_while_a_scorer_is_busy_go_to_it_together() -> None:
         yield from (_group("a", "1", "22"), _group("b", "333"), _group("c", "4444"))
         ray.get(judge.open.remote())
 
-    scored = list(_scoring(length=(1.0, [judge])).score_stream(arriving()))
+    scored = list(_scored(_scoring(length=(1.0, [judge])), arriving()))
     assert {group.group.task_id: group.rewards[0].total for group in scored} == {"a": 1.0, "b": 3.0, "c": 4.0}
     assert ray.get(judge.call_sizes.remote()) == [2, 2]
 
@@ -152,7 +156,7 @@ def test_groups_are_scored_while_others_are_still_to_come() -> None:
         yield _group("b", "x")
         exhausted.append(True)
 
-    stream = _scoring(length=(1.0, [judge])).score_stream(arriving())
+    stream = _scored(_scoring(length=(1.0, [judge])), arriving())
     assert next(stream).group.task_id == "a"
     assert not exhausted
     assert [scored.group.task_id for scored in stream] == ["b"]
@@ -174,7 +178,7 @@ def test_what_waits_goes_to_a_scorer_while_the_next_group_still_decodes() -> Non
         judged_before_the_last.extend(judged)
         yield _group("c", "333")
 
-    for scored in _scoring(length=(1.0, [judge])).score_stream(arriving()):
+    for scored in _scored(_scoring(length=(1.0, [judge])), arriving()):
         judged.append(scored.group.task_id)
     assert judged_before_the_last == ["a", "b"]
     assert judged == ["a", "b", "c"]
@@ -188,13 +192,13 @@ def test_what_waits_is_shared_among_idle_replicas() -> None:
         for judge in judges:
             ray.get(judge.open.remote())
 
-    scored = list(_scoring(length=(1.0, judges)).score_stream(arriving()))
+    scored = list(_scored(_scoring(length=(1.0, judges)), arriving()))
     assert len(scored) == 2
     assert [ray.get(judge.call_sizes.remote()) for judge in judges] == [[1], [1]]
 
 
 def test_no_groups_give_no_scores() -> None:
-    assert list(_scoring(length=(1.0, [_actor(LengthJudge)])).score_stream([])) == []
+    assert list(_scored(_scoring(length=(1.0, [_actor(LengthJudge)])), [])) == []
 
 
 @pytest.mark.parametrize(
@@ -207,7 +211,7 @@ def test_no_groups_give_no_scores() -> None:
 )
 def test_a_failure_names_the_scorer_or_the_task(failure: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        list(_scoring(broken=(1.0, [_actor(BrokenJudge)])).score_stream([_group("a", failure)]))
+        list(_scored(_scoring(broken=(1.0, [_actor(BrokenJudge)])), [_group("a", failure)]))
 
 
 def test_a_run_without_scorers_is_refused() -> None:
@@ -222,7 +226,7 @@ def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
     )
     scoring = build_scorer_pools(configs, prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
-    (scored,) = scoring.score_stream([_group("a", "x")])
+    (scored,) = _scored(scoring, [_group("a", "x")])
     assert dict(scored.rewards[0].breakdown) == {"reward_model": 0.0, "length": 1.0}  # a new head; one token
     assert scored.rewards[0].total == -1.0
 
@@ -231,13 +235,13 @@ def test_a_function_of_the_user_starts_in_an_actor() -> None:
     config = PythonScorerConfig(name="truth", path="operator:truth", weight=3.0, num_cpus=0)
     scoring = build_scorer_pools([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
-    (scored,) = scoring.score_stream([_group("a", "x", "y")])
+    (scored,) = _scored(scoring, [_group("a", "x", "y")])
     assert [dict(reward.breakdown) for reward in scored.rewards] == [{"truth": 1.0}] * 2  # a trajectory is not empty
     assert [reward.total for reward in scored.rewards] == [3.0, 3.0]
 
 
 def test_a_score_that_is_no_number_is_no_score_and_never_a_zero() -> None:
-    (scored,) = _scoring(broken=(1.0, [_actor(BrokenJudge)])).score_stream([_group("a", "nan", "x")])
+    (scored,) = _scored(_scoring(broken=(1.0, [_actor(BrokenJudge)])), [_group("a", "nan", "x")])
     assert scored.rewards == scored.samples == ()
     assert scored.problems.keys() == {0, 1}
     assert "not finite: {'total': nan, 'broken': nan}" in scored.problems[0]
@@ -245,7 +249,7 @@ def test_a_score_that_is_no_number_is_no_score_and_never_a_zero() -> None:
 
 def test_a_trajectory_without_a_score_leaves_the_others_of_its_group() -> None:
     scoring = _scoring(half=(2.0, [_actor(HalfJudge)]), length=(1.0, [_actor(LengthJudge)]))
-    (scored,) = scoring.score_stream([_group("a", "good", "bad", "fine")])
+    (scored,) = _scored(scoring, [_group("a", "good", "bad", "fine")])
     assert [sample.sample_index for sample in scored.samples] == [0, 2]
     assert [reward.total for reward in scored.rewards] == [6.0, 6.0]  # 2 x 1 + 4
     assert dict(scored.problems) == {1: "it is bad"}
@@ -254,7 +258,7 @@ def test_a_trajectory_without_a_score_leaves_the_others_of_its_group() -> None:
 def test_a_prompt_of_which_every_request_failed_has_nothing_to_judge() -> None:
     failed = _group("a", failures={0: "its request failed"})
     scoring = _scoring(length=(1.0, [_actor(LengthJudge)]))
-    found = {scored.group.task_id: scored for scored in scoring.score_stream([failed, _group("b", "x")])}
+    found = {scored.group.task_id: scored for scored in _scored(scoring, [failed, _group("b", "x")])}
     assert (found["a"].rewards, dict(found["a"].problems), found["a"].group) == ((), {}, failed)
     assert [reward.total for reward in found["b"].rewards] == [1.0]
 
@@ -263,7 +267,7 @@ def test_a_failing_function_of_the_user_is_named() -> None:
     scoring = build_scorer_pools(
         [PythonScorerConfig(path="json:dumps", num_cpus=0)], prompt_format="plain", supervision=SupervisionConfig(), note=print
     )
-    (scored,) = scoring.score_stream([_group("a", "x")])
+    (scored,) = _scored(scoring, [_group("a", "x")])
     assert scored.problems[0].startswith("reward function json:dumps raised TypeError")
 
 
@@ -271,7 +275,7 @@ def test_a_remote_scorer_starts_in_an_actor() -> None:
     config = HttpScorerConfig.model_validate({"url": "http://127.0.0.1:1/", "max_retries": 0, "num_cpus": 0})
     scoring = build_scorer_pools([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
     scoring.wait_until_ready()
-    (scored,) = scoring.score_stream([_group("a", "x")])
+    (scored,) = _scored(scoring, [_group("a", "x")])
     assert scored.problems[0].startswith("scorer 'http' at http://127.0.0.1:1/: ConnectError")
 
 

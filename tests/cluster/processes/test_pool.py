@@ -111,6 +111,24 @@ def test_a_caller_with_other_work_is_not_kept_waiting(pool: ActorPool[Any], gate
     assert [each[0] for each in first if each is not None] == [0]
 
 
+def test_items_that_are_still_to_come_are_taken_when_they_do(pool: ActorPool[Any]) -> None:
+    seen: list[int] = []
+
+    def items() -> Iterator[int | None]:
+        yield 1
+        while not seen:
+            yield None  # not yet
+        yield 2
+        yield None
+        yield 3
+
+    results = pool.map_unordered(lambda actor, n: actor.double.remote(n), items(), max_in_flight=4, patience_s=0.01)
+    for each in results:
+        if each is not None:
+            seen.append(each[0])
+    assert (seen[0], sorted(seen)) == (1, [1, 2, 3])
+
+
 def test_a_busy_actor_gets_no_more_than_its_share(pool: ActorPool[Any], gate: Any) -> None:
     results = _map(pool, "share", range(8), held=0, max_in_flight=1)
     quick = [next(results)[2][0] for _ in range(7)]

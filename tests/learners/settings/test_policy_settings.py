@@ -121,3 +121,26 @@ def test_one_file_serves_every_method(algorithm: str) -> None:
 
 def test_nothing_follows_a_cut_completion_unless_asked_for() -> None:
     assert {_config(algorithm=algorithm).reward.truncation for algorithm in PRESETS} == {"terminal"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["learner.algorithm=remax"], "greedy completion of the same weights"),
+        (["learner.algorithm=grpo", "learner.group_filter.enabled=true"], "asynchronous rollouts never do"),
+        (["learner.mismatch.correction=none"], "tokens of older weights for the learner's own"),
+    ],
+)
+def test_a_method_that_asynchronous_rollouts_would_mislead_is_refused(overrides: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load_run_config(TINY, ["asynchronous.max_staleness=1", *overrides])
+
+
+def test_asynchronous_rollouts_are_off_and_keep_what_runs_by_default() -> None:
+    config, on = load_run_config(TINY), load_run_config(TINY, ["asynchronous.max_staleness=2", "learner.algorithm=decoupled_ppo"])
+    assert isinstance(config, PolicyRunConfig)
+    assert isinstance(on, PolicyRunConfig)
+    assert config.asynchronous is None
+    assert on.asynchronous is not None
+    assert (on.asynchronous.max_staleness, on.asynchronous.running_requests) == (2, "keep")
+    assert load_run_config(TINY, ["asynchronous.max_staleness=0", "learner.mismatch.correction=none"])  # nothing is older

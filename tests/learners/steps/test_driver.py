@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ class RecordingLearner:
         saving, self._saving = self._saving, None
         return saving
 
-    def submit(self, batch: ScoredBatch) -> UpdateResult:
+    def submit(self, batch: ScoredBatch, meanwhile: Callable[[], object] | None = None) -> UpdateResult:
         if batch.step in self._still_lost_at:
             self._still_lost_at.remove(batch.step)
             self._num_steps_done = self._num_steps_saved
