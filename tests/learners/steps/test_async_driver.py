@@ -43,7 +43,7 @@ def _prompt(index: int) -> Prompt:
 
 
 class Engines:
-    """Take up to `width` requests, and finish the newest or the oldest at each look; a completion has the version that began it."""
+    """Take up to `width` requests, and finish the newest or oldest at each look; a completion has the version that began it."""
 
     def __init__(self, calls: list[str], *, width: int, newest_first: bool) -> None:
         self._calls = calls
