@@ -5,7 +5,6 @@ batch's records and per-token numbers, computes the same counts, advantages and 
 the rows only. What is learned is `preparation.prepare` and `objective.Objective`; here is how.
 """
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from cluster.storage.serving_contract import ContractText, ServingContract, file
 from cluster.types import ScoredBatch, SentWeights, Trajectory, UpdateResult, WeightFile
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
+from learners.network.assembly import sharded_networks, whole_networks
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.frozen_layers import FrozenStates
 from learners.network.micro_batch import MicroBatch, TokenBatch, collate_tokens, micro_batch, micro_batches, shard
@@ -32,12 +32,10 @@ from learners.network.models import (
     TORCH_DTYPES,
     PolicyWithCritic,
     Reference,
-    freeze_lowest_layers,
-    load_critic_trunk,
-    load_policy,
     write_policy,
 )
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
+from learners.network.sharding import shard_of
 from learners.network.trunk import ForwardSettings
 from learners.policy.batch import PreparedBatch, check_bootstrap, collate
 from learners.policy.objective import Objective, StepCounts, StepTerms
@@ -72,16 +70,13 @@ class PolicyLearner:
             temperature=start.temperature,
             chunk_tokens=config.workers.logprob_chunk_tokens,
         )
-        policy = load_policy(start.model_path)
-        freeze_lowest_layers(policy, config.num_frozen_layers, settings.compute_dtype)
-        critic = config.critic
-        critic_trunk = load_critic_trunk(critic.model or start.model_path) if critic.kind == "own_model" else None
-        self._network = PolicyWithCritic(
-            policy, critic_trunk, settings, has_critic=critic.kind != "none", num_frozen_layers=config.num_frozen_layers
-        ).to(self.device)
-        self._reference = Reference(policy, settings, num_frozen_layers=config.num_frozen_layers).to(self.device)
-        # Evaluations measure the KL to the start; where the reference follows the policy, that needs a copy of its own.
-        self._start_policy = copy.deepcopy(self._reference) if config.kl.refresh_reference_steps else self._reference
+        self._shard = shard_of(config.workers, rank)
+        networks = (
+            whole_networks(start.model_path, config, settings, self.device)
+            if config.workers.sharding == "none"
+            else sharded_networks(start.model_path, config, settings, self.device, rank=rank)
+        )
+        self._network, self._reference, self._start_policy = networks.trained, networks.reference, networks.start_policy
         self._frozen_states = FrozenStates(self._network.parts, settings)
         self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
         self._objective = Objective(config)
@@ -245,18 +240,18 @@ class PolicyLearner:
         ref_logprobs_BT, values_BT = torch.zeros_like(old_logprobs_BT), torch.zeros_like(old_logprobs_BT)
         final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])
         self._frozen_states.clear()
-        for part in self._micro_batches(tokens, range(len(tokens.lengths_B))):
+        for part, weight in self._micro_batches(tokens, range(len(tokens.lengths_B))):
             if not with_policy and reference is None:
                 break
             below_BSD = self._frozen_states.of(part)
             place = (part.rows_B[part.row_N], part.column_N)
             if with_policy:
                 output = self._network(part, below_BSD)
-                old_logprobs_BT[place] = output.logprobs_N
-                values_BT[place] = output.values_N
-                final_values_B[part.rows_B] = output.final_values_B
+                old_logprobs_BT[place] += weight * output.logprobs_N
+                values_BT[place] += weight * output.values_N
+                final_values_B[part.rows_B] += weight * output.final_values_B
             if reference is not None:
-                ref_logprobs_BT[place] = reference(part, below_BSD)
+                ref_logprobs_BT[place] += weight * reference(part, below_BSD)
         for tensor in (old_logprobs_BT, ref_logprobs_BT, values_BT, final_values_B):
             sum_over_ranks(tensor, self._world_size)  # every entry is set on exactly one rank
         return FrozenPass(
@@ -315,28 +310,36 @@ class PolicyLearner:
         names = self._objective.metric_names
         sums_K = torch.zeros(len(names), device=self.device)  # a rank without rows contributes zeros
         self._optimizer.zero_grad()
-        for part in self._micro_batches(prepared.tokens, rows):
+        for part, weight in self._micro_batches(prepared.tokens, rows):
             output = self._network(
                 part, self._frozen_states.of(part), with_entropy=self._objective.needs_entropy, trains_trunk=terms.policy_learns
             )
             loss, metrics = self._objective.loss(output, prepared, part, counts, terms)
-            loss.backward()
+            (weight * loss).backward()
             if terms.at_batch_start:
-                start_logprobs_BT[part.rows_B[part.row_N], part.column_N] = output.logprobs_N.detach()
-            sums_K += torch.stack([metrics[name] for name in names]).detach()
+                start_logprobs_BT[part.rows_B[part.row_N], part.column_N] += weight * output.logprobs_N.detach()
+            sums_K += weight * torch.stack([metrics[name] for name in names]).detach()
         sum_over_ranks(sums_K, self._world_size)
-        sum_gradients(self._optimizer.parameters.values(), self._world_size)
+        if self._shard.count == 1:  # else each backward pass has added up its own
+            sum_gradients(self._optimizer.parameters.values(), self._world_size)
         metrics_of_step = dict(zip(names, sums_K.tolist(), strict=True))
         grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=self._total_steps)
         return metrics_of_step | {"optim/grad_norm": grad_norm, "optim/skipped_steps": float(not stepped)}
 
-    def _micro_batches(self, tokens: TokenBatch, rows: Sequence[int]) -> Iterator[MicroBatch]:
-        """This rank's share of the rows, in packs that fit the token budget."""
-        lengths = tokens.lengths_B.tolist()
+    def _micro_batches(self, tokens: TokenBatch, rows: Sequence[int]) -> Iterator[tuple[MicroBatch, float]]:
+        """This rank's share of the rows, in packs that fit the token budget, with what each counts for: 1, or 0 where the pack
+        only keeps this rank in step with others."""
+        lengths, max_tokens = tokens.lengths_B.tolist(), self._config.workers.micro_batch_tokens
         # Ranks take turns in order of length, so that their shares cost about the same.
-        own_rows = shard(sorted(rows, key=lambda row: lengths[row]), self._rank, self._world_size)
-        for pack in micro_batches(own_rows, lengths, max_tokens=self._config.workers.micro_batch_tokens):
-            yield micro_batch(tokens, pack)
+        in_order = sorted(rows, key=lambda row: lengths[row])
+        own, *others = (
+            list(micro_batches(shard(in_order, rank, self._world_size), lengths, max_tokens=max_tokens))
+            for rank in (self._rank, *(range(self._world_size) if self._shard.count > 1 else ()))
+        )
+        for pack in own:
+            yield micro_batch(tokens, pack), 1.0
+        for _ in range(max(map(len, others), default=0) - len(own)):
+            yield micro_batch(tokens, in_order[:1]), 0.0
 
 
 def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) -> list[ParameterGroup]:

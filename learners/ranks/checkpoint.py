@@ -22,6 +22,7 @@ from cluster.errors import CannotResumeError
 from cluster.storage.checkpoint import Checkpoint, CheckpointFolder
 from cluster.types import SaveReport
 from learners.network.collectives import numbers_of_rank_0
+from learners.network.sharding import local_part, local_parts
 from learners.ranks.mailbox import CheckpointPlan
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class LearnerSnapshot:
 
 
 def copied(tensors: Mapping[str, Tensor], *, under: str) -> dict[str, Tensor]:
-    """Copies on the CPU, named `under`/name: training goes on while they are written."""
-    return {f"{under}/{name}": tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    """Copies on the CPU, named `under`/name, of this rank's part: training goes on while they are written."""
+    return {f"{under}/{name}": local_part(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def section(tensors: Mapping[str, Tensor], *, under: str) -> dict[str, Tensor]:
@@ -51,16 +52,20 @@ def section(tensors: Mapping[str, Tensor], *, under: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], *, what: str) -> None:
-    """Set every target to the source of its name. Raises `CannotResumeError` where names, shapes or types differ."""
-    differing = sorted(targets.keys() ^ sources.keys()) or [
-        name for name, target in targets.items() if (target.shape, target.dtype) != (sources[name].shape, sources[name].dtype)
+    """Set this rank's part of every target to the source of its name.
+
+    Raises `CannotResumeError` where names, shapes or types differ.
+    """
+    parts = local_parts(targets)
+    differing = sorted(parts.keys() ^ sources.keys()) or [
+        name for name, target in parts.items() if (target.shape, target.dtype) != (sources[name].shape, sources[name].dtype)
     ]
     if differing:
         raise CannotResumeError(
             f"the checkpoint's {what} does not fit the configuration: {', '.join(differing[:3])} differ"
             f"{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}; resume with the settings that wrote it"
         )
-    for name, target in targets.items():
+    for name, target in parts.items():
         target.copy_(sources[name])
 
 
