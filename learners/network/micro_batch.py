@@ -103,6 +103,27 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], *, max_tokens: in
         yield pack
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """Rows of one forward pass. Produced by `rank_packs`, consumed by learners."""
+
+    rows: list[int]
+    weight: float  # what it counts for: 1, or 0 where it only keeps a rank in step with others
+
+
+def rank_packs(
+    rows: Sequence[int], lengths: Sequence[int], *, max_tokens: int, rank: int, world_size: int, in_step: bool
+) -> list[Pack]:
+    """A rank's share of the rows, which all ranks deal in the same order; `in_step` gives all ranks equally many packs."""
+    packs_R = {
+        each: list(micro_batches(shard(rows, each, world_size), lengths, max_tokens=max_tokens))
+        for each in (range(world_size) if in_step else (rank,))
+    }
+    num_missing = max(map(len, packs_R.values())) - len(packs_R[rank])
+    fillers = [Pack(rows=[min(rows, key=lambda row: lengths[row])], weight=0.0)] * num_missing
+    return [*fillers, *(Pack(rows=pack, weight=1.0) for pack in packs_R[rank])]
+
+
 def _padded(rows: Sequence[Sequence[float]], *, fill: float, dtype: type) -> np.ndarray:
     array: np.ndarray = np.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
     for index, row in enumerate(rows):

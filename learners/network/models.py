@@ -9,7 +9,7 @@ import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -21,8 +21,8 @@ from actors.config import DType
 from cluster.errors import ConfigError, DataError
 from learners.algorithms.logprobs import gather_logprobs
 from learners.network.micro_batch import MicroBatch
-from learners.network.sharding import Shard, local_part
-from learners.network.tensor_files import TensorFiles
+from learners.network.sharding import GatheredTensors, Shard, local_part
+from learners.network.tensor_files import TensorFiles, write_tensors
 from learners.network.trunk import ForwardSettings, TrunkParts, cut_trunk, hidden_states
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -156,12 +156,12 @@ def load_critic_trunk(folder: str) -> PreTrainedModel:
 
 def empty_policy(folder: str) -> PreTrainedModel:
     """As `load_policy`, without memory for parameters, and not checked."""
-    return _empty(AutoModelForCausalLM, folder)
+    return empty_model(AutoModelForCausalLM, folder)
 
 
 def empty_critic_trunk(folder: str) -> PreTrainedModel:
     """As `load_critic_trunk`, without memory for parameters."""
-    return _empty(AutoModel, folder)
+    return empty_model(AutoModel, folder)
 
 
 @torch.no_grad()
@@ -192,9 +192,10 @@ def _folder_files(folder: str) -> TensorFiles:
     return TensorFiles(paths)
 
 
-def _empty(architecture: type[AutoModel | AutoModelForCausalLM], folder: str) -> PreTrainedModel:
+def empty_model(architecture: type[Any], folder: str, **settings: object) -> PreTrainedModel:
+    """In float32, without memory for parameters; `settings` replace those of config.json."""
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, **settings)
         with init_empty_weights(include_buffers=False):
             model = architecture.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
@@ -231,17 +232,18 @@ def freeze_lowest_layers(model: PreTrainedModel, num_layers: int, compute_dtype:
                 module.to(compute_dtype)
 
 
-def write_policy(policy: PreTrainedModel, start_folder: Path, folder: Path, dtype: torch.dtype) -> None:
+def write_policy(policy: PreTrainedModel, start_folder: Path, folder: Path, tensors: GatheredTensors) -> None:
     """Fill a folder that transformers and vLLM load as it is: weights, config, the start's tokenizer."""
     for file in start_folder.iterdir():
         if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == SENTENCEPIECE_SUFFIX):
             shutil.copy(file, folder / file.name)
-    config_dtype = policy.config.dtype
-    policy.config.dtype = dtype
-    try:
-        policy.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in policy.state_dict().items()})
-    finally:
-        policy.config.dtype = config_dtype
+    config = copy.deepcopy(policy.config)
+    config.dtype = next(iter(tensors.like.values())).dtype
+    config.architectures = [type(policy).__name__]
+    config.save_pretrained(folder)
+    if policy.can_generate():
+        policy.generation_config.save_pretrained(folder)
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
 
 
 def _continued(

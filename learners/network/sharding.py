@@ -10,7 +10,8 @@ pass sums layer by layer and adds to what the pass before it left. So all ranks 
 rows runs some again that count for nothing.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +94,28 @@ def local_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def whole(tensor: Tensor) -> Tensor:
     """All rows of a sharded tensor, on every rank; any other tensor as it is. Call it on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheredTensors:
+    """Produced by `gathering`, consumed by `write_tensors`."""
+
+    like: Mapping[str, Tensor]  # their names, shapes and types
+    values: Iterator[Tensor]  # all rows of each, in the same order, on the CPU
+
+
+@contextmanager
+def gathering(tensors: Mapping[str, Tensor]) -> Iterator[GatheredTensors]:
+    """Sharded tensors made whole one after the other, on every rank. Call it on every rank.
+
+    The others wait for a rank that stops half-way, for want of disk space, say. So what is left is gathered on the way out.
+    """
+    values = (whole(tensor).to("cpu").contiguous() for tensor in tensors.values())
+    try:
+        yield GatheredTensors(like=tensors, values=values)
+    finally:
+        for _ in values:
+            pass
 
 
 def part_like(local: Tensor, whole_like: Tensor) -> Tensor:

@@ -1,6 +1,10 @@
-"""Tensors in safetensors files, of which only the rows that are asked for are read."""
+"""Tensors in safetensors files: of which only the rows that are asked for are read, and which are written one at a time.
 
-from collections.abc import Sequence
+Source of the format: https://huggingface.co/docs/safetensors
+"""
+
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +14,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from learners.network.sharding import Shard
+from learners.network.sharding import GatheredTensors, Shard
+
+DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+HEADER_ALIGNMENT = 8  # bytes, so that numbers lie where processors like them
 
 
 class TensorFiles:
@@ -45,10 +52,10 @@ class TensorFiles:
     def tensor(self, name: str) -> Tensor:
         """All of it."""
         parts = [file.get_tensor(name) for file in self._holders[name]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 and parts[0].ndim else parts[0]
 
     def part(self, name: str, shard: Shard) -> Tensor:
-        """The rows of one shard; a number without dimensions is in every shard."""
+        """The rows of one shard; a number without dimensions is the same in every one."""
         slices = [file.get_slice(name) for file in self._holders[name]]
         if shard.count == 1 or not slices[0].get_shape():
             return self.tensor(name)
@@ -61,3 +68,18 @@ class TensorFiles:
                 found.append(each[start:stop])
             first += num_rows
         return torch.cat(found or [slices[0][0:0]])
+
+
+def write_tensors(path: Path, tensors: GatheredTensors, metadata: Mapping[str, str] | None = None) -> None:
+    """One safetensors file; no more than one of the tensors is whole in memory. Raises `OSError`."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    for name, like in tensors.like.items():
+        start, end = end, end + like.numel() * like.element_size()
+        header[name] = {"dtype": DTYPE_NAMES[like.dtype], "shape": list(like.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // HEADER_ALIGNMENT) * HEADER_ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values:
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy())

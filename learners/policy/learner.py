@@ -9,25 +9,25 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from actors.config import DType
 from cluster.seeding import derive_seed
 from cluster.storage.policy_folders import new_folder
-from cluster.storage.serving_contract import ContractText, ServingContract, file_digests, write_contract
+from cluster.storage.serving_contract import ContractPrompt, ContractText, ServingContract, file_digests, write_contract
 from cluster.types import ScoredBatch, SentWeights, Trajectory, UpdateResult, WeightFile
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
 from learners.network.assembly import sharded_networks, whole_networks
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.frozen_layers import FrozenStates
-from learners.network.micro_batch import MicroBatch, TokenBatch, collate_tokens, micro_batch, micro_batches, shard
+from learners.network.micro_batch import MicroBatch, TokenBatch, collate_tokens, micro_batch, rank_packs
 from learners.network.models import (
     TORCH_DTYPES,
     PolicyWithCritic,
@@ -35,7 +35,7 @@ from learners.network.models import (
     write_policy,
 )
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
-from learners.network.sharding import shard_of
+from learners.network.sharding import gathering, shard_of
 from learners.network.trunk import ForwardSettings
 from learners.policy.batch import PreparedBatch, check_bootstrap, collate
 from learners.policy.objective import Objective, StepCounts, StepTerms
@@ -43,7 +43,7 @@ from learners.policy.preparation import FrozenPass, importance_weights, judged_t
 from learners.policy.serving_contract import contract_prompts
 from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
-from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
+from learners.ranks.checkpoint import RANDOM_STATE, LearnerSnapshot, copied, copy_into, section
 from learners.settings.policy import PolicyLearnerConfig
 from learners.weights.file import WeightPublisher, generator_weights, untied_tensors
 from learners.weights.link import GeneratorLink
@@ -70,7 +70,7 @@ class PolicyLearner:
             temperature=start.temperature,
             chunk_tokens=config.workers.logprob_chunk_tokens,
         )
-        self._shard = shard_of(config.workers, rank)
+        self.shard = shard_of(config.workers, rank)
         networks = (
             whole_networks(start.model_path, config, settings, self.device)
             if config.workers.sharding == "none"
@@ -94,7 +94,7 @@ class PolicyLearner:
         return self._optimizer.num_steps
 
     def snapshot(self) -> LearnerSnapshot:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on; of tensors, this rank's part."""
         tensors = copied(untied_tensors(self._network.policy), under="policy")
         if self._network.critic_trunk is not None:
             tensors |= copied(self._network.critic_trunk.state_dict(), under="critic_trunk")
@@ -103,7 +103,8 @@ class PolicyLearner:
         if self._config.kl.refresh_reference_steps:
             tensors |= copied(untied_tensors(self._reference.policy), under="reference")
         tensors |= copied(self._optimizer.state(), under="optimizer")
-        tensors |= copied({"torch": torch.get_rng_state()}, under="random_state")
+        if self.shard.index == 0:
+            tensors |= copied({"torch": torch.get_rng_state()}, under=RANDOM_STATE)
         return LearnerSnapshot(
             tensors=tensors,
             numbers={
@@ -126,7 +127,7 @@ class PolicyLearner:
         if self._config.kl.refresh_reference_steps:
             copy_into(untied_tensors(self._reference.policy), section(tensors, under="reference"), what="reference")
         self._optimizer.restore(section(tensors, under="optimizer"), num_steps=numbers["num_optimizer_steps"])
-        torch.set_rng_state(tensors["random_state/torch"])
+        torch.set_rng_state(tensors[f"{RANDOM_STATE}/torch"])
         self._network.value_mean, self._network.value_std = numbers["value_mean"], numbers["value_std"]
         self._state = LearnerState.from_numbers(numbers["state"])
         self.num_steps_done = numbers["num_steps_done"]
@@ -172,9 +173,15 @@ class PolicyLearner:
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
     def publish(self, directory: Path, dtype: DType) -> WeightFile:
-        """Write the policy for generators; call it on one rank."""
+        """Write the policy for generators; call it on rank 0, and `hand_over` on the others."""
         tensors = generator_weights(self._network.policy, TORCH_DTYPES[dtype])
         return self._publisher.publish(tensors, directory, policy_version=self.policy_version)
+
+    def hand_over(self, dtype: DType) -> None:
+        """Give rank 0 this rank's part of the policy, where it has one of its own."""
+        if self.shard.count > 1:
+            with gathering(generator_weights(self._network.policy, TORCH_DTYPES[dtype])):
+                pass
 
     @property
     def link_epoch(self) -> int:
@@ -195,27 +202,40 @@ class PolicyLearner:
         return self._sender.send(policy_version=self.policy_version)
 
     def export(self, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str:
-        """Write the policy as a Hugging Face folder, with its serving contract about `texts`; call it on one rank.
+        """Write the policy as a Hugging Face folder, with its serving contract about `texts`; call it on rank 0, and
+        `hand_over_export` on the others.
 
         Returns why it could not be written, for example on a full disk; empty where it was. Raises `DataError` where `directory`
         exists, and for a policy that is not finite.
         """
-        policy, workers = self._network.policy, self._config.workers
+        prompts = self._contract_prompts(texts)
         try:
-            with new_folder(directory) as draft:
-                write_policy(policy, Path(self._start.model_path), draft, TORCH_DTYPES[dtype])
+            with (
+                gathering(generator_weights(self._network.policy, TORCH_DTYPES[dtype])) as tensors,
+                new_folder(directory) as draft,
+            ):
+                write_policy(self._network.policy, Path(self._start.model_path), draft, tensors)
                 contract = ServingContract(
                     policy_version=self.policy_version,
                     weights_dtype=dtype,
-                    compute_dtype=workers.compute_dtype,
+                    compute_dtype=self._config.workers.compute_dtype,
                     max_logprob_mismatch=self._config.mismatch.max_logprob_mismatch,
                     files=file_digests(draft),
-                    prompts=contract_prompts(policy, texts, self._settings),
+                    prompts=prompts,
                 )
                 write_contract(draft, contract)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             return str(error)
         return ""
+
+    def hand_over_export(self, dtype: DType, texts: Sequence[ContractText]) -> None:
+        """What rank 0 needs of this rank for `export`."""
+        if self.shard.count > 1:
+            self._contract_prompts(texts)
+            self.hand_over(dtype)
+
+    def _contract_prompts(self, texts: Sequence[ContractText]) -> tuple[ContractPrompt, ...]:
+        return self._network.ask_policy(partial(contract_prompts, texts=texts, settings=self._settings))
 
     def _follow_returns(self, prepared: PreparedBatch) -> None:
         """Let the critic speak in the unit of the returns seen so far; what it says in score points stays the same."""
@@ -320,26 +340,25 @@ class PolicyLearner:
                 start_logprobs_BT[part.rows_B[part.row_N], part.column_N] += weight * output.logprobs_N.detach()
             sums_K += weight * torch.stack([metrics[name] for name in names]).detach()
         sum_over_ranks(sums_K, self._world_size)
-        if self._shard.count == 1:  # else each backward pass has added up its own
+        if self.shard.count == 1:  # else each backward pass has added up its own
             sum_gradients(self._optimizer.parameters.values(), self._world_size)
         metrics_of_step = dict(zip(names, sums_K.tolist(), strict=True))
         grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=self._total_steps)
         return metrics_of_step | {"optim/grad_norm": grad_norm, "optim/skipped_steps": float(not stepped)}
 
     def _micro_batches(self, tokens: TokenBatch, rows: Sequence[int]) -> Iterator[tuple[MicroBatch, float]]:
-        """This rank's share of the rows, in packs that fit the token budget, with what each counts for: 1, or 0 where the pack
-        only keeps this rank in step with others."""
-        lengths, max_tokens = tokens.lengths_B.tolist(), self._config.workers.micro_batch_tokens
+        """This rank's share of the rows, in packs that fit the token budget, with what each counts for."""
+        lengths = tokens.lengths_B.tolist()
         # Ranks take turns in order of length, so that their shares cost about the same.
-        in_order = sorted(rows, key=lambda row: lengths[row])
-        own, *others = (
-            list(micro_batches(shard(in_order, rank, self._world_size), lengths, max_tokens=max_tokens))
-            for rank in (self._rank, *(range(self._world_size) if self._shard.count > 1 else ()))
-        )
-        for pack in own:
-            yield micro_batch(tokens, pack), 1.0
-        for _ in range(max(map(len, others), default=0) - len(own)):
-            yield micro_batch(tokens, in_order[:1]), 0.0
+        for pack in rank_packs(
+            sorted(rows, key=lambda row: lengths[row]),
+            lengths,
+            max_tokens=self._config.workers.micro_batch_tokens,
+            rank=self._rank,
+            world_size=self._world_size,
+            in_step=self.shard.count > 1,
+        ):
+            yield micro_batch(tokens, pack.rows), pack.weight
 
 
 def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) -> list[ParameterGroup]:
