@@ -199,7 +199,7 @@ def kv_cache_sequences(policy: ModelShape, config: GeneratorConfig, *, longest_t
 
 
 def _sharded(parts: dict[str, int], workers: WorkerConfig, dealt_out: tuple[str, ...], *, gathered: int) -> dict[str, int]:
-    """Of one rank; `gathered` parameters are whole at a time, with their gradients: those of a layer, and of what lies outside."""
+    """Of one rank; `gathered` parameters are whole at a time, with their gradients: a layer, and what lies outside of layers."""
     in_parts = {name: -(-parts[name] // workers.num_shards) for name in dealt_out}
     return parts | in_parts | {"gathered": gathered * 2 * FLOAT32_BYTES}
 
