@@ -73,5 +73,6 @@ def sharded_networks(
     for reference in references:
         dealt_out(reference, [reference.policy.base_model])
         read_part(reference.policy, model_path, shard)
-    trained.ask_policy(partial(check_plain_head, folder=model_path))
+    with settings.autocast(device.type):
+        trained.ask_policy(partial(check_plain_head, folder=model_path))
     return Networks(trained=trained, reference=references[0], start_policy=references[-1])

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cluster.errors import DataError
 from cluster.storage.checkpoint import CheckpointFolder
@@ -114,6 +115,26 @@ def test_five_updates_end_in_the_same_weights_however_the_model_lies(
                     found[name], weight, atol=1e-6, rtol=0, msg=lambda text, name=name, way=way: f"{way}, {name}: {text}"
                 )
             assert metrics == [pytest.approx(each, rel=1e-3, abs=1e-5) for each in expected_metrics]
+
+
+def first_metrics(rank: int, num_ranks: int, model: str, config: PolicyLearnerConfig, batch: ScoredBatch) -> dict[str, float]:
+    return dict(learner_of(rank, num_ranks, model, config).update(batch).metrics)
+
+
+def test_in_bfloat16_policy_and_reference_round_alike(
+    ranks: ProcessRanks, ppo_config: ConfigBuilder, batches: list[ScoredBatch], tmp_path: Path
+) -> None:
+    """Of an untied model with a frozen layer, whose matrices are in bfloat16 beside norms in float32."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 257}
+    AutoModelForCausalLM.from_config(LlamaConfig(**sizes, tie_word_embeddings=False)).save_pretrained(tmp_path)
+    fields = {"num_frozen_layers": 1, "compute_dtype": "bfloat16", "minibatch_size": 9}
+    one, sharded = (ppo_config(**fields, **WAYS[way]) for way in ("one rank", "two sharded"))
+    expected = first_metrics(0, 1, str(tmp_path), one, batches[0])
+    for found in ranks.run(first_metrics, 2, str(tmp_path), sharded, batches[0]):
+        assert found["policy/ref_kl_nats_per_completion"] == 0.0
+        for name in ("policy/sampled_entropy", "optim/grad_norm", "value/loss"):
+            assert found[name] == pytest.approx(expected[name], rel=0.02)
 
 
 def gone_on(
