@@ -120,7 +120,7 @@ def rank_packs(
         for each in (range(world_size) if in_step else (rank,))
     }
     num_missing = max(map(len, packs_R.values())) - len(packs_R[rank])
-    fillers = [Pack(rows=[min(rows, key=lambda row: lengths[row])], weight=0.0)] * num_missing
+    fillers = [Pack(rows=[min(rows, key=lambda row: lengths[row])], weight=0.0) for _ in range(num_missing)]
     return [*fillers, *(Pack(rows=pack, weight=1.0) for pack in packs_R[rank])]
 
 

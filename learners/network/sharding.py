@@ -12,7 +12,7 @@ rows runs some again that count for nothing.
 
 import ctypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -144,9 +144,8 @@ def _return_freed_memory() -> None:
     Left alone, glibc keeps ever larger blocks, up to 32 MiB, in a heap that falls to pieces: a rank of SmolLM2-135M in four parts
     came to hold more than one with all of it.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+    with suppress(AttributeError):  # other C libraries have none
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
 def _layers(trunk: PreTrainedModel) -> Iterable[nn.Module]:

@@ -57,7 +57,7 @@ def publish(worker: Worker, directory: Path, dtype: DType) -> WeightFile | None:
     """Write weights for generators, on rank 0."""
     if worker.rank == 0:
         return _learner(worker).publish(directory, dtype)
-    _learner(worker).hand_over(dtype)
+    _learner(worker).files.hand_over(dtype)
     return None
 
 
@@ -65,7 +65,7 @@ def export(worker: Worker, directory: Path, dtype: DType, texts: Sequence[Contra
     """Write a policy folder with its serving contract, on rank 0; why that failed, empty where it did not."""
     if worker.rank == 0:
         return _learner(worker).export(directory, dtype, texts)
-    _learner(worker).hand_over_export(dtype, texts)
+    _learner(worker).files.hand_over_export(dtype, texts)
     return None
 
 

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,7 @@ from torch import Tensor
 
 from actors.config import DType
 from cluster.seeding import derive_seed
-from cluster.storage.policy_folders import new_folder
-from cluster.storage.serving_contract import ContractPrompt, ContractText, ServingContract, file_digests, write_contract
+from cluster.storage.serving_contract import ContractText
 from cluster.types import ScoredBatch, SentWeights, Trajectory, UpdateResult, WeightFile
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
@@ -28,24 +26,19 @@ from learners.network.assembly import sharded_networks, whole_networks
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.frozen_layers import FrozenStates
 from learners.network.micro_batch import MicroBatch, TokenBatch, collate_tokens, micro_batch, rank_packs
-from learners.network.models import (
-    TORCH_DTYPES,
-    PolicyWithCritic,
-    Reference,
-    write_policy,
-)
+from learners.network.models import TORCH_DTYPES, PolicyWithCritic, Reference
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
-from learners.network.sharding import gathering, shard_of
+from learners.network.sharding import shard_of
 from learners.network.trunk import ForwardSettings
 from learners.policy.batch import PreparedBatch, check_bootstrap, collate
+from learners.policy.files import PolicyFiles
 from learners.policy.objective import Objective, StepCounts, StepTerms
 from learners.policy.preparation import FrozenPass, importance_weights, judged_totals, needs_policy_pass, prepare
-from learners.policy.serving_contract import contract_prompts
 from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
 from learners.ranks.checkpoint import RANDOM_STATE, LearnerSnapshot, copied, copy_into, section
 from learners.settings.policy import PolicyLearnerConfig
-from learners.weights.file import WeightPublisher, generator_weights, untied_tensors
+from learners.weights.file import untied_tensors
 from learners.weights.link import GeneratorLink
 
 if TYPE_CHECKING:
@@ -81,7 +74,7 @@ class PolicyLearner:
         self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
         self._objective = Objective(config)
         self._state = LearnerState(kl_coef=config.kl.coef)
-        self._publisher = WeightPublisher()
+        self.files = PolicyFiles(self._network, start, config, settings, self.shard)
         # Of full batches: a smaller one, where some rollouts have no score, must not move the end of the decay.
         minibatches = math.ceil(config.prompts_per_step * start.samples_per_prompt / config.minibatch_size)
         self._total_steps = config.num_steps * config.num_epochs * minibatches
@@ -173,15 +166,12 @@ class PolicyLearner:
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
     def publish(self, directory: Path, dtype: DType) -> WeightFile:
-        """Write the policy for generators; call it on rank 0, and `hand_over` on the others."""
-        tensors = generator_weights(self._network.policy, TORCH_DTYPES[dtype])
-        return self._publisher.publish(tensors, directory, policy_version=self.policy_version)
+        """As in `PolicyFiles`, of the version as it is now."""
+        return self.files.publish(directory, dtype, policy_version=self.policy_version)
 
-    def hand_over(self, dtype: DType) -> None:
-        """Give rank 0 this rank's part of the policy, where it has one of its own."""
-        if self.shard.count > 1:
-            with gathering(generator_weights(self._network.policy, TORCH_DTYPES[dtype])):
-                pass
+    def export(self, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str:
+        """As in `PolicyFiles`, of the version as it is now."""
+        return self.files.export(directory, dtype, texts, policy_version=self.policy_version)
 
     @property
     def link_epoch(self) -> int:
@@ -200,42 +190,6 @@ class PolicyLearner:
         """Send the policy over the link; call it on every rank."""
         assert self._sender is not None, "the handle connects before it sends"
         return self._sender.send(policy_version=self.policy_version)
-
-    def export(self, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str:
-        """Write the policy as a Hugging Face folder, with its serving contract about `texts`; call it on rank 0, and
-        `hand_over_export` on the others.
-
-        Returns why it could not be written, for example on a full disk; empty where it was. Raises `DataError` where `directory`
-        exists, and for a policy that is not finite.
-        """
-        prompts = self._contract_prompts(texts)
-        try:
-            with (
-                gathering(generator_weights(self._network.policy, TORCH_DTYPES[dtype])) as tensors,
-                new_folder(directory) as draft,
-            ):
-                write_policy(self._network.policy, Path(self._start.model_path), draft, tensors)
-                contract = ServingContract(
-                    policy_version=self.policy_version,
-                    weights_dtype=dtype,
-                    compute_dtype=self._config.workers.compute_dtype,
-                    max_logprob_mismatch=self._config.mismatch.max_logprob_mismatch,
-                    files=file_digests(draft),
-                    prompts=prompts,
-                )
-                write_contract(draft, contract)
-        except OSError as error:
-            return str(error)
-        return ""
-
-    def hand_over_export(self, dtype: DType, texts: Sequence[ContractText]) -> None:
-        """What rank 0 needs of this rank for `export`."""
-        if self.shard.count > 1:
-            self._contract_prompts(texts)
-            self.hand_over(dtype)
-
-    def _contract_prompts(self, texts: Sequence[ContractText]) -> tuple[ContractPrompt, ...]:
-        return self._network.ask_policy(partial(contract_prompts, texts=texts, settings=self._settings))
 
     def _follow_returns(self, prepared: PreparedBatch) -> None:
         """Let the critic speak in the unit of the returns seen so far; what it says in score points stays the same."""

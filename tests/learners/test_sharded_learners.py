@@ -15,7 +15,7 @@ from cluster.errors import DataError
 from cluster.storage.checkpoint import CheckpointFolder
 from cluster.storage.serving_contract import ContractText, check_files, read_contract
 from cluster.types import ScoredBatch, WeightFile
-from learners.network.sharding import whole
+from learners.network.sharding import Shard, whole
 from learners.policy import commands
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
@@ -192,6 +192,38 @@ def test_a_run_goes_on_with_other_ranks_and_another_sharding(
     for name, weight in unbroken.items():
         section, _, rest = name.partition(".")
         assert_close(end.tensors[f"{section}/{rest}"], weight, atol=1e-6, rtol=0)
+
+
+def three_saves(rank: int, num_ranks: int, directory: Path) -> list[str]:
+    """The problems of three: of one that goes well, of one whose second part cannot be written, and of one without a place."""
+    shard = Shard(index=rank, count=num_ranks)
+    tensor = torch.full((2,), float(rank))
+    good = LearnerSnapshot(tensors={"policy/a": tensor}, numbers={})
+    bad = LearnerSnapshot(tensors={"policy/a": tensor, "policy/b": tensor}, numbers={})  # safetensors refuses shared memory
+    problems = []
+    writer = checkpoint_writer(plan(directory), shard, rank=rank)
+    nowhere = checkpoint_writer(plan(directory / "step-000001" / "learner.json"), shard, rank=rank)  # a file
+    assert writer is not None
+    assert nowhere is not None
+    for step, (each, snapshot) in enumerate(((writer, good), (writer, bad if rank == 1 else good), (nowhere, good)), start=1):
+        each.begin(step, snapshot, policy_version=0)
+        report = each.finish()
+        assert report is not None
+        problems.append(report.problem)
+        torch.distributed.barrier()  # the second writer's folder lies in the first checkpoint
+    return problems
+
+
+def test_a_part_that_cannot_be_written_is_told_and_no_rank_waits_for_it(ranks: ProcessRanks, tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoints"
+    first, second = ranks.run(three_saves, 2, directory)
+    assert first[0] == second[0] == ""
+    assert "1 of 2 ranks could not write their parts" in first[1]
+    assert "share memory" in second[1]
+    assert "FileExistsError" in first[2]
+    assert second[2] == ""  # it had nothing to write
+    assert [path.name for path in directory.iterdir()] == ["step-000001"]
+    assert snapshot_in(directory).tensors["policy/a"].tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 TEXTS = (ContractText(text="abc", token_ids=(97, 98, 99)),)
