@@ -60,14 +60,20 @@ def load_reward_model(folder: str, *, dtype: str) -> "PreTrainedModel":
 def start_reward_model(folder: str, *, dtype: str, num_layers: int | None) -> "PreTrainedModel":
     """The lowest `num_layers` (None: all) layers of the trunk in `folder`, and a head at zero."""
     from torch import nn
-    from transformers import AutoConfig
 
-    available = AutoConfig.from_pretrained(folder).num_hidden_layers
-    if num_layers is not None and num_layers > available:
-        raise ConfigError(f"num_layers={num_layers}, but {folder} has {available}; lower it")
-    model, _ = _load(folder, dtype, ignore_mismatched_sizes=True, num_hidden_layers=num_layers or available)
+    model, _ = _load(folder, dtype, ignore_mismatched_sizes=True, num_hidden_layers=layers_to_load(folder, num_layers))
     nn.init.zeros_(model.score.weight)
     return model
+
+
+def layers_to_load(folder: str, num_layers: int | None) -> int:
+    """All that `folder` has, where `num_layers` is None. Raises `ConfigError` where it has fewer."""
+    from transformers import AutoConfig
+
+    available: int = AutoConfig.from_pretrained(folder).num_hidden_layers
+    if num_layers is not None and num_layers > available:
+        raise ConfigError(f"num_layers={num_layers}, but {folder} has {available}; lower it")
+    return num_layers or available
 
 
 def _load(folder: str, dtype: str, **settings: object) -> tuple["PreTrainedModel", dict[str, list[str]]]:

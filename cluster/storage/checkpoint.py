@@ -154,6 +154,11 @@ class CheckpointFolder:
         """The checkpoint of a step. Raises `DamagedCheckpointError`."""
         return verified(self._directory / f"step-{step:06d}")
 
+    def listed(self, step: int) -> Checkpoint:
+        """The checkpoint of a step, by its manifest alone: for who knows that its files were verified."""
+        path = self._directory / f"step-{step:06d}"
+        return Checkpoint(path=path, manifest=_read_manifest(path / MANIFEST_NAME))
+
     def prune(self, *, keep: int) -> None:
         """Remove all but the newest `keep`."""
         for path in list(self._newest_first())[keep:]:

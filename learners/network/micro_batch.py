@@ -94,27 +94,33 @@ def micro_batch(tokens: TokenBatch, rows: Sequence[int]) -> MicroBatch:
 
 
 class RankShare:
-    """One rank's part of a batch's rows."""
+    """Which rows of a batch each rank computes, and one rank's of them in packs."""
 
-    def __init__(self, rank: int, world_size: int, *, max_tokens: int) -> None:
-        """`max_tokens`: padded, of one forward pass."""
+    def __init__(self, rank: int, world_size: int, *, max_tokens: int, in_step: bool) -> None:
+        """`max_tokens`: padded, of one forward pass. `in_step`: all ranks do equally many passes, as shards of a model must."""
         self._rank = rank
         self._world_size = world_size
         self._max_tokens = max_tokens
+        self._in_step = in_step
 
-    def of(self, tokens: TokenBatch, rows: Sequence[int]) -> list[int]:
-        """Ranks take turns in order of length, so that their shares cost about the same."""
+    def deal(self, tokens: TokenBatch, rows: Sequence[int]) -> list[list[int]]:
+        """Rows of each rank: they take turns in order of length, so that their shares cost about the same."""
         by_length = sorted(rows, key=lambda row: sum(tokens.segment_lengths[row]))
-        return shard(by_length, self._rank, self._world_size)
+        return [shard(by_length, rank, self._world_size) for rank in range(self._world_size)]
 
-    def of_all(self, tokens: TokenBatch) -> list[int]:
-        """As `of`, of the whole batch."""
-        return self.of(tokens, range(len(tokens.segment_lengths)))
+    def deal_all(self, tokens: TokenBatch) -> list[list[int]]:
+        """As `deal`, of the whole batch."""
+        return self.deal(tokens, range(len(tokens.segment_lengths)))
 
-    def packs(self, tokens: TokenBatch, own_rows: Sequence[int]) -> Iterator[MicroBatch]:
-        """The rank's rows, in packs that fit the token budget."""
-        for pack in micro_batches(own_rows, tokens.segment_lengths, max_tokens=self._max_tokens):
-            yield micro_batch(tokens, pack)
+    def own(self, dealt: Sequence[list[int]]) -> list[int]:
+        """This rank's rows."""
+        return dealt[self._rank]
+
+    def packs(self, tokens: TokenBatch, dealt: Sequence[Sequence[int]]) -> Iterator[tuple[MicroBatch, float]]:
+        """This rank's rows, in packs that fit the token budget, with what each counts for."""
+        packs = packs_of_rank(dealt, tokens.segment_lengths, max_tokens=self._max_tokens, rank=self._rank, in_step=self._in_step)
+        for pack in packs:
+            yield micro_batch(tokens, pack.rows), pack.weight
 
 
 def rollout_logprobs(tokens: TokenBatch, own_rows: Sequence[int]) -> Tensor:
@@ -142,6 +148,34 @@ def micro_batches(rows: Sequence[int], segment_lengths: Sequence[Sequence[int]],
         pack.append(row)
     if pack:
         yield pack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """Rows of one forward pass. Produced by `packs_of_rank`, consumed by learners."""
+
+    rows: list[int]
+    weight: float  # what it counts for: 1, or 0 where it only keeps a rank in step with others
+
+
+def packs_of_rank(
+    dealt: Sequence[Sequence[int]],
+    segment_lengths: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    rank: int,
+    in_step: bool,
+) -> list[Pack]:
+    """A rank's rows in packs; `in_step` gives all ranks equally many. `dealt`: the rows of each rank."""
+    packs = {
+        each: list(micro_batches(dealt[each], segment_lengths, max_tokens=max_tokens))
+        for each in (range(len(dealt)) if in_step else (rank,))
+    }
+    num_missing = max(map(len, packs.values())) - len(packs[rank])
+    if not num_missing:
+        return [Pack(rows=pack, weight=1.0) for pack in packs[rank]]
+    shortest = min(dealt[rank] or [row for rows in dealt for row in rows], key=lambda row: sum(segment_lengths[row]))
+    return [Pack(rows=[shortest], weight=0.0)] * num_missing + [Pack(rows=pack, weight=1.0) for pack in packs[rank]]
 
 
 def padded(rows: Sequence[Sequence[float] | np.ndarray], *, fill: float, dtype: type) -> np.ndarray:

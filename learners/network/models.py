@@ -7,18 +7,22 @@ under autocast, and so do the reference's, with the same roundings: where weight
 
 import copy
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from actors.config import DType
 from cluster.errors import ConfigError, DataError
 from learners.algorithms.logprobs import gather_logprobs
 from learners.network.micro_batch import MicroBatch
+from learners.network.sharding import GatheredTensors, Shard, local_part
+from learners.network.tensor_files import TensorFiles, write_tensors
 from learners.network.trunk import ForwardSettings, TrunkParts, cut_trunk, hidden_states
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,10 +32,14 @@ HEAD_PROBE_TOLERANCE = 1e-3  # relative; float32 rounding stays far below, a sca
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
 SENTENCEPIECE_SUFFIX = ".model"
 
+T = TypeVar("T")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyOutput:
-    """One forward pass of policy and critic. Produced by `PolicyWithCritic`, consumed by the learner."""
+
+class PolicyOutput(NamedTuple):
+    """One forward pass of policy and critic. Produced by `PolicyWithCritic`, consumed by the learner.
+
+    A tuple, because FSDP looks there for the tensors whose gradients begin a backward pass, and in no other record.
+    """
 
     logprobs_N: Tensor
     values_N: Tensor  # before each valid token
@@ -55,7 +63,8 @@ class PolicyWithCritic(nn.Module):
         self.policy = policy
         self.parts = cut_trunk(policy.base_model, num_frozen_layers, settings)
         self.critic_trunk = critic_trunk
-        self.value_head = _value_head((critic_trunk or policy).config.hidden_size) if has_critic else None
+        self.value_head = nn.Linear((critic_trunk or policy).config.hidden_size, 1) if has_critic else None
+        self.clear_value_head()
         self.value_mean, self.value_std = 0.0, 1.0  # score points: what the head's 0 and 1 mean
         self._settings = settings
 
@@ -78,6 +87,17 @@ class PolicyWithCritic(nn.Module):
             final_values_B=self._values(hidden_RSD[batch.last_segment_B, batch.last_position_B]),
             entropy_N=entropy_N,
         )
+
+    @torch.no_grad()
+    def clear_value_head(self) -> None:
+        """Let a critic's head say zero."""
+        for parameter in () if self.value_head is None else self.value_head.parameters():
+            parameter.zero_()
+
+    @torch.no_grad()
+    def ask_policy(self, question: Callable[[PreTrainedModel], T]) -> T:
+        """What `question` makes of the policy. Where that is sharded, its parts outside the layers are whole meanwhile."""
+        return question(self.policy)
 
     @torch.no_grad()
     def set_value_unit(self, mean: float, std: float) -> None:
@@ -124,13 +144,63 @@ class Reference(nn.Module):
 def load_policy(folder: str) -> PreTrainedModel:
     """A causal language model in float32, whose logits are its hidden states times its output matrix."""
     policy = _loaded(AutoModelForCausalLM, folder)
-    _check_plain_head(policy, folder)
+    check_plain_head(policy, folder)
     return policy
 
 
 def load_critic_trunk(folder: str) -> PreTrainedModel:
     """The trunk of a language model or of a reward model, in float32."""
     return _loaded(AutoModel, folder)
+
+
+def empty_policy(folder: str) -> PreTrainedModel:
+    """As `load_policy`, without memory for parameters, and not checked."""
+    return empty_model(AutoModelForCausalLM, folder)
+
+
+def empty_critic_trunk(folder: str) -> PreTrainedModel:
+    """As `load_critic_trunk`, without memory for parameters."""
+    return empty_model(AutoModel, folder)
+
+
+@torch.no_grad()
+def read_part(model: PreTrainedModel, folder: str, shard: Shard) -> None:
+    """Fill a sharded model from a folder's safetensors: this rank's rows alone are read, and no other is ever in memory."""
+    tied = set(model.all_tied_weights_keys)
+    with _folder_files(folder) as files:
+        for name, tensor in model.state_dict().items():
+            if name in tied:
+                continue
+            of_whole_model = f"{model.base_model_prefix}.{name}"  # for a trunk, in the folder of a model with a head
+            stored = name if name in files else of_whole_model
+            if stored not in files:
+                raise DataError(
+                    f"{folder} has no tensor {name}, as {type(model).__name__} calls it in memory; sharding reads tensors as "
+                    "they are in the files, so save the folder again with transformers, or set learner.workers.sharding=none"
+                )
+            part, target = files.part(stored, shard), local_part(tensor)
+            if part.shape != target.shape:
+                raise DataError(f"{folder}: {stored} has another shape than config.json says; save the model folder again")
+            target.copy_(part)
+
+
+def _folder_files(folder: str) -> TensorFiles:
+    paths = sorted(Path(folder).glob("model*.safetensors"))
+    if not paths:
+        raise DataError(f"{folder} has no model.safetensors, of which sharding reads parts; save the folder again as safetensors")
+    return TensorFiles(paths)
+
+
+def empty_model(architecture: type[Any], folder: str, **settings: object) -> PreTrainedModel:
+    """In float32, without memory for parameters; `settings` replace those of config.json."""
+    try:
+        config = AutoConfig.from_pretrained(folder, **settings)
+        with init_empty_weights(include_buffers=False):
+            model = architecture.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise DataError(f"model {folder} cannot be loaded: {error}") from error
+    model.tie_weights()  # each parameter was replaced by an empty one of its own
+    return model.eval()
 
 
 def _loaded(architecture: type[AutoModel | AutoModelForCausalLM], folder: str) -> PreTrainedModel:
@@ -161,25 +231,18 @@ def freeze_lowest_layers(model: PreTrainedModel, num_layers: int, compute_dtype:
                 module.to(compute_dtype)
 
 
-def write_policy(policy: PreTrainedModel, start_folder: Path, folder: Path, dtype: torch.dtype) -> None:
+def write_policy(policy: PreTrainedModel, start_folder: Path, folder: Path, tensors: GatheredTensors) -> None:
     """Fill a folder that transformers and vLLM load as it is: weights, config, the start's tokenizer."""
     for file in start_folder.iterdir():
         if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == SENTENCEPIECE_SUFFIX):
             shutil.copy(file, folder / file.name)
-    config_dtype = policy.config.dtype
-    policy.config.dtype = dtype
-    try:
-        policy.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in policy.state_dict().items()})
-    finally:
-        policy.config.dtype = config_dtype
-
-
-def _value_head(hidden_size: int) -> nn.Linear:
-    """A head that says zero."""
-    head = nn.Linear(hidden_size, 1)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
+    config = copy.deepcopy(policy.config)
+    config.dtype = next(iter(tensors.like.values())).dtype
+    config.architectures = [type(policy).__name__]
+    config.save_pretrained(folder)
+    if policy.can_generate():
+        policy.generation_config.save_pretrained(folder)
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
 
 
 def _continued(
@@ -209,9 +272,9 @@ def _head_logprobs(
 
 
 @torch.no_grad()
-def _check_plain_head(policy: PreTrainedModel, folder: str) -> None:
+def check_plain_head(policy: PreTrainedModel, folder: str) -> None:
     """Refuse architectures that scale, cap or shift logits after the output matrix: their log-probabilities would be wrong."""
-    probe_BS = torch.arange(4).unsqueeze(0)
+    probe_BS = torch.arange(4, device=policy.device).unsqueeze(0)
     hidden_RSD = policy.base_model(input_ids=probe_BS, use_cache=False).last_hidden_state
     expected = policy(input_ids=probe_BS, use_cache=False).logits
     error = (hidden_RSD @ policy.get_output_embeddings().weight.t() - expected).abs().max() / expected.abs().max()

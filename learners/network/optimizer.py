@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import CannotResumeError
+from learners.network.sharding import local_part, part_like, whole
 from learners.settings.training import OptimizerConfig
 
 FINAL_RATE_FRAC = 0.1  # what linear decay ends at
@@ -23,7 +24,7 @@ class ParameterGroup:
 
 
 class GuardedAdamW:
-    """The optimizer of one learner."""
+    """The optimizer of one learner. Sharded parameters have sharded gradients and moments; norms are those of the whole."""
 
     def __init__(self, groups: Sequence[ParameterGroup], config: OptimizerConfig) -> None:
         self._config = config
@@ -76,13 +77,20 @@ class GuardedAdamW:
         }
 
     def restore(self, state: Mapping[str, Tensor], *, num_steps: int) -> None:
-        """Go on from the `state` after `num_steps` steps. Raises `CannotResumeError` where it is that of other parameters."""
+        """Go on from the `state` after `num_steps` steps, of which a rank has its part where parameters are sharded.
+
+        Raises `CannotResumeError` where it is that of other parameters.
+        """
         states: dict[str, dict[str, Tensor]] = {}
         for key, tensor in state.items():
             name, _, moment = key.rpartition("/")
             states.setdefault(name, {})[moment] = tensor
         self._check_fit(states)
-        moved = {number: states[name] for number, name in enumerate(self.parameters) if states[name]["step"] > 0}
+        moved = {
+            number: {key: tensor if key == "step" else part_like(tensor, parameter) for key, tensor in states[name].items()}
+            for number, (name, parameter) in enumerate(self.parameters.items())
+            if states[name]["step"] > 0
+        }
         self._adamw.load_state_dict({"state": moved, "param_groups": self._adamw.state_dict()["param_groups"]})
         self.num_steps = num_steps
 
@@ -96,7 +104,7 @@ class GuardedAdamW:
         problems += [
             f"{name} has another shape"
             for name, parameter in self.parameters.items()
-            if any(moment.shape != parameter.shape for key, moment in states.get(name, {}).items() if key != "step")
+            if any(moment.shape != local_part(parameter).shape for key, moment in states.get(name, {}).items() if key != "step")
         ]
         if problems:
             raise CannotResumeError(
@@ -117,4 +125,4 @@ def rate_factor(step: int, config: OptimizerConfig, *, total_steps: int) -> floa
 
 def _gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
+    return whole(torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False))

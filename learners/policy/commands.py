@@ -53,14 +53,20 @@ def send_weights(worker: Worker) -> SentWeights:
     return _learner(worker).send_weights()
 
 
-def publish(worker: Worker, directory: Path, dtype: DType) -> WeightFile:
-    """Write weights for generators."""
-    return _learner(worker).publish(directory, dtype)
+def publish(worker: Worker, directory: Path, dtype: DType) -> WeightFile | None:
+    """Write weights for generators, on rank 0."""
+    if worker.rank == 0:
+        return _learner(worker).publish(directory, dtype)
+    _learner(worker).files.hand_over(dtype)
+    return None
 
 
-def export(worker: Worker, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str:
-    """Write a policy folder with its serving contract; why that failed, empty where it did not."""
-    return _learner(worker).export(directory, dtype, texts)
+def export(worker: Worker, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str | None:
+    """Write a policy folder with its serving contract, on rank 0; why that failed, empty where it did not."""
+    if worker.rank == 0:
+        return _learner(worker).export(directory, dtype, texts)
+    _learner(worker).files.hand_over_export(dtype, texts)
+    return None
 
 
 def _learner(worker: Worker) -> "PolicyLearner":

@@ -47,9 +47,7 @@ class PolicyLearnerHandle(RanksHandle):
             )
         )
         self._folders = folders
-        self._publish = Call(
-            function=commands.publish, arguments=(folders.weights.absolute(), folders.weights_dtype), on_rank_0=True
-        )
+        self._publish = Call(function=commands.publish, arguments=(folders.weights.absolute(), folders.weights_dtype))
         self._published: PublishedWeights | None = None
         self._plan_of_links: LinkPlan | None = None
         self._link: GeneratorLink | None = None
@@ -135,5 +133,5 @@ class PolicyLearnerHandle(RanksHandle):
         Returns why it could not be written; empty where it was.
         """
         arguments = (directory.absolute(), self._folders.weights_dtype, tuple(texts))
-        problem: str = self.call(Call(function=commands.export, arguments=arguments, on_rank_0=True))
+        problem: str = self.call(Call(function=commands.export, arguments=arguments))
         return problem

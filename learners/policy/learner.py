@@ -5,7 +5,6 @@ all per-token numbers, computes the same counts, advantages and orders, and fetc
 rows only. What is learned is `preparation.prepare` and `objective.Objective`; here is how.
 """
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,39 +14,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from actors.config import DType
 from cluster.seeding import derive_seed
-from cluster.storage.policy_folders import new_folder
-from cluster.storage.serving_contract import ContractText, ServingContract, file_digests, write_contract
+from cluster.storage.serving_contract import ContractText
 from cluster.types import FloatArray, ScoredBatch, ScoredGroup, SentWeights, TrajectoryGroup, UpdateResult, WeightFile
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
+from learners.network.assembly import sharded_networks, whole_networks
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.frozen_layers import FrozenStates
 from learners.network.micro_batch import RankShare, TokenBatch, rollout_logprobs
-from learners.network.models import (
-    TORCH_DTYPES,
-    PolicyWithCritic,
-    Reference,
-    freeze_lowest_layers,
-    load_critic_trunk,
-    load_policy,
-    write_policy,
-)
+from learners.network.models import TORCH_DTYPES, PolicyWithCritic, Reference
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
+from learners.network.sharding import shard_of
 from learners.network.trunk import ForwardSettings
 from learners.policy.batch import PreparedBatch, check_bootstrap, collate, token_batch
+from learners.policy.files import PolicyFiles
 from learners.policy.objective import Objective, StepCounts, StepTerms
 from learners.policy.preparation import FrozenPass, importance_weights, judged_totals, needs_policy_pass, prepare
-from learners.policy.serving_contract import contract_prompts
 from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
-from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
+from learners.ranks.checkpoint import RANDOM_STATE, LearnerSnapshot, copied, copy_into, section
 from learners.settings.policy import PolicyLearnerConfig
-from learners.weights.file import WeightPublisher, generator_weights, untied_tensors
+from learners.weights.file import untied_tensors
 from learners.weights.link import GeneratorLink
 
 if TYPE_CHECKING:
@@ -64,7 +55,6 @@ class PolicyLearner:
         self._config = config
         self._rank = rank
         self._world_size = world_size
-        self._share = RankShare(rank, world_size, max_tokens=config.workers.micro_batch_tokens)
         self.device = torch.device("cuda" if config.workers.num_gpus > 0 else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(config.workers.num_threads)
@@ -73,21 +63,19 @@ class PolicyLearner:
             temperature=start.temperature,
             chunk_tokens=config.workers.logprob_chunk_tokens,
         )
-        policy = load_policy(start.model_path)
-        freeze_lowest_layers(policy, config.num_frozen_layers, settings.compute_dtype)
-        critic = config.critic
-        critic_trunk = load_critic_trunk(critic.model or start.model_path) if critic.kind == "own_model" else None
-        self._network = PolicyWithCritic(
-            policy, critic_trunk, settings, has_critic=critic.kind != "none", num_frozen_layers=config.num_frozen_layers
-        ).to(self.device)
-        self._reference = Reference(policy, settings, num_frozen_layers=config.num_frozen_layers).to(self.device)
-        # Evaluations measure the KL to the start; where the reference follows the policy, that needs a copy of its own.
-        self._start_policy = copy.deepcopy(self._reference) if config.kl.refresh_reference_steps else self._reference
+        self.shard = shard_of(config.workers, rank)
+        self._share = RankShare(rank, world_size, max_tokens=config.workers.micro_batch_tokens, in_step=self.shard.count > 1)
+        networks = (
+            whole_networks(start.model_path, config, settings, self.device)
+            if config.workers.sharding == "none"
+            else sharded_networks(start.model_path, config, settings, self.device, rank=rank)
+        )
+        self._network, self._reference, self._start_policy = networks.trained, networks.reference, networks.start_policy
         self._frozen_states = FrozenStates(self._network.parts, settings)
         self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
         self._objective = Objective(config)
         self._state = LearnerState(kl_coef=config.kl.coef)
-        self._publisher = WeightPublisher()
+        self.files = PolicyFiles(self._network, start, config, settings, self.shard)
         # Of full batches: a smaller one, where some rollouts have no score, must not move the end of the decay.
         minibatches = math.ceil(config.prompts_per_step * start.samples_per_prompt / config.minibatch_size)
         self._total_steps = config.num_steps * config.num_epochs * minibatches
@@ -100,7 +88,7 @@ class PolicyLearner:
         return self._optimizer.num_steps
 
     def snapshot(self) -> LearnerSnapshot:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on; of tensors, this rank's part."""
         tensors = copied(untied_tensors(self._network.policy), under="policy")
         if self._network.critic_trunk is not None:
             tensors |= copied(self._network.critic_trunk.state_dict(), under="critic_trunk")
@@ -109,7 +97,8 @@ class PolicyLearner:
         if self._config.kl.refresh_reference_steps:
             tensors |= copied(untied_tensors(self._reference.policy), under="reference")
         tensors |= copied(self._optimizer.state(), under="optimizer")
-        tensors |= copied({"torch": torch.get_rng_state()}, under="random_state")
+        if self.shard.index == 0:
+            tensors |= copied({"torch": torch.get_rng_state()}, under=RANDOM_STATE)
         return LearnerSnapshot(
             tensors=tensors,
             numbers={
@@ -132,7 +121,7 @@ class PolicyLearner:
         if self._config.kl.refresh_reference_steps:
             copy_into(untied_tensors(self._reference.policy), section(tensors, under="reference"), what="reference")
         self._optimizer.restore(section(tensors, under="optimizer"), num_steps=numbers["num_optimizer_steps"])
-        torch.set_rng_state(tensors["random_state/torch"])
+        torch.set_rng_state(tensors[f"{RANDOM_STATE}/torch"])
         self._network.value_mean, self._network.value_std = numbers["value_mean"], numbers["value_std"]
         self._state = LearnerState.from_numbers(numbers["state"])
         self.num_steps_done = numbers["num_steps_done"]
@@ -146,8 +135,8 @@ class PolicyLearner:
         num_trajectories = len(training_batch.scores_B)
         with_policy = needs_policy_pass(self._config, num_trajectories=num_trajectories)
         reference = self._reference if self._config.kl.is_used else None
-        own_rows = self._first_rows(training_batch.tokens, step=batch.step)
-        frozen = self._frozen_pass(training_batch.tokens, own_rows, with_policy=with_policy, reference=reference)
+        dealt = self._first_deal(training_batch.tokens, step=batch.step)
+        frozen = self._frozen_pass(training_batch.tokens, dealt, with_policy=with_policy, reference=reference)
         self._state = self._state.with_scores(judged_totals(training_batch, self._config.reward))
         prepared = prepare(
             training_batch, frozen, self._config, self._state, max_completion_tokens=self._start.max_completion_tokens
@@ -168,20 +157,23 @@ class PolicyLearner:
     def completion_logprobs(self, groups: Sequence[TrajectoryGroup]) -> tuple[FloatArray, ...]:
         """Of each trajectory, log-probabilities of the tokens that the policy chose, to be laid beside the engine's."""
         tokens = token_batch([(group, group.samples) for group in groups], self.device)
-        logprobs_BT = self._frozen_pass(tokens, self._share.of_all(tokens), with_policy=True, reference=None).old_logprobs_BT
+        logprobs_BT = self._frozen_pass(tokens, self._share.deal_all(tokens), with_policy=True, reference=None).old_logprobs_BT
         rows = zip(logprobs_BT.cpu().numpy(), tokens.mask_BT.sum(1).tolist(), strict=True)
         return tuple(row[:length] for row, length in rows)
 
     def start_kl(self, groups: Sequence[ScoredGroup]) -> tuple[float, ...]:
         """Of each trajectory with a reward, log(policy / policy at the run's start), summed over its tokens, in nats."""
         tokens = token_batch([(scored.group, scored.samples) for scored in groups], self.device)
-        frozen = self._frozen_pass(tokens, self._share.of_all(tokens), with_policy=True, reference=self._start_policy)
+        frozen = self._frozen_pass(tokens, self._share.deal_all(tokens), with_policy=True, reference=self._start_policy)
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
     def publish(self, directory: Path, dtype: DType) -> WeightFile:
-        """Write the policy for generators; call it on one rank."""
-        tensors = generator_weights(self._network.policy, TORCH_DTYPES[dtype])
-        return self._publisher.publish(tensors, directory, policy_version=self.policy_version)
+        """As in `PolicyFiles`, of the version as it is now."""
+        return self.files.publish(directory, dtype, policy_version=self.policy_version)
+
+    def export(self, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str:
+        """As in `PolicyFiles`, of the version as it is now."""
+        return self.files.export(directory, dtype, texts, policy_version=self.policy_version)
 
     @property
     def link_epoch(self) -> int:
@@ -201,29 +193,6 @@ class PolicyLearner:
         assert self._sender is not None, "the handle connects before it sends"
         return self._sender.send(policy_version=self.policy_version)
 
-    def export(self, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str:
-        """Write the policy as a Hugging Face folder, with its serving contract about `texts`; call it on one rank.
-
-        Returns why it could not be written, for example on a full disk; empty where it was. Raises `DataError` where `directory`
-        exists, and for a policy that is not finite.
-        """
-        policy, workers = self._network.policy, self._config.workers
-        try:
-            with new_folder(directory) as draft:
-                write_policy(policy, Path(self._start.model_path), draft, TORCH_DTYPES[dtype])
-                contract = ServingContract(
-                    policy_version=self.policy_version,
-                    weights_dtype=dtype,
-                    compute_dtype=workers.compute_dtype,
-                    max_logprob_mismatch=self._config.mismatch.max_logprob_mismatch,
-                    files=file_digests(draft),
-                    prompts=contract_prompts(policy, texts, self._settings),
-                )
-                write_contract(draft, contract)
-        except (OSError, SafetensorError) as error:
-            return str(error)
-        return ""
-
     def _follow_returns(self, prepared: PreparedBatch) -> None:
         """Let the critic speak in the unit of the returns seen so far; what it says in score points stays the same."""
         if self._config.critic.whiten_returns:
@@ -242,25 +211,28 @@ class PolicyLearner:
 
     @torch.no_grad()
     def _frozen_pass(
-        self, tokens: TokenBatch, own_rows: Sequence[int], *, with_policy: bool, reference: Reference | None
+        self, tokens: TokenBatch, dealt: Sequence[list[int]], *, with_policy: bool, reference: Reference | None
     ) -> FrozenPass:
-        """Policy with critic, and `reference`, on all rows; each rank computes its own, all ranks get everything."""
-        rollout_logprobs_BT = rollout_logprobs(tokens, own_rows)
+        """Policy with critic, and `reference`, on all rows; each rank computes its own, all ranks get everything.
+
+        `dealt`: the rows of each rank.
+        """
+        rollout_logprobs_BT = rollout_logprobs(tokens, self._share.own(dealt))
         old_logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout_logprobs_BT) for _ in range(3))
         final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])
         self._frozen_states.clear()
-        for part in self._share.packs(tokens, own_rows):
+        for part, weight in self._share.packs(tokens, dealt):
             if not with_policy and reference is None:
                 break
             below_RSD = self._frozen_states.of(part)
             place = (part.rows_B[part.row_N], part.column_N)
             if with_policy:
                 output = self._network(part, below_RSD)
-                old_logprobs_BT[place] = output.logprobs_N
-                values_BT[place] = output.values_N
-                final_values_B[part.rows_B] = output.final_values_B
+                old_logprobs_BT[place] += weight * output.logprobs_N
+                values_BT[place] += weight * output.values_N
+                final_values_B[part.rows_B] += weight * output.final_values_B
             if reference is not None:
-                ref_logprobs_BT[place] = reference(part, below_RSD)
+                ref_logprobs_BT[place] += weight * reference(part, below_RSD)
         for tensor in (rollout_logprobs_BT, old_logprobs_BT, ref_logprobs_BT, values_BT, final_values_B):
             sum_over_ranks(tensor, self._world_size)  # every entry is set on exactly one rank
         return FrozenPass(
@@ -320,24 +292,29 @@ class PolicyLearner:
         names = self._objective.metric_names
         sums_K = torch.zeros(len(names), device=self.device)  # a rank without rows contributes zeros
         self._optimizer.zero_grad()
-        for part in self._share.packs(prepared.tokens, self._share.of(prepared.tokens, rows)):
+        for part, weight in self._share.packs(prepared.tokens, self._share.deal(prepared.tokens, rows)):
             output = self._network(
                 part, self._frozen_states.of(part), with_entropy=self._objective.needs_entropy, trains_trunk=terms.policy_learns
             )
             loss, metrics = self._objective.loss(output, prepared, part, counts, terms)
-            loss.backward()
+            (weight * loss).backward()
             if terms.at_batch_start:
-                start_logprobs_BT[part.rows_B[part.row_N], part.column_N] = output.logprobs_N.detach()
-            sums_K += torch.stack([metrics[name] for name in names]).detach()
+                start_logprobs_BT[part.rows_B[part.row_N], part.column_N] += weight * output.logprobs_N.detach()
+            sums_K += weight * torch.stack([metrics[name] for name in names]).detach()
         sum_over_ranks(sums_K, self._world_size)
-        sum_gradients(self._optimizer.parameters.values(), self._world_size)
+        if self.shard.count == 1:  # else each backward pass has added up its own
+            sum_gradients(self._optimizer.parameters.values(), self._world_size)
         metrics_of_step = dict(zip(names, sums_K.tolist(), strict=True))
         grad_norm, stepped = self._optimizer.step(metrics_of_step["optim/loss"], total_steps=self._total_steps)
         return metrics_of_step | {"optim/grad_norm": grad_norm, "optim/skipped_steps": float(not stepped)}
 
-    def _first_rows(self, tokens: TokenBatch, *, step: int) -> list[int]:
-        """The rows that this rank trains on in the first epoch, so that where there is no other it needs none besides."""
-        return [row for rows in self._minibatches(len(tokens.segment_lengths), step, 0) for row in self._share.of(tokens, rows)]
+    def _first_deal(self, tokens: TokenBatch, *, step: int) -> list[list[int]]:
+        """The rows that each rank trains on in the first epoch, so that where there is no other it needs none besides."""
+        dealt: list[list[int]] = [[] for _ in range(self._world_size)]
+        for rows in self._minibatches(len(tokens.segment_lengths), step, 0):
+            for own, further in zip(dealt, self._share.deal(tokens, rows), strict=True):
+                own += further
+        return dealt
 
 
 def _parameter_groups(network: PolicyWithCritic, config: PolicyLearnerConfig) -> list[ParameterGroup]:

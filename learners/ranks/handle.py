@@ -87,11 +87,11 @@ class RanksHandle:
 
     def save(self) -> SaveReport | None:
         """Begin to write a checkpoint of the steps done; how the one before ended, None where there was none."""
-        return self.call(Call(function=begin_saving, on_rank_0=True))
+        return self.call(Call(function=begin_saving))
 
     def finish_saving(self) -> SaveReport | None:
         """Wait for the checkpoint that is being written; how that ended, None where there is none."""
-        return self.call(Call(function=finish_saving, on_rank_0=True))
+        return self.call(Call(function=finish_saving))
 
     def stop(self) -> None:
         """End the ranks."""

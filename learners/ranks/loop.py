@@ -33,7 +33,7 @@ class Worker:
 
     rank: int
     learner: Any  # what `LoopSetup.build` returned; each function knows its own type
-    writer: "CheckpointWriter"
+    writer: "CheckpointWriter | None"  # None where this rank has nothing to write that others have not
 
 
 def train_loop_per_worker(loop_config: dict[str, LoopSetup]) -> None:
@@ -55,20 +55,20 @@ def num_steps_done(worker: Worker) -> int:
 
 
 def begin_saving(worker: Worker) -> SaveReport | None:
-    """Begin to write a checkpoint; how the one before ended, None where there was none."""
+    """Begin to write this rank's part of a checkpoint; how the one before ended, None where there was none."""
+    if worker.writer is None:
+        return None
     learner = worker.learner
     return worker.writer.begin(learner.num_steps_done, learner.snapshot(), policy_version=learner.policy_version)
 
 
 def finish_saving(worker: Worker) -> SaveReport | None:
     """Wait for the checkpoint that is being written; how that ended, None where there is none."""
-    return worker.writer.finish()
+    return None if worker.writer is None else worker.writer.finish()
 
 
 def execute(call: Call, worker: Worker) -> Any:
-    """What the call's function returns on this rank; None where it is another rank's to do."""
-    if call.on_rank_0 and worker.rank != 0:
-        return None
+    """What the call's function returns on this rank."""
     arguments = [ray.get(argument) if isinstance(argument, ray.ObjectRef) else argument for argument in call.arguments]
     return call.function(worker, *arguments)
 
@@ -78,11 +78,11 @@ def _serve(setup: LoopSetup) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     with collector_paused():
         from learners.network.collectives import numbers_of_rank_0
-        from learners.ranks.checkpoint import CheckpointWriter, restore_newest
+        from learners.ranks.checkpoint import checkpoint_writer, restore_newest
 
         learner = setup.build(rank, world_size)
     restore_newest(learner, setup.checkpoints, rank=rank, world_size=world_size)
-    worker = Worker(rank=rank, learner=learner, writer=CheckpointWriter(setup.checkpoints))
+    worker = Worker(rank=rank, learner=learner, writer=checkpoint_writer(setup.checkpoints, learner.shard, rank=rank))
     joined = ray.get(setup.mailbox.join.remote()) if rank == 0 else (0, 0)
     group, first = numbers_of_rank_0(joined, rank=rank, world_size=world_size, device=learner.device)
     for sequence in itertools.count(first):

@@ -25,7 +25,6 @@ class Call:
 
     function: Callable[..., Any]  # of a module: called with the rank's `Worker` and the arguments
     arguments: tuple[Any, ...] = ()  # an object reference is resolved by each rank, so that the mailbox never holds the data
-    on_rank_0: bool = False  # what writes files; otherwise all ranks compute together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

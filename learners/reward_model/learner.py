@@ -11,19 +11,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from actors.scoring.reward_head import SCORE_OFFSET, last_token_scores, start_reward_model
+from actors.scoring.reward_head import SCORE_OFFSET, last_token_scores, layers_to_load, start_reward_model
 from cluster.errors import ConfigError
 from cluster.seeding import derive_seed
 from cluster.storage.policy_folders import new_folder
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.network.collectives import sum_gradients, sum_over_ranks
-from learners.network.micro_batch import micro_batches, shard
-from learners.network.models import TORCH_DTYPES, freeze_lowest_layers, write_policy
+from learners.network.micro_batch import Pack, packs_of_rank, shard
+from learners.network.models import TORCH_DTYPES, empty_model, freeze_lowest_layers, read_part, write_policy
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
+from learners.network.sharding import gathering, rank_mesh, shard_network, shard_of
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
 from learners.reward_model.records import RewardModelJob
 from learners.settings.reward_model import RewardModelLearnerConfig
+from learners.weights.file import generator_weights
 
 NUM_NORMALISATION_TEXTS = 512  # training texts that mean and standard deviation are taken over; 3 % off at most, mostly
 MIN_SCORE_STD = 1e-6  # a model that scores all texts alike is left as it is
@@ -43,8 +46,9 @@ class RewardModelLearner:
         self.device = torch.device("cuda" if job.config.workers.num_gpus > 0 else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(job.config.workers.num_threads)
-        self._model = start_reward_model(job.model_path, dtype="float32", num_layers=job.config.num_layers).to(self.device)
-        freeze_lowest_layers(self._model, job.config.num_frozen_layers, self._compute_dtype)
+        self.shard = shard_of(job.config.workers, rank)
+        self._scorer = self._whole_scorer() if self.shard.count == 1 else self._sharded_scorer()
+        self._model = self._scorer.model
         trained = {name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad}
         head = {name: parameter for name, parameter in trained.items() if name.startswith("score.")}
         trunk = {name: parameter for name, parameter in trained.items() if name not in head}
@@ -54,8 +58,27 @@ class RewardModelLearner:
             job.config.optimizer,
         )
 
+    def _whole_scorer(self) -> "TextScorer":
+        config = self._config
+        model = start_reward_model(self._job.model_path, dtype="float32", num_layers=config.num_layers).to(self.device)
+        freeze_lowest_layers(model, config.num_frozen_layers, self._compute_dtype)
+        return TextScorer(model)
+
+    def _sharded_scorer(self) -> "TextScorer":
+        """Every rank reads its part; call it on every rank."""
+        config, path = self._config, self._job.model_path
+        num_layers = layers_to_load(path, config.num_layers)
+        model = empty_model(AutoModelForSequenceClassification, path, num_labels=1, num_hidden_layers=num_layers)
+        freeze_lowest_layers(model, config.num_frozen_layers, self._compute_dtype)
+        scorer = TextScorer(model)
+        mesh = rank_mesh(config.workers, self.device)
+        shard_network(scorer, [model.base_model], mesh, compute_dtype=self._compute_dtype)
+        read_part(model.base_model, path, self.shard)
+        torch.nn.init.zeros_(model.score.weight)
+        return scorer
+
     def snapshot(self) -> LearnerSnapshot:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on; of tensors, this rank's part."""
         return LearnerSnapshot(
             tensors=copied(self._model.state_dict(), under="model") | copied(self._optimizer.state(), under="optimizer"),
             numbers={"num_steps_done": self.num_steps_done, "num_optimizer_steps": self._optimizer.num_steps},
@@ -96,11 +119,12 @@ class RewardModelLearner:
         # The loss needs all scores, the network this rank's only: so the gradient is cut at the scores and sent on from there.
         (loss_gradient_B,) = torch.autograd.grad(output.loss, scores_B)
         self._optimizer.zero_grad()
-        last_scores_N.backward(loss_gradient_B[last_pack])
+        last_scores_N.backward(last_pack.weight * loss_gradient_B[last_pack.rows])
         for pack in earlier_packs:
             (pack_scores_N,) = self._pack_scores([pack], token_ids)
-            pack_scores_N.backward(loss_gradient_B[pack])
-        sum_gradients(self._optimizer.parameters.values(), self._world_size)
+            pack_scores_N.backward(pack.weight * loss_gradient_B[pack.rows])
+        if self.shard.count == 1:  # else each backward pass has added up its own
+            sum_gradients(self._optimizer.parameters.values(), self._world_size)
         loss = output.loss.item()
         grad_norm, _ = self._optimizer.step(loss, total_steps=self.num_steps)
         self.num_steps_done += 1
@@ -131,34 +155,56 @@ class RewardModelLearner:
         setattr(self._model.config, SCORE_OFFSET, float(np.mean(scores)) / std)
 
     def export(self) -> None:
-        """Write `job.output_dir`, which `actors.scoring.reward_model` loads: float32 safetensors, config, tokenizer."""
-        with new_folder(self._job.output_dir) as draft:
-            write_policy(self._model, Path(self._job.model_path), draft, torch.float32)
+        """Write `job.output_dir`, which `actors.scoring.reward_model` loads: float32 safetensors, config, tokenizer.
+
+        Rank 0 writes, where it is not there yet; call it on every rank.
+        """
+        with gathering(generator_weights(self._model, torch.float32)) as tensors:
+            if self._rank == 0 and not self._job.output_dir.exists():
+                with new_folder(self._job.output_dir) as draft:
+                    write_policy(self._model, Path(self._job.model_path), draft, tensors)
 
     @torch.no_grad()
     def _scores(self, token_ids: Sequence[tuple[int, ...]]) -> list[float]:
         packs = self._own_packs(token_ids)  # none where there are fewer texts than ranks
         return self._gathered(packs, self._pack_scores(packs, token_ids), len(token_ids)).tolist()
 
-    def _own_packs(self, token_ids: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    def _own_packs(self, token_ids: Sequence[tuple[int, ...]]) -> list[Pack]:
         """This rank's share of the texts, in packs that fit the token budget."""
-        own = shard(range(len(token_ids)), self._rank, self._world_size)
         lengths = [len(ids) for ids in token_ids]
-        return list(micro_batches(own, [(length,) for length in lengths], max_tokens=self._config.workers.micro_batch_tokens))
+        return packs_of_rank(
+            [shard(range(len(token_ids)), rank, self._world_size) for rank in range(self._world_size)],
+            [(length,) for length in lengths],
+            max_tokens=self._config.workers.micro_batch_tokens,
+            rank=self._rank,
+            in_step=self.shard.count > 1,
+        )
 
-    def _pack_scores(self, packs: Sequence[Sequence[int]], token_ids: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def _pack_scores(self, packs: Sequence[Pack], token_ids: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """scores_N of each pack, with gradient where enabled."""
         # One autocast region over all packs, so that each weight is converted once.
         with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=self._compute_dtype != torch.float32):
-            return [last_token_scores(self._model, [token_ids[row] for row in pack]) for pack in packs]
+            return [self._scorer([token_ids[row] for row in pack.rows]) for pack in packs]
 
-    def _gathered(self, packs: Sequence[Sequence[int]], scores: Sequence[Tensor], num_texts: int) -> Tensor:
+    def _gathered(self, packs: Sequence[Pack], scores: Sequence[Tensor], num_texts: int) -> Tensor:
         """scores_B of all ranks, without gradient, from those of this rank's packs."""
         scores_B = torch.zeros(num_texts, device=self.device)
         for pack, scores_N in zip(packs, scores, strict=True):
-            scores_B[list(pack)] = scores_N.detach()
+            scores_B[pack.rows] += pack.weight * scores_N.detach()
         sum_over_ranks(scores_B, self._world_size)
         return scores_B
+
+
+class TextScorer(torch.nn.Module):
+    """A reward model with its head as one call, which a sharded one must be."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """scores_N of texts."""
+        return last_token_scores(self.model, token_ids)
 
 
 def _num_steps(num_texts: int, config: RewardModelLearnerConfig) -> int:

@@ -99,16 +99,15 @@ def _learn(setup: _LoopSetup) -> None:
     rank = context.get_world_rank()
     world_size = context.get_world_size()
     with collector_paused():
-        from learners.ranks.checkpoint import CheckpointWriter, restore_newest
+        from learners.ranks.checkpoint import checkpoint_writer, restore_newest
         from learners.reward_model.learner import RewardModelLearner
 
         learner = RewardModelLearner(job, rank=rank, world_size=world_size)
     restore_newest(learner, job.checkpoints, rank=rank, world_size=world_size)
-    writer = CheckpointWriter(job.checkpoints) if rank == 0 else None
+    writer = checkpoint_writer(job.checkpoints, learner.shard, rank=rank)
     result = _run(learner, job, writer, report=setup.reports.put if rank == 0 else lambda report: None)
+    learner.export()  # unless the ranks before these were lost just after they had written it
     if rank == 0:
-        if not job.output_dir.exists():  # else the ranks before these were lost just after they had written it
-            learner.export()
         setup.reports.put(result)
 
 

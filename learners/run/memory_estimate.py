@@ -14,7 +14,7 @@ from cluster.errors import DataError
 from cluster.host.cache import cache_root
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.reward_model import RewardModelLearnerConfig
-from learners.settings.training import MAX_KEPT_BYTES
+from learners.settings.training import MAX_KEPT_BYTES, WorkerConfig
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED_BYTES = 12  # float32 gradient and two Adam moments, for weights that are not frozen
@@ -116,6 +116,8 @@ def policy_learner_memory(
     """One rank: policy and critic with their optimizer, the frozen reference, one chunk of float32 logits, and the hidden states
     above frozen layers. These are at most those of `batch_tokens`: each epoch deals the rows of a batch anew.
 
+    A sharded rank has its part of the first three, keeps no hidden states, and has what is gathered for a moment.
+
     Of the policy's frozen layers and of all layers of the reference, matrices are in the compute type, the rest in float32.
     """
     parts = None
@@ -133,11 +135,18 @@ def policy_learner_memory(
             "logits": config.workers.logprob_chunk_tokens * policy.vocabulary * FLOAT32_BYTES,
             "kept_states": min(batch_tokens * policy.hidden * FLOAT32_BYTES, MAX_KEPT_BYTES) if num_frozen else 0,
         }
+        if config.workers.sharding != "none":
+            outside_layers = policy.total - policy.num_layers * policy.layer
+            outside_layers += head_parameters if critic is None else critic_parameters - critic.num_layers * critic.layer
+            largest_layer = max(policy.layer, 0 if critic is None else critic.layer)
+            parts = _sharded(parts, config.workers, ("policy", "critic", "reference"), gathered=outside_layers + largest_layer)
+            parts["kept_states"] = 0
     return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
 
 
 def reward_model_learner_memory(model: ModelShape | None, config: RewardModelLearnerConfig) -> RoleMemory:
-    """One rank: trunk and scalar head; frozen layers, and the embedding under them, have no gradient and no moments.
+    """One rank: trunk and scalar head; frozen layers, and the embedding under them, have no gradient and no moments. A sharded
+    rank has its part of these, and what is gathered for a moment.
 
     Matrices of frozen layers are in the compute type.
     """
@@ -151,6 +160,9 @@ def reward_model_learner_memory(model: ModelShape | None, config: RewardModelLea
             "weights": model.weight_bytes(num_frozen, matrix_bytes, parameters=weights),
             "optimizer": (weights - model.frozen(num_frozen)) * TRAINED_BYTES,
         }
+        if config.workers.sharding != "none":
+            gathered = weights - (num_layers - 1) * model.layer
+            parts = _sharded(parts, config.workers, ("weights", "optimizer"), gathered=gathered)
     return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
 
 
@@ -184,6 +196,12 @@ def kv_cache_sequences(policy: ModelShape, config: GeneratorConfig, *, longest_t
     """Longest sequences whose keys and values a CPU engine's cache holds at the same time."""
     bytes_per_sequence = policy.kv_values_per_token * DTYPE_BYTES[config.dtype] * longest_tokens
     return int(config.kv_cache_gib * BYTES_PER_GIB // bytes_per_sequence)
+
+
+def _sharded(parts: dict[str, int], workers: WorkerConfig, dealt_out: tuple[str, ...], *, gathered: int) -> dict[str, int]:
+    """Of one rank; `gathered` parameters are whole at a time, with their gradients: a layer, and what lies outside of layers."""
+    in_parts = {name: -(-parts[name] // workers.num_shards) for name in dealt_out}
+    return parts | in_parts | {"gathered": gathered * 2 * FLOAT32_BYTES}
 
 
 def _layer_matrices(config: dict[str, Any], *, query: int, kv: int) -> int:

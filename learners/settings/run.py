@@ -117,6 +117,12 @@ class PolicyStageConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _weights_reach_the_generators(self) -> Self:
+        sharding = self.learner.workers.sharding
+        if sharding != "none" and self.generator.weight_transfer != "shm":
+            raise ValueError(
+                f"generator.weight_transfer={self.generator.weight_transfer} sends a whole policy from a learner rank's device, "
+                f"but learner.workers.sharding={sharding} leaves none with all of it; use shm"
+            )
         backend, learner, generator = self.generator.weight_transfer, self.learner.workers.num_gpus, self.generator.num_gpus
         if backend == "nccl" and min(learner, generator) < 1:
             raise ValueError(

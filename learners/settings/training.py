@@ -1,8 +1,8 @@
 """Settings that learners share, and those of the reward-model learner."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from actors.config import DType, fast_dtype
 from cluster.config import StrictConfig
@@ -34,6 +34,11 @@ class WorkerConfig(StrictConfig):
 
     num_workers: int = Field(1, ge=1)
     """Data-parallel ranks. The update does not depend on it."""
+    sharding: Literal["none", "full", "hybrid"] = "none"
+    """What of the model each rank holds, with gradients and moments. none: all of it. full: one part in `num_workers`. hybrid:
+    one part in `shard_group_size`, and every group of so many ranks holds the whole. The update does not depend on it."""
+    shard_group_size: int | None = Field(None, ge=2)
+    """Of sharding=hybrid: the ranks that hold one copy of the model between them; the ranks of one host, as a rule."""
     num_cpus: float = Field(0.5, ge=0)
     """CPUs that Ray reserves for each rank."""
     num_gpus: float = Field(0.0, ge=0)
@@ -52,6 +57,34 @@ class WorkerConfig(StrictConfig):
     """Padded tokens in one forward pass; bounds memory, never changes the update."""
     logprob_chunk_tokens: int = Field(512, ge=1)
     """Completion positions whose logits exist at one time."""
+
+    @property
+    def num_shards(self) -> int:
+        """Parts that the model is cut into; 1 where each rank holds all of it."""
+        match self.sharding:
+            case "none":
+                return 1
+            case "full":
+                return self.num_workers
+            case "hybrid":
+                assert self.shard_group_size is not None, "checked below"
+                return self.shard_group_size
+
+    @model_validator(mode="after")
+    def _shards_tile_the_ranks(self) -> Self:
+        size, num_workers = self.shard_group_size, self.num_workers
+        if self.sharding != "none" and num_workers == 1:
+            raise ValueError(f"sharding={self.sharding} needs ranks to deal the model to, but num_workers=1; set sharding=none")
+        if self.sharding != "hybrid" and size is not None:
+            raise ValueError(f"shard_group_size={size} has no meaning with sharding={self.sharding}; set sharding=hybrid")
+        if self.sharding == "hybrid" and size is None:
+            raise ValueError("sharding=hybrid needs shard_group_size, the ranks that hold one copy of the model between them")
+        if size is not None and (num_workers % size or num_workers == size):
+            raise ValueError(
+                f"shard_group_size={size} must divide num_workers={num_workers} into two groups or more; sharding=full has one "
+                "group of all ranks"
+            )
+        return self
 
     @field_validator("compute_dtype")
     @classmethod

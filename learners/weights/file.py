@@ -5,28 +5,34 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from cluster.storage.weight_file import seal_weights
 from cluster.types import WeightFile
+from learners.network.sharding import gathering
+from learners.network.tensor_files import write_tensors
 
 
 class WeightPublisher:
-    """Writes one file per version and removes the one before; used by one process."""
+    """Writes one file per version and removes the one before; used by one process.
+
+    Of sharded tensors each is whole for a moment only; the other ranks meanwhile enter `gathering` for the same ones.
+    """
 
     def __init__(self) -> None:
         self._newest: Path | None = None
 
     def publish(self, tensors: Mapping[str, Tensor], directory: Path, *, policy_version: int) -> WeightFile:
         """The file appears whole or not at all. Two versions lie in `directory` while one replaces the other."""
-        directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"policy-v{policy_version:06d}.safetensors"
         partial = directory / f".{path.name}.{os.getpid()}.partial"
         try:
-            save_file(dict(tensors), partial)
+            with gathering(tensors) as gathered:
+                directory.mkdir(parents=True, exist_ok=True)
+                write_tensors(partial, gathered)
             weights = seal_weights(partial, path, policy_version=policy_version)
         finally:
             partial.unlink(missing_ok=True)
@@ -37,8 +43,11 @@ class WeightPublisher:
 
 
 def generator_weights(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every parameter once, under the name that a checkpoint gives it: in memory, transformers fuses the experts of a layer."""
-    in_memory = {name: tensor.detach().to(device="cpu", dtype=dtype) for name, tensor in untied_tensors(policy).items()}
+    """Every parameter once, under the name that a checkpoint gives it: in memory, transformers fuses the experts of a layer.
+
+    A sharded one stays so, on its device; any other is on the CPU.
+    """
+    in_memory = {name: _converted(tensor.detach(), dtype) for name, tensor in untied_tensors(policy).items()}
     return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(policy, in_memory).items()}
 
 
@@ -46,3 +55,7 @@ def untied_tensors(policy: PreTrainedModel) -> dict[str, Tensor]:
     """The state of a policy, where a tied tensor appears under one of its names only."""
     tied = set(policy.all_tied_weights_keys)
     return {name: tensor for name, tensor in policy.state_dict().items() if name not in tied}
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if isinstance(tensor, DTensor) else tensor.to("cpu", dtype)

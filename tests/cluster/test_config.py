@@ -93,6 +93,25 @@ MUTANTS = [
     (setting("sampling.temperature", 0), "sampling.temperature=0"),
     (setting("learner.minibatch_size", 3), "learner.minibatch_size=3 must divide the batch of 8 trajectories"),
     (setting("learner.workers.num_workers", 9), "learner.minibatch_size=8 leaves some of the 9 workers"),
+    (setting("learner.workers.sharding", "full"), "learner.workers: sharding=full needs ranks to deal the model to"),
+    (
+        setting("learner.workers", {"num_workers": 4, "sharding": "hybrid"}),
+        "learner.workers: sharding=hybrid needs shard_group_size",
+    ),
+    *(
+        (
+            setting("learner.workers", {"num_workers": 4, "sharding": "hybrid", "shard_group_size": size}),
+            f"learner.workers: shard_group_size={size} must divide num_workers=4 into two groups or more",
+        )
+        for size in (3, 4, 8)
+    ),
+    *(
+        (
+            setting("learner.workers", {"num_workers": 4, "sharding": sharding, "shard_group_size": 2}),
+            f"learner.workers: shard_group_size=2 has no meaning with sharding={sharding}",
+        )
+        for sharding in ("none", "full")
+    ),
     (setting("generator.max_model_tokens", 31), "generator.max_model_tokens=31 is less than the longest sequence, 32"),
     (setting("learner.workers.micro_batch_tokens", 31), "learner.workers.micro_batch_tokens=31 is less than one sequence, 32"),
 ]

@@ -1,5 +1,6 @@
 """The learner on the tiny model, in float32, in this process."""
 
+import errno
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.errors import ConfigError, DataError
 from cluster.storage.serving_contract import ContractText, check_files, read_contract
 from cluster.types import Sample, ScoredBatch, StepScore, TrajectoryGroup
+from learners.network import models
 from learners.policy.batch import PreparedBatch
 from learners.policy.learner import PolicyLearner
 from learners.policy.preparation import prepare
@@ -401,10 +402,10 @@ def test_an_export_that_does_not_fit_on_the_disk_leaves_nothing(
     tiny_model: str, ppo_config: ConfigBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
-        raise SafetensorError("I/O error: No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     learner = _learner(tiny_model, ppo_config())
-    monkeypatch.setattr(type(learner._network.policy), "save_pretrained", full)
+    monkeypatch.setattr(models, "write_tensors", full)
     assert "No space left" in learner.export(tmp_path / "policy", "float32", ())
     assert not list(tmp_path.iterdir())
 

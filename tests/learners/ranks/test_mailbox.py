@@ -8,8 +8,8 @@ from cluster.errors import DataError
 from learners.ranks.loop import begin_saving, finish_saving, num_steps_done
 from learners.ranks.mailbox import Answer, Call, Mailbox
 
-SAVE = Call(function=begin_saving, on_rank_0=True)
-FINISH = Call(function=finish_saving, on_rank_0=True)
+SAVE = Call(function=begin_saving)
+FINISH = Call(function=finish_saving)
 READY = Call(function=num_steps_done)
 
 

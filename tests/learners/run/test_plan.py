@@ -245,6 +245,29 @@ def test_a_method_without_a_critic_has_none_in_memory(empty_cache: Path) -> None
     assert memory["parts_bytes"]["critic"] == 0
 
 
+def test_a_sharded_rank_has_its_part_and_what_is_gathered(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    learner = ppo_config().learner.model_dump(exclude={"workers"}) | {
+        "num_frozen_layers": 1,
+        "workers": {"num_workers": 4, "sharding": "hybrid", "shard_group_size": 2, "logprob_chunk_tokens": 16},
+    }
+    whole = plan_run(ppo_config(learner=learner | {"workers": {"num_workers": 4, "logprob_chunk_tokens": 16}}))["memory"][0]
+    parts = plan_run(ppo_config(learner=learner))["memory"][0]["parts_bytes"]
+    assert parts == {
+        **{name: whole["parts_bytes"][name] // 2 for name in ("policy", "critic", "reference")},
+        "logits": whole["parts_bytes"]["logits"],
+        "kept_states": 0,
+        # The embedding of 40, the norm of 4, the value head of 5 and a layer of 152: weights and gradients in float32.
+        "gathered": 8 * (40 + 4 + 5 + 152),
+    }
+
+
+def test_a_sharded_reward_model_has_its_part(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    (memory,) = plan_run(reward_model_config(workers={"num_workers": 3, "sharding": "full"}))["memory"]
+    assert memory["parts_bytes"] == {"weights": 4 * 504 // 3, "optimizer": 12 * 504 // 3, "gathered": 8 * (40 + 4 + 4 + 152)}
+
+
 def reward_model_config(**learner: Any) -> RewardModelRunConfig:
     return RewardModelRunConfig.model_validate(
         {
@@ -390,6 +413,14 @@ def rendered(planned: dict[str, Any]) -> str:
     with console.capture() as capture:
         console.print(plan_table(planned))
     return capture.get()
+
+
+@pytest.mark.parametrize(("backend", "num_gpus"), [("nccl", 1.0), ("ipc", 0.5)])
+def test_weights_in_parts_do_not_travel_over_devices(backend: str, num_gpus: float) -> None:
+    learner = ppo_config().learner.model_dump(exclude={"workers"})
+    workers = {"num_workers": 2, "sharding": "full", "num_gpus": num_gpus}
+    with pytest.raises(ValueError, match=f"weight_transfer={backend} .*but learner.workers.sharding=full leaves none"):
+        ppo_config(learner=learner | {"workers": workers}, generator={"weight_transfer": backend, "num_gpus": num_gpus})
 
 
 def test_two_versions_of_the_weights_lie_in_shared_memory() -> None:

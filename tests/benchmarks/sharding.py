@@ -1,0 +1,104 @@
+"""Peak memory of a learner's rank: the model in parts on all ranks, against the whole of it on each.
+
+Run: python -m tests.benchmarks.sharding [--ranks 4] [--json]. Prints ratios; below 1 a sharded rank takes less. Each rank makes
+two updates of PPO with a value head and a reference on SmolLM2-135M in float32, on batches and packs so small that activations
+hardly count. Resident: the highest that the process reached, above what it took when everything was imported. Tensors:
+parameters, gradients and moments after the second update, added up.
+"""
+
+import argparse
+import gc
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actors.sources.models import resolve_model
+from cluster.types import Message, Prompt, Reward, ScoredBatch, ScoredGroup, Task
+from learners.network.sharding import local_part
+from learners.policy.learner import PolicyLearner
+from learners.policy.start import StartingPoint
+from learners.settings.policy import PolicyLearnerConfig
+from tests.learners.process_ranks import ProcessRanks
+from tests.records import completion, group_of
+
+MODEL = "smollm2-135m-instruct"
+NUM_TRAJECTORIES, NUM_TOKENS = 8, 8  # tokens of each prompt and of each completion
+BYTES_PER_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMemory:
+    """Bytes of one rank."""
+
+    resident: int
+    tensors: int
+
+
+def scored_batch(step: int) -> ScoredBatch:
+    generator = np.random.default_rng(step)
+    groups = []
+    for index in range(NUM_TRAJECTORIES):
+        prompt_ids, completion_ids = (generator.integers(1000, 40000, NUM_TOKENS).tolist() for _ in range(2))
+        task = Task(task_id=str(index), messages=(Message(role="user", content="text"),))
+        prompt = Prompt(task=task, text="text", token_ids=tuple(prompt_ids))
+        group = group_of(prompt, {0: completion(*completion_ids)}, logprob=-9.0)
+        groups.append(ScoredGroup(group=group, rewards=(Reward(total=float(generator.normal()), breakdown={}),)))
+    return ScoredBatch(step=step, groups=tuple(groups))
+
+
+def memory_of_updates(rank: int, num_ranks: int, model: str, sharding: str) -> RankMemory:
+    workers = {"num_workers": num_ranks, "sharding": sharding, "num_threads": 1, "compute_dtype": "float32"}
+    workers |= {"micro_batch_tokens": 2 * NUM_TOKENS, "logprob_chunk_tokens": NUM_TOKENS}
+    fields = {"num_steps": 2, "prompts_per_step": NUM_TRAJECTORIES, "minibatch_size": NUM_TRAJECTORIES, "workers": workers}
+    config = PolicyLearnerConfig.model_validate(fields)
+    start = StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=NUM_TOKENS, samples_per_prompt=1, seed=0)
+    gc.collect()
+    before = _status_bytes("VmRSS")
+    learner = PolicyLearner(start, config, rank=rank, world_size=num_ranks)
+    for step in range(2):
+        learner.update(scored_batch(step))
+    parameters = [*learner._network.parameters(), *learner._reference.parameters()]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    tensors = [*parameters, *gradients, *learner._optimizer.state().values()]
+    return RankMemory(
+        resident=_status_bytes("VmHWM") - before,
+        tensors=sum(local_part(tensor).numel() * tensor.element_size() for tensor in tensors),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    model = resolve_model(MODEL)
+    largest = {}
+    for sharding in ("full", "none"):
+        with ProcessRanks(arguments.ranks) as ranks:  # new ones: a process's highest never comes down
+            found: list[RankMemory] = ranks.run(memory_of_updates, arguments.ranks, model, sharding)
+        largest[sharding] = RankMemory(
+            resident=max(memory.resident for memory in found), tensors=max(memory.tensors for memory in found)
+        )
+    sharded, replicated = largest["full"], largest["none"]
+    ratios = {"resident": sharded.resident / replicated.resident, "tensors": sharded.tensors / replicated.tensors}
+    if arguments.json:
+        sys.stdout.write(json.dumps({"sharded": asdict(sharded), "replicated": asdict(replicated), "ratios": ratios}) + "\n")
+        return
+    for name, ratio in ratios.items():
+        in_parts, whole = getattr(sharded, name) / BYTES_PER_MIB, getattr(replicated, name) / BYTES_PER_MIB
+        sys.stdout.write(f"{name}: {in_parts:.0f} MiB a rank sharded, {whole:.0f} MiB replicated, ratio {ratio:.2f}\n")
+
+
+def _status_bytes(name: str) -> int:
+    """Of this process, from the kernel."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(name)
+
+
+if __name__ == "__main__":
+    main()
