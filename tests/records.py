@@ -1,6 +1,6 @@
 """Records of trajectories for tests, from the few numbers that a test cares about."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
@@ -22,6 +22,7 @@ from cluster.types import (
 )
 
 ValueT = TypeVar("ValueT", covariant=True)
+EachT = TypeVar("EachT")
 NO_FAILURES: Mapping[int, str] = MappingProxyType({})
 
 
@@ -85,3 +86,8 @@ def group_of(
         failures=failures,
         attempt=attempt,
     )
+
+
+def arrived(results: Iterator[EachT | None]) -> Iterator[EachT]:
+    """What came, without the moments in which nothing did."""
+    return (each for each in results if each is not None)

@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, TypeVar, cast
 
 import ray
 from ray import ObjectRef
@@ -82,27 +82,6 @@ class ActorPool(Generic[ActorT]):
             for joining in list(self._joining.values())
         ]
         return self._calls.pending() + joining
-
-    @overload
-    def map_unordered(
-        self,
-        call: Callable[[ActorT, ItemT], ObjectRef],
-        items: Iterable[ItemT],
-        *,
-        max_in_flight: int,
-        about: Callable[[ItemT], str] = str,
-    ) -> Iterator[tuple[ItemT, int, Any]]: ...
-
-    @overload
-    def map_unordered(
-        self,
-        call: Callable[[ActorT, ItemT], ObjectRef],
-        items: Iterable[ItemT | None],
-        *,
-        max_in_flight: int,
-        about: Callable[[ItemT], str] = str,
-        patience_s: float,
-    ) -> Iterator[tuple[ItemT, int, Any] | None]: ...
 
     def map_unordered(
         self,

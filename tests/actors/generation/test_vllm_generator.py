@@ -19,6 +19,7 @@ from cluster.errors import DataError, WeightMismatchError
 from cluster.processes.pool import ActorPool
 from cluster.storage.weight_file import seal_weights
 from cluster.types import Completion, Message, Prompt, SamplingParameters, Task, TrajectoryGroup, WeightFile
+from tests.records import arrived
 
 MAX_MODEL_TOKENS = 96
 UNFINISHED = "\ufffd"  # what bytes that are no character decode to; the engine holds back those at the end
@@ -164,7 +165,7 @@ def test_a_short_group_arrives_before_a_long_one(running: Fixture) -> None:
     def call(actor: Any, limit: int) -> ray.ObjectRef:
         return actor.generate.remote(PROMPTS[0], dataclasses.replace(SAMPLING, max_completion_tokens=limit))
 
-    assert [limit for limit, _, _ in pool.map_unordered(call, [64, 1], max_in_flight=2)] == [1, 64]
+    assert [limit for limit, _, _ in arrived(pool.map_unordered(call, [64, 1], max_in_flight=2))] == [1, 64]
 
 
 def test_progress_moves_while_one_call_runs_and_rests_with_the_engine(running: Fixture) -> None:

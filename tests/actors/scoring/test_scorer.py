@@ -28,7 +28,7 @@ from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.processes.object_store import StoredObject
 from cluster.processes.pool import ActorPool
 from cluster.types import Message, Prompt, Score, ScoredGroup, StepScore, Task, Trajectory, TrajectoryGroup, Unscored
-from tests.records import NO_FAILURES, completion, group_of
+from tests.records import NO_FAILURES, arrived, completion, group_of
 
 
 class LengthJudge(FromStore):
@@ -104,7 +104,7 @@ def _group(name: str, *texts: str, failures: Mapping[int, str] = NO_FAILURES) ->
 
 
 def _scored(scoring: ScorerPools, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
-    return (each for each in scoring.score_stream(groups) if each is not None)
+    return arrived(scoring.score_stream(groups))
 
 
 def _actor(judge: type, *, max_concurrency: int = 1) -> Any:

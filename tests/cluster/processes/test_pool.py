@@ -12,6 +12,7 @@ import ray
 
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.processes.pool import ActorPool
+from tests.records import arrived
 
 
 class Gate:
@@ -78,12 +79,13 @@ def _map(pool: ActorPool[Any], test: str, numbers: range, *, held: int, max_in_f
     def call(actor: Any, number: int) -> ray.ObjectRef:
         return actor.double_behind.remote(test, number) if number == held else actor.double.remote(number)
 
-    return pool.map_unordered(call, numbers, max_in_flight=max_in_flight)
+    return arrived(pool.map_unordered(call, numbers, max_in_flight=max_in_flight))
 
 
 def test_every_item_comes_back_with_its_result_and_work_is_shared(pool: ActorPool[Any]) -> None:
     results = {
-        n: result for n, _, result in pool.map_unordered(lambda actor, n: actor.double.remote(n), range(10), max_in_flight=2)
+        n: result
+        for n, _, result in arrived(pool.map_unordered(lambda actor, n: actor.double.remote(n), range(10), max_in_flight=2))
     }
     assert {n: doubled for n, (_, doubled) in results.items()} == {n: 2 * n for n in range(10)}
     assert {name for name, _ in results.values()} == {"a", "b"}

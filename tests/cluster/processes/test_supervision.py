@@ -15,6 +15,7 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError
 
 from cluster.errors import ActorLostError, RaywardError
 from cluster.processes.pool import LOST, ActorPool, Supervision
+from tests.records import arrived
 
 DEADLINE_S = 3.0
 
@@ -118,7 +119,7 @@ class Watched:
         self.pids = self.pool.broadcast(lambda actor: actor.pid.remote())
 
     def doubled(self, numbers: range) -> Iterator[tuple[int, int, int]]:
-        return self.pool.map_unordered(lambda actor, number: actor.double.remote(number), numbers, max_in_flight=2)
+        return arrived(self.pool.map_unordered(lambda actor, number: actor.double.remote(number), numbers, max_in_flight=2))
 
     def wait_for(self, num_actors: int) -> None:
         while len(self.pool) < num_actors:
@@ -211,7 +212,7 @@ def test_all_actors_lost_at_once_is_a_wait_and_not_an_end() -> None:
 def test_an_actor_without_its_engine_is_replaced() -> None:
     watched = Watched()
     call = lambda actor, number: actor.lose_engine.remote(number)  # noqa: E731
-    results = watched.pool.map_unordered(call, range(4), max_in_flight=1)
+    results = arrived(watched.pool.map_unordered(call, range(4), max_in_flight=1))
     assert sorted((number, double) for number, _, double in results) == [(number, 2 * number) for number in range(4)]
     assert "its engine has died" in watched.notes[0]
 
@@ -239,7 +240,7 @@ def test_an_item_that_kills_every_actor_ends_the_run() -> None:
 
 def test_slow_work_that_makes_progress_is_waited_for() -> None:
     watched = Watched()
-    results = watched.pool.map_unordered(lambda actor, number: actor.work_long.remote(number), [3], max_in_flight=1)
+    results = arrived(watched.pool.map_unordered(lambda actor, number: actor.work_long.remote(number), [3], max_in_flight=1))
     assert [(number, attempt) for number, attempt, _ in results] == [(3, 1)]
     assert (watched.pool.num_lost, watched.notes) == (0, [])
 
@@ -296,7 +297,7 @@ def test_one_outage_with_many_calls_in_flight_is_one_moment_and_no_loss(monkeypa
         return get(ref, **options)
 
     monkeypatch.setattr("cluster.processes.pool.ray.get", out_of_reach_at_first)
-    results = watched.pool.map_unordered(lambda actor, number: actor.double.remote(number), range(40), max_in_flight=20)
+    results = arrived(watched.pool.map_unordered(lambda actor, number: actor.double.remote(number), range(40), max_in_flight=20))
     found = sorted(results)
     assert found == [(number, 1, 2 * number) for number in range(40)]  # asked again, and not a second attempt
     assert (watched.pool.num_lost, watched.notes) == (0, [])
