@@ -130,8 +130,8 @@ class FaultyRun:
         """The driver and all that descends from it now."""
         return [self.driver, *self.driver.children(recursive=True)]
 
-    def audit(self) -> LedgerAudit:
-        return audit_ledger(self.path / "trajectories")
+    def audit(self, *, max_staleness: int = 0) -> LedgerAudit:
+        return audit_ledger(self.path / "trajectories", max_staleness=max_staleness)
 
     def losses(self, clean: "FaultyRun") -> Losses:
         """Beside a run that was left alone. Steps done again are those that came back with the ranks of a learner."""
