@@ -36,7 +36,7 @@ def test_without_staleness_a_run_is_the_one_that_waits(
     is_clean = run.ends_as(clean_run)
     measured(
         FaultRow(
-            row="async",
+            row="24",
             fault="none: asynchronous.max_staleness=0",
             num_injected=0,
             num_survived=0,
