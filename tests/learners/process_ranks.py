@@ -11,6 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+PRELOADED = [
+    "learners.policy.learner",
+    "learners.reward_model.learner",
+    "transformers.models.llama.modeling_llama",
+]  # once for all
 MEETING_LIMIT_S = 240.0  # a rank that never comes fails the test, where it would otherwise hang it
 
 
@@ -21,7 +26,8 @@ class ProcessRanks:
     """
 
     def __init__(self, max_ranks: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         self._folder = tempfile.TemporaryDirectory()
         self._num_groups = 0
         self._connections: list[Connection] = []
