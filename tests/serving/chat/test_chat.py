@@ -125,6 +125,12 @@ def test_an_answer_that_breaks_off_is_told_and_the_talk_goes_on(endpoint: Endpoi
     assert [turn["content"] for turn in endpoint.asked[1]["messages"]] == ["one", "Good ", "two"]
 
 
+def test_an_answer_without_a_piece_ends_its_line(endpoint: EndpointDouble) -> None:
+    endpoint.send(200)
+    endpoint.say()
+    assert talk(endpoint, "one", "two") == "night> \nerror: the endpoint ended the answer too early\nnight v10> \n"
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "body", "told"),
     [
@@ -168,15 +174,31 @@ def test_ctrl_c_stops_an_answer_and_not_the_talk(endpoint: EndpointDouble) -> No
     assert [turn["content"] for turn in endpoint.asked[1]["messages"]] == ["one", "Good ", "two"]
 
 
-def test_lines_end_with_ctrl_d() -> None:
-    typed = iter(["one"])
+def test_ctrl_c_before_the_first_piece_ends_the_line(endpoint: EndpointDouble) -> None:
+    endpoint.say("Good")
+    written: list[str] = []
+
+    def interrupt_at_once(text: str) -> None:
+        written.append(text)
+        if text == "night v10> ":
+            raise KeyboardInterrupt
+
+    Conversation(PolicyClient(endpoint.url, max_tokens=16), interrupt_at_once).run(["one", "/history"])
+    assert "".join(written) == "night v10>  (stopped)\nnothing is said yet\n"
+
+
+def test_typed_lines_end_with_ctrl_d_and_ctrl_c_gives_up_one() -> None:
+    typed: Iterator[str | type[BaseException]] = iter(["one", KeyboardInterrupt, "two", EOFError])
+    dropped: list[str] = []
 
     def ask() -> str:
-        for line in typed:
+        line = next(typed)
+        if isinstance(line, str):
             return line
-        raise EOFError
+        raise line
 
-    assert list(typed_lines(ask)) == ["one"]
+    assert list(typed_lines(ask, lambda: dropped.append("line"))) == ["one", "two"]
+    assert dropped == ["line"]
 
 
 @pytest.mark.parametrize(
