@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -141,20 +141,25 @@ class Side:
 
 
 @contextmanager
-def running(name: str) -> Iterator[Side]:
-    """One endpoint, ready."""
+def starting(name: str) -> Iterator[Callable[[], Side]]:
+    """One endpoint, whose start goes on beside others; it is ready when the call returns."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(target=serve_side, args=(name, folder, theirs))
         process.start()
         theirs.close()
-        try:
+
+        def ready() -> Side:
             base_url, key = ours.recv()
             children = psutil.Process(process.pid).children(recursive=True)
             doors = tuple(child for child in children if any(door in " ".join(child.cmdline()) for door in DOORS))
+            assert len(doors) == (3 if key else 2), (name, doors)
             ask = raw_client(base_url, MODEL, key=key, stream=lambda number: number % 2 == 0, **BODY)
-            yield Side(name=name, ask=ask, doors=doors)
+            return Side(name=name, ask=ask, doors=doors)
+
+        try:
+            yield ready
         finally:
             ours.close()
             process.join()
@@ -163,8 +168,9 @@ def running(name: str) -> Iterator[Side]:
 def measure(num_rounds: int) -> dict[str, list[Round]]:
     """Rounds by side, taken by turns; every other turn backwards, so that a drift of the machine meets all alike."""
     rounds: dict[str, list[Round]] = {PLAIN: [], OURS: [], KEYS: []}
-    with running(PLAIN) as plain, running(OURS) as ours, running(KEYS) as keys:
-        sides = [plain, ours, keys]
+    with ExitStack() as stack:
+        started = [stack.enter_context(starting(name)) for name in rounds]
+        sides = [ready() for ready in started]
         for number in range(num_rounds + 1):
             for side in sides if number % 2 else reversed(sides):
                 rounds[side.name].append(side.round())
