@@ -140,6 +140,12 @@ def test_an_answer_without_a_piece_ends_its_line(endpoint: EndpointDouble) -> No
             {"error": {"message": "too long"}},
             "the endpoint refused the request, 400: too long",
         ),
+        (
+            400,
+            {},
+            {"error": {"message": "200 tokens", "code": "context_length_exceeded"}},
+            "longer than the policy can read; /reset forgets the conversation so far (200 tokens)",
+        ),
         (401, {}, {"error": {"message": "no key"}}, "asks for a key: set RAYWARD_API_KEY to one that it knows (401: no key)"),
         (404, {}, {"error": {"message": "no model"}}, "knows no such model or route; name a model with --model (no model)"),
         (429, {"Retry_After": "7"}, "busy\x1b[2J", "the endpoint is busy; try again in 7 s (busy\ufffd[2J\n)"),
