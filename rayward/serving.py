@@ -98,5 +98,5 @@ def _lines() -> Iterator[str]:
         return
     import readline  # noqa: F401 - its import gives `input` an editor
 
-    yield from typed_lines(lambda: input("you> "))
+    yield from typed_lines(lambda: input("you> "), lambda: typer.echo("\nCtrl-D ends the conversation"))
     typer.echo()  # after Ctrl-D the cursor is behind the prompt

@@ -27,7 +27,7 @@ from serving.versions.followed_versions import first_version, followed_by
 logger = logging.getLogger("rayward")
 
 APP_NAME: Final = "rayward"
-OUR_APPS: Final = frozenset({APP_NAME, "rayward-health", "rayward-feedback", "rayward-usage"})
+OUR_APPS: Final = frozenset({APP_NAME, "rayward-health", "rayward-feedback"})
 DELETE_GRACE_S = 10.0  # for what follows the drain
 POLL_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 15.0
@@ -100,6 +100,10 @@ class ServedPolicy:
         """
         if ray.is_initialized():
             stop_applications(self._drain_s)
+            if self.asks_for_keys:
+                from serving.guard.usage_actor import stop_usage
+
+                stop_usage()
         if self._ray_session is not None:
             stop_ray(self._ray_session)
 
@@ -203,7 +207,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     with callers_logging_kept():
         from serving.deployment import QUIET, build_app
         from serving.guard.application import Guard
-        from serving.guard.usage_app import usage_target
+        from serving.guard.usage_actor import start_usage
         from serving.health import health_target
     for name in ("ray", "ray.serve"):  # their handlers write to this terminal; the log files keep everything
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -226,8 +230,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
         health_target(APP_NAME, followed_by(config, state_dir) if config.follow else None, QUIET),
     ]
     if keys is not None:
-        lease_s = config.request_timeout_s + PROXY_GRACE_S
-        targets.append(usage_target(config.quota, lease_s=lease_s, logging_config=QUIET))
+        start_usage(config.quota, lease_s=config.request_timeout_s + PROXY_GRACE_S)
     if feedback is not None:
         from serving.feedback_api import feedback_target
 

@@ -26,7 +26,7 @@ from serving.guard.application import Guard, build_application
 from serving.guard.key_file import FEEDBACK
 from serving.guard.key_gate import UsageCounter
 from serving.guard.request_check import details_of
-from serving.guard.usage_app import RemoteUsage
+from serving.guard.usage_actor import RemoteUsage
 from serving.whole_path import WholePath
 
 logger = logging.getLogger("ray.serve")  # of a replica; it ends up in Ray's log folder

@@ -145,7 +145,7 @@ class PolicyIngress(OpenAiIngress):
             method=method,
         )
         begun = await self._begin(asked)
-        if _has_no_room(begun.first, asked.body):
+        if _has_no_room(begun.first, asked.body, self._rules.max_model_tokens):
             raise no_room(self._rules.max_model_tokens)
         return self._reply(begun, asked)
 
@@ -250,12 +250,12 @@ def _engine_body(
         raise engine_refusal(400, str(error), param=error.parameter) from error
 
 
-def _has_no_room(first: Any, body: ChatCompletionRequest | CompletionRequest) -> bool:
-    """Whether the prompt leaves no token to a request that did not ask for none itself."""
+def _has_no_room(first: Any, body: ChatCompletionRequest | CompletionRequest, max_model_tokens: int) -> bool:
+    """Whether the prompt leaves no token to a request that asked for no impossible number of them itself."""
     if not isinstance(first, ErrorResponse) or first.error.param != "max_tokens":
         return False
     asked = [body.max_tokens, *([body.max_completion_tokens] if isinstance(body, ChatCompletionRequest) else [])]
-    return all(number is None or number > 0 for number in asked)
+    return all(number is None or 0 < number <= max_model_tokens for number in asked)
 
 
 def _refusal(error: ErrorResponse) -> Refusal:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from cluster.storage.serving_contract import ServingContract
@@ -113,7 +114,8 @@ class PolicyServer(LLMServer):
             yield ServedBy(policy_version=policy_version)
             with self._watch.request():
                 try:
-                    async for item in await ask(request, raw_request_info):
+                    async for batch in await ask(request, raw_request_info):
+                        item = refusal_in(batch) or batch
                         if is_stream_error(item) and await self._is_dead():
                             yield self._lost()
                             return
@@ -184,6 +186,11 @@ def loading_from(folder: Path, llm_config: LLMConfig) -> LLMConfig:
     fields = {name: getattr(llm_config, name) for name in LLMConfig.model_fields}
     loading = llm_config.model_loading_config.model_copy(update={"model_source": str(folder)})
     return LLMConfig(**{**fields, "model_loading_config": loading})
+
+
+def refusal_in(batch: Any) -> ErrorResponse | None:
+    """Of a stream that the engine did not begin: Ray's server batches the refusal as if it were the stream's only event."""
+    return batch[0] if isinstance(batch, list) and isinstance(batch[0], ErrorResponse) else None
 
 
 def is_stream_error(item: Any) -> bool:

@@ -15,6 +15,7 @@ from cluster.types import Message
 
 KEY_VARIABLE: Final = "RAYWARD_API_KEY"
 VERSION_HEADER: Final = "X-Policy-Version"
+CONTEXT_LENGTH_EXCEEDED: Final = "context_length_exceeded"  # OpenAI's code
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 330.0  # for each piece of a reply; an endpoint gives a request up after 300 s
 SHOWN_CHARACTERS = 200  # of a reply that is not in the API's form
@@ -145,11 +146,15 @@ def _pieces(response: httpx.Response) -> Iterator[str]:
 
 def _refusal(url: str, response: httpx.Response) -> str:
     """What a reply that is no success says, with what to do about it."""
+    code = None
     try:
-        said = str(response.json()["error"]["message"])
-    except (ValueError, LookupError, TypeError):
+        error = response.json()["error"]
+        said, code = str(error["message"]), error.get("code")
+    except (ValueError, LookupError, TypeError, AttributeError):
         said = response.text[:SHOWN_CHARACTERS]
     said = printable(said)
+    if code == CONTEXT_LENGTH_EXCEEDED:
+        return f"this is longer than the policy can read; /reset forgets the conversation so far ({said})"
     match response.status_code:
         case 401 | 403:
             return f"{url} asks for a key: set {KEY_VARIABLE} to one that it knows ({response.status_code}: {said})"

@@ -60,7 +60,8 @@ class Conversation:
                 self._turns = list(self._start)
                 self._write("the conversation is forgotten\n")
             case "/history":
-                self._write("".join(f"{turn.role}> {printable(turn.content)}\n" for turn in self._turns))
+                said = [f"{turn.role}> {printable(turn.content)}\n" for turn in self._turns]
+                self._write("".join(said) or "nothing is said yet\n")
             case "/score":
                 self._score()
             case _ if text.startswith("/") and not text.startswith("//"):
@@ -71,19 +72,22 @@ class Conversation:
     def _answer(self, text: str) -> None:
         """A turn counts from its first piece on, also where it breaks off or is stopped with Ctrl-C."""
         before = list(self._start) if self._prompt_format == "plain" else self._turns
-        question, said = Message(role="user", content=text), ""
+        question, said, is_line_begun = Message(role="user", content=text), "", False
         try:
             with self._begin([*before, question]) as answer:
                 version = f" v{answer.policy_version}" if answer.policy_version else ""
+                is_line_begun = True
                 self._write(f"{self._client.model}{version}> ")
                 for piece in answer.pieces:
                     said += piece
                     self._write(printable(piece))
         except KeyboardInterrupt:
+            is_line_begun = True  # a terminal has written ^C
             self._write(" (stopped)")
         finally:
             if said:
                 self._turns = [*before, question, Message(role="assistant", content=said)]
+            if is_line_begun:
                 self._write("\n")
 
     def _begin(self, turns: list[Message]) -> AbstractContextManager[Answer]:
@@ -101,10 +105,12 @@ class Conversation:
             self._write(f"score {self._judge.score(turns):+.3f}, by {self._judge.folder}\n")
 
 
-def typed_lines(ask: Callable[[], str]) -> Iterator[str]:
-    """What `ask` returns, until it raises `EOFError`, as `input` does at Ctrl-D."""
+def typed_lines(ask: Callable[[], str], drop_line: Callable[[], object]) -> Iterator[str]:
+    """What `ask` returns, until it raises `EOFError`, as `input` does at Ctrl-D. Ctrl-C gives up the line that is being typed."""
     while True:
         try:
             yield ask()
         except EOFError:
             return
+        except KeyboardInterrupt:
+            drop_line()

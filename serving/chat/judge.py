@@ -41,8 +41,10 @@ class Judge:
     @cached_property
     def _model(self) -> "RewardModel":
         from actors.scoring.reward_model import RewardModel
+        from actors.sources.tiny_model import without_progress_bars
 
-        return RewardModel(RewardModelScorerConfig(model=str(self.folder), max_tokens=MAX_TOKENS))
+        with without_progress_bars():
+            return RewardModel(RewardModelScorerConfig(model=str(self.folder), max_tokens=MAX_TOKENS))
 
     def _text(self, messages: Sequence[Message]) -> str:
         """What the reward model reads; a chat is in its own template, which need not be the policy's."""

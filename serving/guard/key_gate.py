@@ -1,6 +1,7 @@
 """Lets requests with a good key in, as many as its quota allows."""
 
-from typing import Any, Final, Protocol
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,6 +15,8 @@ from serving.guard.request_log import serve_logger
 
 BEARER: Final = "bearer "
 MAX_KEY_CHARS: Final = 256
+LIMITED_HEADER: Final = "X-RateLimit-Scope"  # of a 429 that a quota is the reason of; `proxy` counts these
+LIMITED_BY_KEY: Final = "key"
 
 
 class UsageCounter(Protocol):
@@ -72,5 +75,10 @@ class KeyGate:
 def check_admitted(admission: Admission) -> None:
     """Raises `Refusal` with the time to wait."""
     if not admission.is_admitted:
-        headers: dict[str, Any] = retry_after(admission.wait_s) if admission.wait_s else {"x-should-retry": "false"}
-        raise Refusal(429, admission.reason, code="rate_limit_exceeded", headers=headers)
+        headers = retry_after(admission.wait_s) if admission.wait_s else {"x-should-retry": "false"}
+        raise over_quota(admission.reason, headers)
+
+
+def over_quota(reason: str, headers: Mapping[str, str]) -> Refusal:
+    """429, marked for the proxy."""
+    return Refusal(429, reason, code="rate_limit_exceeded", headers={**headers, LIMITED_HEADER: LIMITED_BY_KEY})

@@ -6,7 +6,8 @@ there, applications guard themselves all the same, and replies that the proxy ma
 """
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +18,8 @@ from serving.api_errors import RETRY_AFTER_S, Refusal, internal_error, retry_aft
 from serving.config import RequestLimits
 from serving.guard.body_limit import BodyLimit
 from serving.guard.frame import REQUEST_ID_HEADER, new_request_id
+from serving.guard.key_gate import LIMITED_BY_KEY, LIMITED_HEADER, over_quota
+from serving.guard.refusal_budget import RefusalBudget
 from serving.guard.request_log import RequestLog
 
 CALLBACK_VARIABLE: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -60,6 +63,7 @@ class ProxyGuard:
     def __init__(self, app: ASGIApp, *, limits: RequestLimits) -> None:
         self._app = BodyLimit(app, limits=limits)
         self._log = RequestLog(None)
+        self._budget = RefusalBudget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -69,8 +73,11 @@ class ProxyGuard:
             await self._app(scope, receive, send)
             return
         request_id = new_request_id()
-        reply = _OneForm(send, request_id)
+        authorization = Headers(scope=scope).get("authorization")
+        reply = _OneForm(send, request_id, None if authorization is None else partial(self._budget.note, authorization))
         try:
+            if authorization is not None and self._budget.is_spent(authorization):
+                raise over_quota("this key is over its limits; wait as Retry-After says", retry_after(RETRY_AFTER_S))
             await self._app({**scope, "headers": _headers(scope, request_id)}, receive, reply)
         except Refusal as error:
             refusal = error
@@ -86,15 +93,19 @@ class ProxyGuard:
 class _OneForm:
     """One request id in a reply, and OpenAI's form where the proxy itself says what is wrong."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, note_over_quota: Callable[[], None] | None) -> None:
+        """`note_over_quota` is told where an application refuses because of a key's quota."""
         self._send = send
         self._request_id = request_id
+        self._note_over_quota = note_over_quota
         self._is_replaced = False
         self.has_begun = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = Headers(raw=message["headers"])
+            if self._note_over_quota is not None and headers.get(LIMITED_HEADER) == LIMITED_BY_KEY:
+                self._note_over_quota()
             if message["status"] >= 400 and headers.get("content-type", "").startswith("text/plain"):
                 self._is_replaced = True
                 refusal = SAID_BY_THE_PROXY.get(message["status"]) or internal_error(self._request_id)

@@ -79,9 +79,12 @@ def sdk_client(base_url: str, model: str, **body: Any) -> Client:
     return ask
 
 
-def raw_client(base_url: str, model: str, *, stream: Callable[[int], bool] = lambda number: False, **body: Any) -> Client:
-    """One HTTP request, never repeated. `stream`: of which numbers the reply is streamed."""
-    client = httpx.Client(base_url=base_url, timeout=TIMEOUT_S, limits=httpx.Limits(max_connections=None))
+def raw_client(
+    base_url: str, model: str, *, key: str = "", stream: Callable[[int], bool] = lambda number: False, **body: Any
+) -> Client:
+    """One HTTP request, never repeated. `key` empty: none is sent. `stream`: of which numbers the reply is streamed."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    client = httpx.Client(base_url=base_url, headers=headers, timeout=TIMEOUT_S, limits=httpx.Limits(max_connections=None))
 
     def ask(number: int) -> Outcome:
         request = {"model": model, "prompt": prompt(number), "stream": stream(number), **body}

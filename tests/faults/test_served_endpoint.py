@@ -25,8 +25,9 @@ from tests.serving.tiny_contract import seal_tiny
 SERVER, ENGINE, DOOR = "ray::ServeReplica:rayward:PolicyServer", "VLLM::EngineCore", "ray::ServeReplica:rayward:PolicyIngress"
 MODEL = "run"
 NUM_REQUESTS, NUM_CLIENTS, KILL_AFTER = 200, 8, 60
-BODY = {"max_tokens": 48, "temperature": 0}
+BODY: dict[str, Any] = {"max_tokens": 48, "temperature": 0}
 SHORT_BODY: dict[str, Any] = {**BODY, "max_tokens": 16}
+NUM_UNDER_CHANGE, CHANGE_AT = 1600, (100, 500, 900)  # replicas change one after the other, for some seconds each
 SETTLED_S = 2.0  # requests that begin later than this after a kill must not fail
 START_TIMEOUT_S = 500.0
 
@@ -164,8 +165,10 @@ def test_new_weights_under_load(endpoint: Endpoint, measured: Callable[[FaultRow
         seed_of[endpoint.publish(seed=seed)] = seed
 
     ask = raw_client(endpoint.served.base_url, MODEL, stream=lambda number: number % 2 == 0, **SHORT_BODY)
-    moments: dict[int, Callable[[], object]] = {20: partial(publish, 2), 80: partial(publish, 3), 140: partial(publish, 4)}
-    outcomes = load(ask, num_requests=NUM_REQUESTS, num_clients=NUM_CLIENTS, at=moments)
+    moments: dict[int, Callable[[], object]] = {
+        number: partial(publish, seed) for number, seed in zip(CHANGE_AT, seeds[1:], strict=True)
+    }
+    outcomes = load(lambda number: ask(number % NUM_REQUESTS), num_requests=NUM_UNDER_CHANGE, num_clients=NUM_CLIENTS, at=moments)
     for seed in seeds[1:]:
         texts[seed] = texts_of(endpoint, endpoint.publish(seed=seed))
     failed = [outcome for outcome in outcomes if outcome.problem]
@@ -176,7 +179,7 @@ def test_new_weights_under_load(endpoint: Endpoint, measured: Callable[[FaultRow
     measured(
         FaultRow(
             row="5b",
-            fault=f"new weights three times under load (2 replicas, {NUM_CLIENTS} clients, {NUM_REQUESTS} requests)",
+            fault=f"new weights three times under load (2 replicas, {NUM_CLIENTS} clients, {NUM_UNDER_CHANGE} requests)",
             num_injected=len(seeds) - 1,
             num_survived=len(seeds) - 1 if is_kept else 0,
             measured=f"{len(failed)} failed, {len(mixed)} other than their header says; {sorted(by_seed.values())} by version",

@@ -71,7 +71,7 @@ def test_serve_ends_with_its_last_application(played: list[FakeServe]) -> None:
 
 
 def test_applications_of_others_live_on(played: list[FakeServe]) -> None:
-    played.append(FakeServe(APP_NAME, "rayward-health", "rayward-usage", "theirs"))
+    played.append(FakeServe(APP_NAME, "rayward-health", "rayward-feedback", "theirs"))
     stop_applications(1.0)
     assert (set(played[0].applications), played[0].acts[0]) == ({"theirs"}, APP_NAME)
     assert "shutdown" not in played[0].acts

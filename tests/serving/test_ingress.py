@@ -166,6 +166,7 @@ def test_an_application_without_engines_is_told_at_once(state_dir: Path) -> None
         ("input_text", {}, "context_length_exceeded"),
         ("max_tokens", {}, "context_length_exceeded"),  # the engine found no room, the client had asked for four
         ("max_tokens", {"max_tokens": 0}, "invalid_request"),
+        ("max_tokens", {"max_tokens": 129}, "invalid_request"),  # more than the whole context: the prompt is not to blame
         ("temperature", {}, "invalid_request"),
     ],
 )

@@ -12,6 +12,8 @@ from serving.versions.version_gate import VersionGate
 
 with callers_logging_kept():
     from ray.serve.llm.deployment import LLMServer
+    from ray.serve.llm.openai_api_models import ErrorResponse
+    from vllm.entrypoints.serve.engine.protocol import ErrorInfo
     from vllm.v1.engine.exceptions import EngineDeadError
 
     from serving.policy_server import EngineLost, PolicyServer, ServedBy
@@ -76,6 +78,12 @@ def answers(*, times: int = 1) -> list[list[Any]]:
 def test_what_the_engine_says_is_passed_on(engine: Engine) -> None:
     engine.items = ["a", ["data: 1\n\n"]]
     assert answers() == [[SERVED_BY, "a", ["data: 1\n\n"]]]
+
+
+def test_a_stream_that_the_engine_does_not_begin_is_refused_as_any_request(engine: Engine) -> None:
+    refusal = ErrorResponse(error=ErrorInfo(message="no room", type="BadRequestError", code=400))
+    engine.items = [[refusal]]  # Ray's server batches it, as it batches events
+    assert answers() == [[SERVED_BY, refusal]]
 
 
 def test_a_dead_engine_is_not_asked(engine: Engine) -> None:

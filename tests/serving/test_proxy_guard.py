@@ -6,11 +6,14 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from serving.config import RequestLimits
+from serving.guard.key_gate import over_quota
 from serving.guard.proxy import CALLBACK_VARIABLE, LIMITS_VARIABLE, ProxyGuard, arrange, middlewares
+from serving.guard.refusal_budget import MAX_REFUSALS
 from tests.serving.front_door import error_of
 
 
@@ -80,6 +83,30 @@ def test_what_the_proxy_says_itself_has_openais_form(status: int, told: int, cod
     assert error_of(reply) == (told, code)
     assert "PolicyIngress" not in reply.text
     assert ("Retry-After" in reply.headers) == (told in (429, 503))
+
+
+def test_a_key_that_does_not_wait_is_refused_without_a_front_door() -> None:
+    num_calls = 0
+
+    async def front_door(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        refusal = over_quota("2 requests of this key are in progress", {"Retry-After": "1"})
+        is_greedy = Headers(scope=scope).get("authorization") == "Bearer rk_greedy"
+        await (refusal.reply() if is_greedy else PlainTextResponse("fine"))(scope, receive, send)
+
+    guard = ProxyGuard(front_door, limits=RequestLimits())
+
+    async def ask_all() -> list[httpx.Response]:
+        keys = ["rk_greedy"] * (MAX_REFUSALS + 3) + ["rk_other"]
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://test") as client:
+            return [await client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}) for key in keys]
+
+    *greedy, other = asyncio.run(ask_all())
+    assert [error_of(reply) for reply in greedy] == [(429, "rate_limit_exceeded")] * len(greedy)
+    assert [reply.headers["Retry-After"] for reply in greedy] == ["1"] * len(greedy)
+    assert greedy[-1].headers["X-Request-ID"].startswith("req_")
+    assert (num_calls, other.text) == (MAX_REFUSALS + 1, "fine")
 
 
 def test_an_answer_of_the_proxy_that_is_no_error_passes() -> None:

@@ -125,6 +125,12 @@ def test_an_answer_that_breaks_off_is_told_and_the_talk_goes_on(endpoint: Endpoi
     assert [turn["content"] for turn in endpoint.asked[1]["messages"]] == ["one", "Good ", "two"]
 
 
+def test_an_answer_without_a_piece_ends_its_line(endpoint: EndpointDouble) -> None:
+    endpoint.send(200)
+    endpoint.say()
+    assert talk(endpoint, "one", "two") == "night> \nerror: the endpoint ended the answer too early\nnight v10> \n"
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "body", "told"),
     [
@@ -133,6 +139,12 @@ def test_an_answer_that_breaks_off_is_told_and_the_talk_goes_on(endpoint: Endpoi
             {},
             {"error": {"message": "too long"}},
             "the endpoint refused the request, 400: too long",
+        ),
+        (
+            400,
+            {},
+            {"error": {"message": "200 tokens", "code": "context_length_exceeded"}},
+            "longer than the policy can read; /reset forgets the conversation so far (200 tokens)",
         ),
         (401, {}, {"error": {"message": "no key"}}, "asks for a key: set RAYWARD_API_KEY to one that it knows (401: no key)"),
         (404, {}, {"error": {"message": "no model"}}, "knows no such model or route; name a model with --model (no model)"),
@@ -168,15 +180,31 @@ def test_ctrl_c_stops_an_answer_and_not_the_talk(endpoint: EndpointDouble) -> No
     assert [turn["content"] for turn in endpoint.asked[1]["messages"]] == ["one", "Good ", "two"]
 
 
-def test_lines_end_with_ctrl_d() -> None:
-    typed = iter(["one"])
+def test_ctrl_c_before_the_first_piece_ends_the_line(endpoint: EndpointDouble) -> None:
+    endpoint.say("Good")
+    written: list[str] = []
+
+    def interrupt_at_once(text: str) -> None:
+        written.append(text)
+        if text == "night v10> ":
+            raise KeyboardInterrupt
+
+    Conversation(PolicyClient(endpoint.url, max_tokens=16), interrupt_at_once).run(["one", "/history"])
+    assert "".join(written) == "night v10>  (stopped)\nnothing is said yet\n"
+
+
+def test_typed_lines_end_with_ctrl_d_and_ctrl_c_gives_up_one() -> None:
+    typed: Iterator[str | type[BaseException]] = iter(["one", KeyboardInterrupt, "two", EOFError])
+    dropped: list[str] = []
 
     def ask() -> str:
-        for line in typed:
+        line = next(typed)
+        if isinstance(line, str):
             return line
-        raise EOFError
+        raise line
 
-    assert list(typed_lines(ask)) == ["one"]
+    assert list(typed_lines(ask, lambda: dropped.append("line"))) == ["one", "two"]
+    assert dropped == ["line"]
 
 
 @pytest.mark.parametrize(
