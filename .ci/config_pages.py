@@ -33,7 +33,7 @@ PAGES = {
         title="Configuration: runs",
         introduction="The top level of a file for `rayward train` with a policy-gradient method, and its small sections.",
         kind="policy",
-        starts=("", "evaluation", "checkpoint", "export", "supervision"),
+        starts=("", "asynchronous", "evaluation", "checkpoint", "export", "supervision"),
     ),
     "config-task": Page(
         title="Configuration: tasks",

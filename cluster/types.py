@@ -13,22 +13,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from cluster.errors import DataError
+from cluster.messages import Message
 
-Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 EachT = TypeVar("EachT")
 StoredT = TypeVar("StoredT", covariant=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Role
-    content: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it. It is shown this once: the file has its hash only."""
-    from serving.guard.key_file import SCOPES, add_key
+    from serving.guard.keys.key_file import SCOPES, add_key
 
     path = _path(file)
     key = add_key(path, name, scope or SCOPES)
@@ -43,7 +43,7 @@ def add(
 @keys_app.command("list")
 def list_keys(file: KeyPath = None, as_json: AsJson = False) -> None:
     """List names, scopes and ages of keys. The keys themselves are not kept."""
-    from serving.guard.key_file import read_keys
+    from serving.guard.keys.key_file import read_keys
 
     keys = [{"name": key.name, "scopes": list(key.scopes), "created_s": key.created_s} for key in read_keys(_path(file))]
     report("keys", keys, _table, as_json=as_json)
@@ -52,7 +52,7 @@ def list_keys(file: KeyPath = None, as_json: AsJson = False) -> None:
 @keys_app.command("revoke")
 def revoke(name: Name, file: KeyPath = None, as_json: AsJson = False) -> None:
     """Forget a key. Endpoints refuse it from their next request on."""
-    from serving.guard.key_file import revoke_key
+    from serving.guard.keys.key_file import revoke_key
 
     path = _path(file)
     revoke_key(path, name)
@@ -63,7 +63,7 @@ def revoke(name: Name, file: KeyPath = None, as_json: AsJson = False) -> None:
 
 
 def _path(file: Path | None) -> Path:
-    from serving.guard.key_file import default_key_file
+    from serving.guard.keys.key_file import default_key_file
 
     return default_key_file() if file is None else file.expanduser().resolve()
 

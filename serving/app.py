@@ -101,7 +101,7 @@ class ServedPolicy:
         if ray.is_initialized():
             stop_applications(self._drain_s)
             if self.asks_for_keys:
-                from serving.guard.usage_actor import stop_usage
+                from serving.guard.keys.usage_actor import stop_usage
 
                 stop_usage()
         if self._ray_session is not None:
@@ -207,7 +207,7 @@ def _deploy(config: ServeConfig, served: ServedPolicy, port: int, feedback: Path
     with callers_logging_kept():
         from serving.deployment import QUIET, build_app
         from serving.guard.application import Guard
-        from serving.guard.usage_actor import start_usage
+        from serving.guard.keys.usage_actor import start_usage
         from serving.health import health_target
     for name in ("ray", "ray.serve"):  # their handlers write to this terminal; the log files keep everything
         logging.getLogger(name).setLevel(logging.ERROR)

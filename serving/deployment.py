@@ -17,8 +17,8 @@ from cluster.processes.runtime import WORKER_ENVIRONMENT
 from serving.api_errors import RETRY_AFTER_S
 from serving.config import ServeConfig
 from serving.guard.application import Guard, build_application
+from serving.guard.keys.usage_actor import RemoteUsage
 from serving.guard.refused_requests import RefusedRequests
-from serving.guard.usage_actor import RemoteUsage
 from serving.ingress import DoorRules, build_ingress_class
 from serving.policy_folder import PolicyFolder
 from serving.policy_server import FollowPlan, PolicyServer

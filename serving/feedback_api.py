@@ -19,14 +19,14 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from cluster.errors import DataError, FeedbackConflictError, FeedbackNotKeptError
+from cluster.messages import Message, Role
 from cluster.storage.feedback import IDEMPOTENCY_KEY, Added, FeedbackStore, Preference
-from cluster.types import Message, Role
 from serving.api_errors import Refusal
 from serving.guard.application import Guard, build_application
-from serving.guard.key_file import FEEDBACK
-from serving.guard.key_gate import UsageCounter
+from serving.guard.keys.key_file import FEEDBACK
+from serving.guard.keys.key_gate import UsageCounter
+from serving.guard.keys.usage_actor import RemoteUsage
 from serving.guard.request_check import details_of
-from serving.guard.usage_actor import RemoteUsage
 from serving.whole_path import WholePath
 
 logger = logging.getLogger("ray.serve")  # of a replica; it ends up in Ray's log folder

@@ -38,7 +38,7 @@ from serving.api_errors import (
 from serving.config import RequestLimits
 from serving.guard.body_limit import json_body
 from serving.guard.frame import state_of
-from serving.guard.key_gate import UsageCounter, check_admitted
+from serving.guard.keys.key_gate import UsageCounter, check_admitted
 from serving.guard.refused_requests import RefusedRequests, request_digest
 from serving.guard.request_check import chat_fields, completion_fields, engine_fields, most_tokens
 from serving.guard.request_fields import ChatFields, CompletionFields

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cluster.errors import ConfigError, DataError
 from serving.config import ListenConfig
-from serving.guard.key_file import default_key_file, read_keys
+from serving.guard.keys.key_file import default_key_file, read_keys
 
 
 def key_file(config: ListenConfig) -> Path | None:

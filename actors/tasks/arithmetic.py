@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from actors.config import ArithmeticTaskConfig
 from actors.tasks.task_set import TaskSet
-from cluster.types import Message, Task
+from cluster.messages import Message
+from cluster.types import Task
 
 CHAT_INSTRUCTION = "Complete the last line with the result. Answer with the number only."
 

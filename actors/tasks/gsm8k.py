@@ -11,7 +11,8 @@ from typing import Any
 from actors.config import GSM8KTaskConfig
 from actors.tasks.line_format import LineFormat, LineProblem, read_tasks, split_tasks, text_field
 from actors.tasks.task_set import TaskSet
-from cluster.types import Message, Task
+from cluster.messages import Message
+from cluster.types import Task
 
 MARK = "####"
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")

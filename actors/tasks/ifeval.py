@@ -14,7 +14,8 @@ from actors.rewards.ifeval.constraint import CHECKERS, Constraint, constraints_i
 from actors.tasks.line_format import LineFormat, LineProblem, read_tasks, split_tasks, text_field
 from actors.tasks.task_set import TaskSet
 from cluster.errors import DataError
-from cluster.types import Message, Task
+from cluster.messages import Message
+from cluster.types import Task
 
 logger = logging.getLogger("rayward")
 

@@ -9,7 +9,8 @@ from typing import Any, get_args
 from actors.config import BadLines, JsonlTaskConfig
 from actors.tasks.line_format import LineFormat, LineProblem, read_tasks, split_tasks, text_field
 from actors.tasks.task_set import TaskSet
-from cluster.types import Message, Role, Task
+from cluster.messages import Message, Role
+from cluster.types import Task
 
 ROLES: tuple[str, ...] = get_args(Role)
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from actors.config import MovieReviewTaskConfig
 from actors.sources.movie_reviews import RatedSnippet, load_movie_reviews, split_movie_reviews
 from actors.tasks.task_set import TaskSet
-from cluster.types import Message, Task
+from cluster.messages import Message
+from cluster.types import Task
 
 CHAT_INSTRUCTION = "Continue this movie review: "
 

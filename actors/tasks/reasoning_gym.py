@@ -8,7 +8,8 @@ from typing import Any
 from actors.config import ReasoningGymTaskConfig
 from actors.tasks.task_set import TaskSet
 from cluster.errors import ConfigError, DataError
-from cluster.types import Message, Task
+from cluster.messages import Message
+from cluster.types import Task
 
 MAX_DRAWS_PER_TASK = 20  # small data sets repeat themselves; beyond this there are not enough different questions
 

@@ -43,7 +43,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from cluster.errors import DataError, FeedbackConflictError, FeedbackNotKeptError
-from cluster.types import Message
+from cluster.messages import Message
 
 IDEMPOTENCY_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a UUID fits
 BUSY_TIMEOUT_S = 30.0  # how long one writer waits for the others; a commit takes milliseconds

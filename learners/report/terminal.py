@@ -88,7 +88,9 @@ def audit_of(run: Path) -> dict[str, Any]:
 
 
 def _max_staleness(run: Path) -> int:
-    """What the run's configuration allows; a quickstart's is that of its policy."""
+    """What the run's configuration allows; a quickstart's is that of its policy. Without a configuration it is 0."""
+    if not (run / CONFIG_NAME).exists():
+        return 0
     config = read_yaml(run / CONFIG_NAME)
     asynchronous = config.get("policy", config).get("asynchronous")
     return asynchronous["max_staleness"] if asynchronous else 0

@@ -11,7 +11,7 @@ import httpx
 
 from cluster.display.printable import printable
 from cluster.errors import ConfigError, EndpointError
-from cluster.types import Message
+from cluster.messages import Message
 
 KEY_VARIABLE: Final = "RAYWARD_API_KEY"
 VERSION_HEADER: Final = "X-Policy-Version"

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from actors.generation.rendering import PromptFormat
 from cluster.display.printable import printable
 from cluster.errors import DataError, EndpointError
-from cluster.types import Message
+from cluster.messages import Message
 from serving.chat.client import Answer, PolicyClient
 from serving.chat.judge import Judge
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from actors.config import RewardModelScorerConfig
 from actors.generation.rendering import PromptFormat, conversation_text
 from cluster.errors import DataError
+from cluster.messages import Message
 from cluster.storage.run_directory import REWARD_MODEL_FOLDER, SUMMARY_NAME
-from cluster.types import Message, Task, Unscored
+from cluster.types import Task, Unscored
 
 if TYPE_CHECKING:
     from actors.scoring.reward_model import RewardModel

@@ -14,8 +14,8 @@ from serving.api_errors import Refusal
 from serving.config import BodyLimits
 from serving.guard.body_limit import BodyLimit
 from serving.guard.frame import REQUEST_ID_HEADER, Frame, state_of
-from serving.guard.key_file import INFERENCE, KeyFile
-from serving.guard.key_gate import KeyGate, UsageCounter
+from serving.guard.keys.key_file import INFERENCE, KeyFile
+from serving.guard.keys.key_gate import KeyGate, UsageCounter
 from serving.guard.request_log import RequestLog
 
 EXPOSED_HEADERS: Final = (REQUEST_ID_HEADER, "X-Policy-Version", "Retry-After")

@@ -18,7 +18,7 @@ from serving.api_errors import RETRY_AFTER_S, Refusal, internal_error, retry_aft
 from serving.config import RequestLimits
 from serving.guard.body_limit import BodyLimit
 from serving.guard.frame import REQUEST_ID_HEADER, new_request_id
-from serving.guard.key_gate import LIMITED_BY_KEY, LIMITED_HEADER, over_quota
+from serving.guard.keys.key_gate import LIMITED_BY_KEY, LIMITED_HEADER, over_quota
 from serving.guard.refusal_budget import RefusalBudget
 from serving.guard.request_log import RequestLog
 

@@ -23,7 +23,7 @@ from serving.api_errors import Refusal, retry_after
 from serving.guard.application import Guard, build_application
 from serving.guard.body_limit import json_body
 from serving.guard.frame import state_of
-from serving.guard.key_gate import UsageCounter, check_admitted
+from serving.guard.keys.key_gate import UsageCounter, check_admitted
 
 SCORE_ROUTE: Final = "/score"
 HEALTH_ROUTE: Final = "/health"

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 
 from actors.sources.models import resolve_model
 from cluster.processes.interrupts import Interrupts, interruptible
-from serving.guard.quota import KeyUsage, LocalUsage
+from serving.guard.keys.quota import KeyUsage, LocalUsage
 from serving.listening import bound_socket, key_file
 from serving.scorer.config import ServeScorerConfig
 

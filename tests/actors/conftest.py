@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from actors.user_code.separate_user import PR_SET_DUMPABLE
-from cluster.types import Message, Prompt, Task, Trajectory
+from cluster.messages import Message
+from cluster.types import Prompt, Task, Trajectory
 from tests.records import completion
 
 

@@ -6,7 +6,8 @@ from torch.profiler import ProfilerActivity, profile
 from actors.attention import MAX_PLAIN_TOKENS
 from actors.scoring.reward_head import last_token_scores, start_reward_model
 from actors.sources.models import resolve_model
-from cluster.types import Message, Prompt, Task
+from cluster.messages import Message
+from cluster.types import Prompt, Task
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig

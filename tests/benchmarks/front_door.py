@@ -28,7 +28,7 @@ from actors.sources.models import resolve_model
 from cluster.host.cpu_engine import cpu_engine_environment
 from cluster.processes.runtime import ray_session
 from serving.config import KeyQuota, ServeConfig
-from serving.guard.key_file import add_key
+from serving.guard.keys.key_file import add_key
 from serving.listening import available_port
 from tests.faults.load import Client, load, raw_client
 

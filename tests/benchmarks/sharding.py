@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from actors.sources.models import resolve_model
-from cluster.types import Message, Prompt, Reward, ScoredBatch, ScoredGroup, Task
+from cluster.messages import Message
+from cluster.types import Prompt, Reward, ScoredBatch, ScoredGroup, Task
 from learners.network.sharding import local_part
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint

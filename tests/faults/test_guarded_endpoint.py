@@ -22,7 +22,7 @@ from cluster.processes.runtime import RaySession, ray_session
 from serving.app import APP_NAME, ServedPolicy, serve_policy
 from serving.config import KeyQuota, RequestLimits, ServeConfig
 from serving.guard import proxy
-from serving.guard.key_file import add_key
+from serving.guard.keys.key_file import add_key
 from tests.faults.fault_table import FaultRow
 from tests.faults.load import percentile
 from tests.serving.odd_requests import OddRequest, odd_requests

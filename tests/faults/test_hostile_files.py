@@ -14,9 +14,10 @@ from actors.sources.models import resolve_model
 from actors.tasks.jsonl import load_tasks
 from cluster.config import read_yaml
 from cluster.errors import RaywardError
+from cluster.messages import Message
 from cluster.storage.checkpoint import CheckpointFolder
 from cluster.storage.ledger import read_ledger
-from cluster.types import Message, Task
+from cluster.types import Task
 from learners.network.models import load_policy
 from learners.ranks.checkpoint import NUMBERS_NAME, TENSORS_NAME, read_snapshot
 from learners.settings.run import load_resolved_config

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from actors.sources.models import resolve_model
+from cluster.messages import Message
 from cluster.types import (
     GroupTexts,
-    Message,
     Prompt,
     Reward,
     Sample,

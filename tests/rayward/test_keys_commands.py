@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import rayward
 from cluster.errors import ConfigError
-from serving.guard.key_file import KeyFile
+from serving.guard.keys.key_file import KeyFile
 
 
 def name_of(file: KeyFile, key: str) -> str | None:

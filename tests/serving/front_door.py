@@ -16,7 +16,7 @@ with callers_logging_kept():
     from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
     from serving.guard.application import Guard, build_application
-    from serving.guard.key_gate import UsageCounter
+    from serving.guard.keys.key_gate import UsageCounter
     from serving.guard.refused_requests import RefusedRequests
     from serving.ingress import ROUTES, DoorRules, PolicyIngress
     from serving.policy_server import ServedBy

@@ -17,8 +17,8 @@ from serving.app import serve_policy
 from serving.config import RequestLimits, ServeConfig
 from serving.feedback_api import MAX_MESSAGES, MAX_TEXT_CHARS, build_routes
 from serving.guard.application import Guard
-from serving.guard.key_file import add_key
-from serving.guard.quota import Admission
+from serving.guard.keys.key_file import add_key
+from serving.guard.keys.quota import Admission
 
 MAX_BODY_BYTES = RequestLimits().max_body_bytes
 

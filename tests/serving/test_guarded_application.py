@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI
 
 from serving.config import KeyQuota, RequestLimits
-from serving.guard.key_file import add_key, revoke_key
-from serving.guard.quota import KeyUsage, LocalUsage
+from serving.guard.keys.key_file import add_key, revoke_key
+from serving.guard.keys.quota import KeyUsage, LocalUsage
 from tests.serving.front_door import ANSWER, SERVED_BY, FakeEngine, ask, error_of, front_door
 
 BODY = {"prompt": "x", "max_tokens": 4}

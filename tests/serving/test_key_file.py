@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError, DataError
-from serving.guard.key_file import KEY_PREFIX, KeyFile, add_key, read_keys, revoke_key
+from serving.guard.keys.key_file import KEY_PREFIX, KeyFile, add_key, read_keys, revoke_key
 
 
 def name_of(file: KeyFile, key: str) -> str | None:

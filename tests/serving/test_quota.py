@@ -1,7 +1,7 @@
 """What each key has used. Leases run on a clock of the test's; windows of a minute are long beside it."""
 
 from serving.config import KeyQuota
-from serving.guard.quota import KeyUsage
+from serving.guard.keys.quota import KeyUsage
 
 
 class Clock:

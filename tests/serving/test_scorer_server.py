@@ -23,9 +23,10 @@ from actors.scoring.scorer import RewardModelScorer
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, RaywardError
-from cluster.types import Message, Prompt, Score, Task, Trajectory, Unscored
+from cluster.messages import Message
+from cluster.types import Prompt, Score, Task, Trajectory, Unscored
 from serving.guard.application import Guard
-from serving.guard.key_file import add_key
+from serving.guard.keys.key_file import add_key
 from serving.scorer.api import ScorerDesk, build_scorer_application
 from serving.scorer.config import ScorerLimits, ServeScorerConfig
 from serving.scorer.server import ServedScorer, build_scorer

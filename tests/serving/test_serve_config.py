@@ -17,7 +17,7 @@ from cluster.errors import ConfigError, DataError, WeightMismatchError
 from cluster.processes.runtime import RaySession
 from serving.app import callers_logging_kept, serve_policy
 from serving.config import ServeConfig
-from serving.guard.key_file import add_key, default_key_file, revoke_key
+from serving.guard.keys.key_file import add_key, default_key_file, revoke_key
 from serving.policy_folder import PolicyFolder, check_max_model_tokens, check_same_model, resolve_policy, served_model
 
 pytestmark = pytest.mark.usefixtures("no_ray")  # where one runs, a policy is served on it

@@ -10,7 +10,7 @@ import pytest
 
 from serving.api_errors import Refusal
 from serving.config import KeyQuota
-from serving.guard.usage_actor import RemoteUsage, UsageServer, start_usage, stop_usage
+from serving.guard.keys.usage_actor import RemoteUsage, UsageServer, start_usage, stop_usage
 
 QUOTA = KeyQuota(max_streams=2, tokens_per_minute=10)
 

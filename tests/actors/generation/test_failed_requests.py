@@ -10,7 +10,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from actors.config import GeneratorConfig
 from actors.generation.vllm_generator import PROBE, VLLMGenerator
 from cluster.errors import ActorLostError
-from cluster.types import Message, Prompt, SamplingParameters, Task
+from cluster.messages import Message
+from cluster.types import Prompt, SamplingParameters, Task
 from tests.actors.generation.recording_engine import RecordingEngine
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=8, samples_per_prompt=3, seed=11)

@@ -15,8 +15,9 @@ from actors.generation.remote import GeneratorActor
 from actors.generation.rollout_pool import RolloutPool
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
+from cluster.messages import Message
 from cluster.storage.weight_file import seal_weights
-from cluster.types import Message, Prompt, SamplingParameters, Task
+from cluster.types import Prompt, SamplingParameters, Task
 
 CONFIG = GeneratorConfig(dtype="float32", num_threads=1, max_model_tokens=512, max_num_sequences=8, kv_cache_gib=0.25)
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=400, samples_per_prompt=4, seed=3)

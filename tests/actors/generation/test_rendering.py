@@ -9,7 +9,8 @@ from actors.generation.rendering import PromptTooLongError, load_tokenizer, rend
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import DataError
-from cluster.types import Message, Task
+from cluster.messages import Message
+from cluster.types import Task
 
 TOKENIZER = byte_tokenizer()
 HELLO = Task(task_id="t/hello", messages=(Message(role="user", content="hello"),))

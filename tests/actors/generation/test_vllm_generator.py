@@ -16,9 +16,10 @@ from actors.generation.rollout_pool import RolloutPool
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import DataError, WeightMismatchError
+from cluster.messages import Message
 from cluster.processes.pool import ActorPool
 from cluster.storage.weight_file import seal_weights
-from cluster.types import Completion, Message, Prompt, SamplingParameters, Task, TrajectoryGroup, WeightFile
+from cluster.types import Completion, Prompt, SamplingParameters, Task, TrajectoryGroup, WeightFile
 from tests.records import arrived
 
 MAX_MODEL_TOKENS = 96

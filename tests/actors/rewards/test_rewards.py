@@ -7,7 +7,8 @@ import pytest
 from actors.config import BuiltInFunctionScorerConfig
 from actors.rewards import REWARD_FUNCTIONS
 from cluster.errors import DataError
-from cluster.types import Message, Prompt, Task, Trajectory
+from cluster.messages import Message
+from cluster.types import Prompt, Task, Trajectory
 from tests.records import completion
 
 

@@ -25,9 +25,10 @@ from actors.scoring.stage import ScorerPools, WeightedScorer, build_scorer_pools
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError, DataError, RaywardError
+from cluster.messages import Message
 from cluster.processes.object_store import StoredObject
 from cluster.processes.pool import ActorPool
-from cluster.types import Message, Prompt, Score, ScoredGroup, StepScore, Task, Trajectory, TrajectoryGroup, Unscored
+from cluster.types import Prompt, Score, ScoredGroup, StepScore, Task, Trajectory, TrajectoryGroup, Unscored
 from tests.records import NO_FAILURES, arrived, completion, group_of
 
 

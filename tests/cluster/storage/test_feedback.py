@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from cluster.errors import DataError, FeedbackConflictError, FeedbackNotKeptError
+from cluster.messages import Message
 from cluster.storage import feedback
 from cluster.storage.feedback import FeedbackStore, Preference
-from cluster.types import Message
 
 
 def a_preference(chosen: str = "yes") -> Preference:

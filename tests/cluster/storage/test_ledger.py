@@ -9,8 +9,9 @@ from types import MappingProxyType
 import pytest
 
 from cluster.errors import DataError
+from cluster.messages import Message
 from cluster.storage.ledger import TrajectoryLedger, audit_ledger, read_ledger
-from cluster.types import Message, Prompt, Reward, ScoredGroup, Task
+from cluster.types import Prompt, Reward, ScoredGroup, Task
 from tests.records import completion, group_of
 
 

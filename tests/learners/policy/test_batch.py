@@ -10,9 +10,9 @@ from torch import tensor
 from torch.testing import assert_close
 
 from cluster.errors import ConfigError, DataError
+from cluster.messages import Message
 from cluster.types import (
     GroupTexts,
-    Message,
     Prompt,
     Reward,
     ScoredBatch,

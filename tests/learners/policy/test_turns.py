@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from cluster.messages import Message
 from cluster.types import (
     GroupTexts,
-    Message,
     Prompt,
     Reward,
     ScoredBatch,

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from cluster.errors import DataError
+from cluster.messages import Message
 from cluster.storage.ledger import TrajectoryLedger
-from cluster.types import Message, Prompt, Reward, ScoredGroup, Task
+from cluster.types import Prompt, Reward, ScoredGroup, Task
 from learners.report.data import load_report_data
 from learners.report.page import ReportInTheMaking, draw_figures, write_report
 from tests.records import completion, group_of

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cluster.display.view import build_view
 from cluster.errors import LearnerRestartedError, RaywardError
+from cluster.messages import Message
 from cluster.processes.interrupts import Interrupts
 from cluster.storage.ledger import read_ledger
 from cluster.storage.metrics import MetricsLog
@@ -18,7 +19,6 @@ from cluster.storage.run_directory import RunDirectory, read_summary
 from cluster.storage.serving_contract import ContractText
 from cluster.types import (
     FloatArray,
-    Message,
     Prompt,
     PublishedWeights,
     Reward,

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import LearnerRestartedError
+from cluster.messages import Message
 from cluster.processes.interrupts import Interrupts
 from cluster.storage.ledger import TrajectoryLedger, audit_ledger, read_ledger
 from cluster.storage.ledger_writer import LedgerWriter
 from cluster.storage.metrics import MetricsLog
 from cluster.types import (
-    Message,
     Prompt,
     PublishedWeights,
     Reward,

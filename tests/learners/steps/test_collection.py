@@ -4,17 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cluster.messages import Message
 from cluster.storage.ledger import TrajectoryLedger
 from cluster.storage.ledger_writer import LedgerWriter
-from cluster.types import (
-    Message,
-    Prompt,
-    Reward,
-    SamplingParameters,
-    ScoredGroup,
-    Task,
-    TrajectoryGroup,
-)
+from cluster.types import Prompt, Reward, SamplingParameters, ScoredGroup, Task, TrajectoryGroup
 from learners.steps.collection import Collected, DynamicSampling, GreedyBaseline, has_contrast
 from learners.steps.prompt_schedule import PromptSchedule
 from tests.records import completion, group_of

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from cluster.errors import LearnerRestartedError, RaywardError
+from cluster.messages import Message
 from cluster.processes.interrupts import Interrupts
 from cluster.storage.ledger import TrajectoryLedger, read_ledger
 from cluster.storage.ledger_writer import LedgerWriter
 from cluster.storage.metrics import MetricsLog
 from cluster.types import (
     Completion,
-    Message,
     Prompt,
     PublishedWeights,
     Reward,

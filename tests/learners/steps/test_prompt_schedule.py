@@ -3,7 +3,8 @@
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.types import Message, Prompt, Task
+from cluster.messages import Message
+from cluster.types import Prompt, Task
 from learners.steps.prompt_schedule import PromptSchedule
 
 

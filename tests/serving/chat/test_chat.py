@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.errors import ConfigError, DataError, EndpointError
-from cluster.types import Message
+from cluster.messages import Message
 from rayward import app
 from serving.chat.client import PolicyClient, endpoint_url
 from serving.chat.conversation import COMMANDS, Conversation, typed_lines

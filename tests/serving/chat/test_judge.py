@@ -12,7 +12,7 @@ from actors.scoring.reward_model import RewardModel
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import DataError
-from cluster.types import Message
+from cluster.messages import Message
 from serving.chat.judge import MAX_TOKENS, Judge
 
 TURNS = [Message(role="user", content="How was it?"), Message(role="assistant", content="Splendid.")]

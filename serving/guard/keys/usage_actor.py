@@ -1,7 +1,7 @@
 """The counters of keys as one actor, which all front doors ask.
 
-An actor and no Serve application: a call of a Serve handle costs several times the processor time of an actor's, on both sides, and
-each request makes three. Detached, as Serve's own processes are: it ends with the endpoint and not with this process.
+An actor and no Serve application: a call of a Serve handle costs several times the processor time of an actor's, on both sides,
+and each request makes three. Detached, as Serve's own processes are: it ends with the endpoint and not with this process.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from serving.api_errors import Refusal, retry_after
 from serving.config import KeyQuota
-from serving.guard.quota import Admission, KeyUsage
+from serving.guard.keys.quota import Admission, KeyUsage
 from serving.guard.request_log import serve_logger
 
 if TYPE_CHECKING:

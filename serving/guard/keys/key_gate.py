@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cluster.errors import DataError
 from serving.api_errors import Refusal, retry_after
 from serving.guard.frame import state_of
-from serving.guard.key_file import KeyFile
-from serving.guard.quota import Admission
+from serving.guard.keys.key_file import KeyFile
+from serving.guard.keys.quota import Admission
 from serving.guard.request_log import serve_logger
 
 BEARER: Final = "bearer "
