@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
-from actors.generation.rendering import PromptFormat
 from cluster.display.printable import printable
 from cluster.errors import DataError, EndpointError
 from cluster.messages import Message
 from serving.chat.client import Answer, PolicyClient
-from serving.chat.judge import Judge
+
+if TYPE_CHECKING:  # the records of a sample need numpy, which a person who only talks need not wait for
+    from actors.generation.rendering import PromptFormat
+    from serving.chat.judge import Judge
 
 COMMANDS = {
     "/score": "score the last answer with the reward model that --scorer names",
@@ -27,9 +30,9 @@ class Conversation:
         client: PolicyClient,
         write: Callable[[str], None],
         *,
-        prompt_format: PromptFormat = "chat",
+        prompt_format: "PromptFormat" = "chat",
         system: str = "",
-        judge: Judge | None = None,
+        judge: "Judge | None" = None,
     ) -> None:
         """`write` puts text on the screen, without a line end of its own."""
         self._client = client
