@@ -1,7 +1,7 @@
 """The counters of keys as one actor, which all front doors ask.
 
-An actor and no Serve application: a call of a Serve handle costs several times the processor time of an actor's, on both sides, and
-each request makes three. Detached, as Serve's own processes are: it ends with the endpoint and not with this process.
+An actor and no Serve application: a call of a Serve handle costs several times the processor time of an actor's, on both sides,
+and each request makes three. Detached, as Serve's own processes are: it ends with the endpoint and not with this process.
 """
 
 import asyncio
