@@ -19,7 +19,7 @@ from serving.config import RequestLimits
 from serving.guard.body_limit import BodyLimit
 from serving.guard.frame import REQUEST_ID_HEADER, new_request_id
 from serving.guard.keys.key_gate import LIMITED_BY_KEY, LIMITED_HEADER, over_quota
-from serving.guard.refusal_budget import RefusalBudget
+from serving.guard.keys.quota import RefusalBudget
 from serving.guard.request_log import RequestLog
 
 CALLBACK_VARIABLE: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"

@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from serving.config import RequestLimits
 from serving.guard.keys.key_gate import over_quota
+from serving.guard.keys.quota import MAX_REFUSALS
 from serving.guard.proxy import CALLBACK_VARIABLE, LIMITS_VARIABLE, ProxyGuard, arrange, middlewares
-from serving.guard.refusal_budget import MAX_REFUSALS
 from tests.serving.front_door import error_of
 
 

@@ -1,6 +1,6 @@
 """A key that does not wait as it is told is refused without a front door, for a while; other keys are not."""
 
-from serving.guard.refusal_budget import MAX_REFUSALS, WINDOW_S, RefusalBudget
+from serving.guard.keys.quota import MAX_REFUSALS, REFUSAL_WINDOW_S, RefusalBudget
 
 
 class Clock:
@@ -29,9 +29,9 @@ def test_a_budget_lasts_for_a_window() -> None:
     budget = RefusalBudget(clock=clock)
     for _ in range(MAX_REFUSALS):
         budget.note("Bearer rk_a")
-    clock.now_s += 0.9 * WINDOW_S
+    clock.now_s += 0.9 * REFUSAL_WINDOW_S
     assert spent(budget, "Bearer rk_a") == [True]
-    clock.now_s += 0.2 * WINDOW_S
+    clock.now_s += 0.2 * REFUSAL_WINDOW_S
     assert spent(budget, "Bearer rk_a") == [False]
 
 

@@ -1,9 +1,10 @@
-"""What each key has used: requests and tokens of the last minute, and requests in progress.
+"""What each key has used: requests and tokens of the last minute, and requests in progress; and how often it was refused.
 
 One process counts for all replicas. Requests in progress are leases with an end, so those of a front door that was killed do
 not count for ever.
 """
 
+import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from serving.config import KeyQuota
 
 MIN_WAIT_S: Final = 1.0
 WINDOW_S: Final = 60.0
+MAX_REFUSALS: Final = 4  # of one key in one window; a client that waits as it is told has one for each request too many
+REFUSAL_WINDOW_S: Final = MIN_WAIT_S  # the shortest time that a refused client is told to wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,3 +97,37 @@ class LocalUsage:
     def release(self, key: str, request_id: str) -> None:
         """See `KeyUsage`."""
         self._usage.release(key, request_id)
+
+
+class RefusalBudget:
+    """Refusals by key, of which it keeps a hash. For one event loop, that of the proxy.
+
+    A refusal by a front door costs its processor, the proxy's and the counter's; a client that does not wait as it is told could
+    have so many that others wait. After some in one window the proxy refuses that key by itself, for the rest of the window.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._window_ends_s = 0.0
+        self._refusals: dict[bytes, int] = {}  # in this window; only good keys are refused by a quota, so there are few
+
+    def note(self, authorization: str) -> None:
+        """A front door has refused a request with this header, because of its key's quota."""
+        self._begin_window()
+        digest = _digest(authorization)
+        self._refusals[digest] = self._refusals.get(digest, 0) + 1
+
+    def is_spent(self, authorization: str) -> bool:
+        """Whether the next request with this header is to be refused without a front door."""
+        self._begin_window()
+        return self._refusals.get(_digest(authorization), 0) >= MAX_REFUSALS
+
+    def _begin_window(self) -> None:
+        now_s = self._clock()
+        if now_s >= self._window_ends_s:
+            self._window_ends_s = now_s + REFUSAL_WINDOW_S
+            self._refusals.clear()
+
+
+def _digest(authorization: str) -> bytes:
+    return hashlib.sha256(authorization.partition(" ")[2].strip().encode()).digest()
