@@ -248,19 +248,19 @@ def given_out(
     return published, problem, weights_of(learner)
 
 
-def test_parts_are_published_and_exported_as_a_whole_policy_is(
+@pytest.mark.parametrize("way", ["hybrid", "replicated"])
+def test_ranks_publish_and_export_what_one_rank_does(
     ranks: ProcessRanks,
     tiny_model: str,
     config_of: Callable[[str, str], PolicyLearnerConfig],
     batches: list[ScoredBatch],
     tmp_path: Path,
+    way: str,
 ) -> None:
     ((expected_file, expected_problem, expected),) = ranks.run(
         given_out, 1, tiny_model, config_of("ppo", "one rank"), batches[1], tmp_path / "whole"
     )
-    (found_file, problem, found), *others = ranks.run(
-        given_out, 4, tiny_model, config_of("ppo", "hybrid"), batches[1], tmp_path / "parts"
-    )
+    (found_file, problem, found), *others = ranks.run(given_out, 4, tiny_model, config_of("ppo", way), batches[1], tmp_path / way)
     assert [(file, problem) for file, problem, _ in others] == [(None, None)] * 3
     assert problem == expected_problem == ""
     for name, weight in expected.items():
@@ -269,7 +269,7 @@ def test_parts_are_published_and_exported_as_a_whole_policy_is(
     assert published.keys() == expected_published.keys()
     for name, weight in expected_published.items():
         assert_close(published[name], weight)  # to the rounding of bfloat16
-    folder, expected_folder = tmp_path / "parts" / "policy", tmp_path / "whole" / "policy"
+    folder, expected_folder = tmp_path / way / "policy", tmp_path / "whole" / "policy"
     assert {path.name for path in folder.iterdir()} == {path.name for path in expected_folder.iterdir()}
     assert (folder / "config.json").read_text() == (expected_folder / "config.json").read_text()
     contract, expected_contract = read_contract(folder), read_contract(expected_folder)
