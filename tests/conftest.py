@@ -12,7 +12,7 @@ import ray
 
 
 def pytest_configure() -> None:
-    """Workers share the cores: with a thread for each core in each of them, threads wait for one another. And Ray has its processes
+    """Workers share the cores: with a thread for each core in each of them, threads wait for one another. And Ray's processes
     yield to all others (nice 15): beside the tests of the other worker their start takes several times as long."""
     os.environ.setdefault("RAY_worker_niceness", "0")
     if "PYTEST_XDIST_WORKER" in os.environ:
