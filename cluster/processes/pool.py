@@ -301,14 +301,20 @@ class ActorPool(Generic[ActorT]):
         self._next_look_s = min(self._next_look_s, time.monotonic() + seconds)
 
     def _look(self) -> None:
-        """Lose those that hang. Takes time for each actor and call, a few times a deadline, however many calls end in between."""
+        """Lose those that hang. Takes time for each actor and call, a few times a deadline, however many calls end in between.
+
+        Where the caller was away, the look is late and nobody was asked for long: what they answer now counts at the next one.
+        """
         assert self._supervision is not None, "without one there is no deadline"
+        is_late = time.monotonic() - self._next_look_s > self._supervision.look_s
         self._next_look_s = math.inf
         own_deadlines_s = self._calls.own_deadlines_s()
         for name in [name for name, load in self.loads().items() if load]:
             self._pulses[name].listen()
             left_s = self._ends_s(name, own_deadlines_s.get(name, 0.0)) - time.monotonic()
-            if left_s < 0:
+            if is_late:
+                self._look_after(self._supervision.look_s)
+            elif left_s < 0:
                 self._lose(name, self._why_it_hangs(name, self._calls.lose(self.actors[name])))
             else:
                 self._look_after(min(left_s, self._supervision.look_s))

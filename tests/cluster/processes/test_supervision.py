@@ -245,6 +245,17 @@ def test_slow_work_that_makes_progress_is_waited_for() -> None:
     assert (watched.pool.num_lost, watched.notes) == (0, [])
 
 
+def test_a_caller_that_was_away_for_a_deadline_takes_nobody_for_lost() -> None:
+    watched = Watched()
+    running = watched.pool.start("a", lambda actor: actor.work_long.remote(3))
+    other = RemoteWorker.remote()
+    ray.get(other.sleep.remote(2 * DEADLINE_S))  # while which the pool looks at nobody
+    while not (ended := watched.pool.finished([running])):
+        pass
+    assert ended == [(running, 3)]
+    assert (watched.pool.num_lost, watched.notes) == (0, [])
+
+
 def test_a_call_may_have_a_deadline_of_its_own() -> None:
     watched = Watched()
     seconds = DEADLINE_S + 2  # in which no progress is made
