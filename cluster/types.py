@@ -108,7 +108,7 @@ class Segment:
         if self.action_mask.shape != self.token_ids.shape:
             raise DataError(f"a segment has {len(self.token_ids)} tokens and {len(self.action_mask)} marks; it needs one a token")
         if not num_chosen or self.action_mask[0]:
-            raise DataError("a segment begins with a token that the policy read, and has one at least that it chose")
+            raise DataError("a segment begins with a token that the policy read, and holds at least one that it chose")
         if len(self.rollout_logprobs) != num_chosen:
             raise DataError(
                 f"completion has {num_chosen} tokens but {len(self.rollout_logprobs)} logprobs; "
