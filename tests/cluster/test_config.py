@@ -55,7 +55,7 @@ MUTANTS = [
     (without("task"), "task: required"),
     (without("scorers"), "scorers: required"),
     (setting("nmae", "x"), "nmae: unknown key; did you mean 'name'?"),
-    (setting("zzz", 1), "zzz: unknown key; known keys: checkpoint, dashboard, evaluation"),
+    (setting("zzz", 1), "zzz: unknown key; known keys: asynchronous, checkpoint, dashboard"),
     (setting("learner.policy_loss.clip_epsilon", 0.2), "learner.policy_loss.clip_epsilon: unknown key; did you mean 'clip_eps'?"),
     (
         setting("learner.optimizer.learning_rat", 0.1),

@@ -58,7 +58,7 @@ class RecordingEngine:
             logprobs=[{7: SimpleNamespace(logprob=-1.0)}],
             text="x",
             finish_reason=self._answer(token_ids, number),
-            weight_versions=[SimpleNamespace(version=self.label)],
+            weight_versions=[SimpleNamespace(version=self.label, start=0, end=1)],
         )
         yield SimpleNamespace(outputs=[output])
 

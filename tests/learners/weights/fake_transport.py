@@ -1,11 +1,12 @@
 """Generators, devices and Ray's calls that are not there: real code at both ends of a link, and members that can be dropped.
 
-A call runs when it is made. What it came to is read by `ray.wait` and `ray.get`, as with Ray.
+A call runs when it is made. What it came to is read by `ray.wait`, `ray.get` and the future of a reference, as with Ray.
 """
 
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,13 @@ class Ref:
 
     def __init__(self, outcome: Any = None, *, hangs: bool = False) -> None:
         self.outcome, self.hangs = outcome, hangs
+
+    def future(self) -> "Future[Any]":
+        """Done, unless the call hangs."""
+        future: Future[Any] = Future()
+        if not self.hangs:
+            future.set_result(self.outcome)
+        return future
 
 
 class FakeModel:

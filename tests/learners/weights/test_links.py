@@ -65,7 +65,7 @@ class Roles:
         self.rank = Rank(self.policy, 1)
         self.is_restarting_in: Callable[..., Any] | None = None
         monkeypatch.setattr(RanksHandle, "_new_mailbox", lambda handle: None)
-        monkeypatch.setattr(RanksHandle, "call", lambda handle, call: self._execute(call))
+        monkeypatch.setattr(RanksHandle, "call", lambda handle, call, meanwhile=None: self._execute(call))
         self.learner = PolicyLearnerHandle(
             StartingPoint(model_path="folder", temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0),
             config,
