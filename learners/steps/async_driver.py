@@ -41,6 +41,10 @@ class AsyncDriver(Driver):
         update = self._learner.submit(batch, meanwhile=self._lookahead.advance)
         return replace(update, metrics={**update.metrics, **staleness_metrics(samples, self._published)})
 
+    def _generating_s(self, wall_s: Mapping[str, float]) -> float:
+        """In all of it: what the step takes was made while others were learned."""
+        return sum(wall_s.values())
+
     def _publish_version(self, version: int) -> None:
         if version != self._published[-1]:  # where every optimizer step was skipped, the weights are those of before
             self._published.append(version)

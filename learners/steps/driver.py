@@ -192,7 +192,7 @@ class Driver:
                 self._generators.publish(self._learner.publish())
             self._records.ledger.begin(step, batch.groups, collected.left_out)
             metrics = {
-                **_rollout_metrics(collected, seconds=clock.wall_s["rollout"]),
+                **_rollout_metrics(collected, seconds=self._generating_s(clock.wall_s)),
                 **collected.metrics,
                 **update.metrics,
                 **{f"time/{stage}_s": seconds for stage, seconds in clock.wall_s.items()},
@@ -202,6 +202,10 @@ class Driver:
             self._records.metrics.log(step, metrics)
             self._is_recorded = True
         return metrics
+
+    def _generating_s(self, wall_s: Mapping[str, float]) -> float:
+        """In which a step's tokens come. `wall_s`: of its stages."""
+        return wall_s["rollout"]
 
     def _learn(self, batch: ScoredBatch) -> UpdateResult:
         return self._learner.submit(batch)

@@ -175,6 +175,12 @@ def test_generators_work_while_the_learner_does(tmp_path: Path) -> None:
     assert sum(call.startswith("sampled") for call in during) == 2
 
 
+def test_tokens_come_all_the_time_and_not_only_while_they_are_waited_for(tmp_path: Path) -> None:
+    for line in Loop(tmp_path, max_staleness=2, width=8).run():
+        seconds = sum(line[f"time/{stage}_s"] for stage in ("rollout", "learn", "publish"))
+        assert line["rollout/tokens_per_s"] == pytest.approx(PROMPTS_PER_STEP / seconds)  # a token each
+
+
 def test_each_step_trains_on_its_own_prompts_in_their_order_whoever_came_first(tmp_path: Path) -> None:
     waiting, ahead = Loop(tmp_path / "0", max_staleness=0, width=1), Loop(tmp_path / "2", max_staleness=2, width=5)
     waiting.run()
