@@ -106,8 +106,9 @@ class Driver:
         except KeyboardInterrupt:
             self._save_on_the_way_out()
             raise
-        finally:
-            self._records.ledger.finish()
+        except BaseException:
+            self._write_the_ledger_on_the_way_out()
+            raise
 
     def _run(self, num_steps: int, on_step: Callable[[int, Mapping[str, float]], None]) -> int:
         step, version = self._go_on()
@@ -137,6 +138,13 @@ class Driver:
                 self._note_save(self._learner.finish_saving())
         except RaywardError as error:
             self._records.note(f"no checkpoint on the way out: {error}")
+
+    def _write_the_ledger_on_the_way_out(self) -> None:
+        """Of the newest step, which may still be on its way. What ended the run says more than a failure to write it."""
+        try:
+            self._records.ledger.finish()
+        except Exception as error:  # noqa: BLE001 - a full disk, or texts that went with what ended the run
+            self._records.note(f"the ledger lacks the newest step: {error}")
 
     def _save(self) -> SaveReport | None:
         """What a run goes on from is never ahead of its ledger."""
