@@ -21,6 +21,7 @@ def fast_dtype(settings: dict[str, Any]) -> DType:
 
 
 BadLines = Literal["error", "skip"]
+RunningRequests = Literal["finish", "keep"]  # completions in progress when new weights come
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -214,9 +215,6 @@ class GeneratorConfig(StrictConfig):
                 f"tensor_parallel_size={self.tensor_parallel_size} needs as many GPUs a replica, but num_gpus={self.num_gpus:g}"
             )
         return self
-
-
-RunningRequests = Literal["finish", "keep"]
 
 
 class SupervisionConfig(StrictConfig):

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from actors.rewards import REWARD_FUNCTIONS
 from cluster.errors import LearnerRestartedError
@@ -23,7 +22,7 @@ from learners.run.policy_exports import PolicyExports
 from learners.run.prompt_loading import RunPrompts
 from learners.run.session import Session
 from learners.settings.policy import GROUP_ESTIMATORS
-from learners.settings.run import AsynchronousConfig, PolicyRunConfig
+from learners.settings.run import PolicyRunConfig
 from learners.steps.async_driver import AsyncDriver
 from learners.steps.collection import Collector, DynamicSampling, GreedyBaseline, PlainCollector
 from learners.steps.driver import Driver, Records
@@ -96,23 +95,22 @@ def _connect_and_check(roles: Roles, prompts: RunPrompts, config: PolicyRunConfi
 def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Sequence[Prompt]) -> Driver:
     schedule = PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed)
     ledger = LedgerWriter(TrajectoryLedger(session.path / "trajectories"))
-    parts: dict[str, Any] = {
-        "schedule": schedule,
-        "generators": roles.rollouts,
-        "learner": roles.learner,
-        "records": Records(
+    driver = Driver if config.asynchronous is None else AsyncDriver
+    return driver(
+        schedule=schedule,
+        collector=_collector(config, roles, schedule, ledger),
+        generators=roles.rollouts,
+        learner=roles.learner,
+        records=Records(
             ledger=ledger,
             metrics=session.metrics,
             failed_batches=session.path / "failed_batches",
             note=session.view.note,
         ),
-        "save_every": config.checkpoint.every_num_steps,
-        "max_unscored_frac": config.max_unscored_frac,
-        "interrupts": session.interrupts,
-    }
-    if config.asynchronous is not None:
-        return AsyncDriver(collector=_lookahead(config, config.asynchronous, roles, schedule), **parts)
-    return Driver(collector=_collector(config, roles, schedule, ledger), **parts)
+        save_every=config.checkpoint.every_num_steps,
+        max_unscored_frac=config.max_unscored_frac,
+        interrupts=session.interrupts,
+    )
 
 
 def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evaluator: Evaluator, exports: PolicyExports) -> int:
@@ -129,27 +127,21 @@ def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evalua
     return driver.run(num_steps, on_step=on_step)
 
 
-def _lookahead(config: PolicyRunConfig, asynchronous: AsynchronousConfig, roles: Roles, schedule: PromptSchedule) -> Lookahead:
-    return Lookahead(
-        roles.rollouts,
-        roles.scoring,
-        _sampling(config, config.sampling.samples_per_prompt, "rollout"),
-        schedule,
-        num_steps=config.learner.num_steps,
-        max_staleness=asynchronous.max_staleness,
-        min_rewards=_min_rewards(config),
-    )
-
-
-def _min_rewards(config: PolicyRunConfig) -> int:
-    """Of a group, for the method to learn from it."""
-    return 2 if config.learner.advantage.estimator in GROUP_ESTIMATORS else 1
-
-
 def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule, ledger: LedgerWriter) -> Collector:
     """The way to scored groups that the method asks for."""
     sampling = _sampling(config, config.sampling.samples_per_prompt, "rollout")
-    collector: Collector = PlainCollector(roles.rollouts, roles.scoring, sampling, min_rewards=_min_rewards(config))
+    min_rewards = 2 if config.learner.advantage.estimator in GROUP_ESTIMATORS else 1
+    if config.asynchronous is not None:
+        return Lookahead(
+            roles.rollouts,
+            roles.scoring,
+            sampling,
+            schedule,
+            num_steps=config.learner.num_steps,
+            max_staleness=config.asynchronous.max_staleness,
+            min_rewards=min_rewards,
+        )
+    collector: Collector = PlainCollector(roles.rollouts, roles.scoring, sampling, min_rewards=min_rewards)
     if config.learner.advantage.estimator == "remax":
         collector = GreedyBaseline(roles.rollouts, roles.scoring, sampling)
     if config.learner.group_filter.enabled:

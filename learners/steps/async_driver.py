@@ -6,7 +6,6 @@ PPO: arXiv:2110.00641, arXiv:2505.24298.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -16,13 +15,10 @@ from learners.steps.lookahead import Lookahead
 
 
 class AsyncDriver(Driver):
-    """A `Driver` whose generators and scorers go on while it asks the ranks."""
+    """A `Driver` whose generators and scorers go on while it asks the ranks. Its collector is a `Lookahead`."""
 
-    def __init__(self, *, collector: Lookahead, **parts: Any) -> None:
-        """`parts`: as of `Driver`."""
-        super().__init__(collector=collector, **parts)
-        self._lookahead = collector
-        self._published: list[int] = []  # policy versions, oldest first
+    _collector: Lookahead
+    _published: list[int]  # policy versions since the ranks came, oldest first
 
     def run_step(self, step: int) -> Mapping[str, float]:
         """As of `Driver`."""
@@ -31,14 +27,14 @@ class AsyncDriver(Driver):
         return metrics
 
     def _go_on(self) -> tuple[int, int]:
-        self._lookahead.give_up()
+        self._collector.give_up()
         step, version = super()._go_on()
         self._published = [version]
         return step, version
 
     def _learn(self, batch: ScoredBatch) -> UpdateResult:
         samples = [sample for scored in batch.groups for sample in scored.samples]
-        update = self._learner.submit(batch, meanwhile=self._lookahead.advance)
+        update = self._learner.submit(batch, meanwhile=self._collector.advance)
         return replace(update, metrics={**update.metrics, **staleness_metrics(samples, self._published)})
 
     def _generating_s(self, wall_s: Mapping[str, float]) -> float:

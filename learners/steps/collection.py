@@ -63,9 +63,14 @@ class PlainCollector:
 
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
         """Sample with seeds derived from the step."""
-        sampling = replace(self._sampling, seed=derive_seed(self._sampling.seed, "rollout", step))
+        sampling = sampling_of_step(self._sampling, step)
         scored = in_order(self._scoring.score_stream(self._rollouts.collect(prompts, sampling)), prompts)
         return with_enough_rewards(scored, self._min_rewards)
+
+
+def sampling_of_step(sampling: SamplingParameters, step: int) -> SamplingParameters:
+    """With a seed of the step's own, which no order of work changes."""
+    return replace(sampling, seed=derive_seed(sampling.seed, "rollout", step))
 
 
 def with_enough_rewards(scored: Sequence[ScoredGroup], min_rewards: int) -> Collected:
@@ -90,7 +95,7 @@ class GreedyBaseline:
 
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
         """The sampled groups, each with its baseline."""
-        sampling = replace(self._sampling, seed=derive_seed(self._sampling.seed, "rollout", step))
+        sampling = sampling_of_step(self._sampling, step)
         greedy = replace(sampling, temperature=0.0, samples_per_prompt=1)
         greedy_groups: list[TrajectoryGroup] = []
         wave = self._scoring.score_stream(self._one_wave(prompts, sampling, greedy, greedy_groups))

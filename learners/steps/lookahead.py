@@ -6,12 +6,10 @@ run that goes on after a loss asks for the same ones again, and each trajectory 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Protocol
 
-from cluster.seeding import derive_seed
 from cluster.types import Prompt, SamplingParameters, ScoredGroup, TrajectoryGroup
-from learners.steps.collection import Collected, Scoring, in_order, with_enough_rewards
+from learners.steps.collection import Collected, Scoring, in_order, sampling_of_step, with_enough_rewards
 from learners.steps.prompt_schedule import PromptSchedule
 
 
@@ -96,6 +94,6 @@ class Lookahead:
         for step in range(first_step, self._num_steps):
             while step >= self._num_open:
                 yield None
-            sampling = replace(self._sampling, seed=derive_seed(self._sampling.seed, "rollout", step))
+            sampling = sampling_of_step(self._sampling, step)
             self._step_of[sampling.seed] = step
             yield from ((prompt, sampling) for prompt in self._schedule.prompts_of(step))
