@@ -28,6 +28,7 @@ SETTINGS = (
 )
 END_TIMEOUT_S = 600.0
 POLL_S = 0.05
+NUM_INSTANTS, STEPS_BETWEEN = 5, 4  # of `hurt_five_times`
 ORPHANS_GONE_S = 15.0  # what a run may leave behind for, at most
 BACK = re.compile(r"back from step (\d+) to (\d+)")
 
@@ -190,6 +191,19 @@ def wait_until(holds: Callable[[], bool], what: str, *, timeout_s: float = END_T
 def at_some_instant(seed: int) -> None:
     """Somewhere within a step of the tiny run, which takes about a second."""
     time.sleep(random.Random(seed).random())
+
+
+def hurt_five_times(run: FaultyRun, kind: str) -> list[float]:
+    """Seconds from each kill to the end of the step that it hit."""
+    recovery_s = []
+    for instant in range(NUM_INSTANTS):
+        run.wait_for_step(1 + STEPS_BETWEEN * instant)
+        at_some_instant(instant)
+        num_done = run.num_steps_done
+        hurt_s = run.hurt(kind)
+        run.wait_for_step(num_done + 1)
+        recovery_s.append(time.monotonic() - hurt_s)
+    return recovery_s
 
 
 def _lives(process: psutil.Process) -> bool:

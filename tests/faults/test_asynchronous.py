@@ -7,8 +7,7 @@ import pytest
 
 from cluster.storage.ledger import read_ledger
 from tests.faults.fault_table import FaultRow, Losses, likeness, seconds
-from tests.faults.faulty_run import GENERATOR, RANK, SCORER, FaultyRun, RunStarter
-from tests.faults.test_killed_processes import NUM_INSTANTS, hurt_five_times
+from tests.faults.faulty_run import GENERATOR, NUM_INSTANTS, RANK, SCORER, FaultyRun, RunStarter, hurt_five_times
 
 MAX_STALENESS = 2
 AHEAD = ("learner.algorithm=decoupled_ppo", f"asynchronous.max_staleness={MAX_STALENESS}")

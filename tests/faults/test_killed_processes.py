@@ -1,7 +1,6 @@
 """Any one process of a run may die at any instant: the run ends well, on the trajectories and weights of a clean one."""
 
 import json
-import time
 from collections.abc import Callable
 
 import pytest
@@ -12,16 +11,15 @@ from tests.faults.faulty_run import (
     ENGINE,
     GENERATOR,
     MAILBOX,
+    NUM_INSTANTS,
     RANK,
     SCORER,
     TRAIN_TASK,
     FaultyRun,
     RunStarter,
-    at_some_instant,
+    hurt_five_times,
 )
 
-NUM_INSTANTS = 5
-STEPS_BETWEEN = 4
 RANK_BACK_S = 60.0
 SURVIVOR_S = 3.0
 ROWS = {GENERATOR: "1", ENGINE: "1", SCORER: "2", RANK: "3", MAILBOX: "3", CONTROLLER: "3", TRAIN_TASK: "3"}
@@ -77,19 +75,6 @@ def test_a_second_generator_goes_on_at_once(
     )
     assert exit_code == 0, run.output
     assert run.audit().problems == ()
-
-
-def hurt_five_times(run: FaultyRun, kind: str) -> list[float]:
-    """Seconds from each kill to the end of the step that it hit."""
-    recovery_s = []
-    for instant in range(NUM_INSTANTS):
-        run.wait_for_step(1 + STEPS_BETWEEN * instant)
-        at_some_instant(instant)
-        num_done = run.num_steps_done
-        hurt_s = run.hurt(kind)
-        run.wait_for_step(num_done + 1)
-        recovery_s.append(time.monotonic() - hurt_s)
-    return recovery_s
 
 
 def cold_start_s(run: FaultyRun) -> float:
