@@ -1,6 +1,7 @@
 """Trajectories of several turns: what an environment says in between is read, and nothing is learned from having said it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from cluster.types import (
     ScoredBatch,
     ScoredGroup,
     Segment,
+    StepScore,
     Stretch,
     Task,
     TrajectoryGroup,
     TrajectoryTokens,
     sample_of,
 )
+from learners.policy.batch import collate
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
@@ -144,6 +147,14 @@ def test_frozen_layers_are_kept_segment_by_segment(tiny_model: str, ppo_config: 
     assert kept.update(batch).metrics["optim/loss"] == pytest.approx(again.update(batch).metrics["optim/loss"], rel=1e-5)
 
 
-def test_a_score_of_a_step_lies_at_a_token_that_the_policy_chose(tiny_model: str, ppo_config: ConfigBuilder) -> None:
+def test_what_was_read_only_has_no_log_probability(tiny_model: str, ppo_config: ConfigBuilder) -> None:
     (logprobs,) = _learner(tiny_model, ppo_config()).completion_logprobs([_batch(WITH_A_GAP).groups[0].group])
     assert logprobs.shape == (5,)  # not the ten of its segment
+
+
+def test_the_score_of_a_step_lies_at_a_token_that_the_policy_chose() -> None:
+    batch = _batch(WITH_A_GAP)
+    (scored,) = batch.groups
+    of_the_second_turn = Reward(total=2.0, breakdown={}, steps=(StepScore(token_index=2, score=0.5),))
+    collated = collate(replace(batch, groups=(replace(scored, rewards=(of_the_second_turn,)),)), torch.device("cpu"))
+    assert_close(collated.step_scores_BT, torch.tensor([[0.0, 0.0, 0.5, 0.0, 0.0]]))  # past the gap: the first token after it

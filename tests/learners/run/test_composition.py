@@ -44,6 +44,26 @@ def test_weights_over_devices_have_the_deadline_of_a_publication() -> None:
     assert plan.link(1, ()).deadline_s == 45
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "finish"),  # none runs while a synchronous driver publishes
+        (["asynchronous.max_staleness=1"], "keep"),
+        (["asynchronous.max_staleness=1", "asynchronous.running_requests=finish"], "finish"),
+    ],
+)
+def test_generators_know_what_becomes_of_running_requests(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], expected: str
+) -> None:
+    made: list[tuple[Any, ...]] = []
+    actor = SimpleNamespace(remote=lambda *arguments: made.append(arguments))
+    monkeypatch.setitem(composition.GENERATOR_ACTORS, "shm", SimpleNamespace(options=lambda **_: actor))
+    config = load_run_config(CONFIG, ["learner.algorithm=decoupled_ppo", *overrides])
+    assert isinstance(config, PolicyRunConfig)
+    composition._start_generators("tiny", config, note=print)
+    assert made == [("tiny", config.generator, expected)]
+
+
 def test_shared_memory_does_not_reach_a_second_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(composition, "num_nodes", lambda: 2)
     config = load_run_config(CONFIG, [])
