@@ -135,12 +135,17 @@ class FaultyRun:
         return audit_ledger(self.path / "trajectories", max_staleness=max_staleness)
 
     def losses(self, clean: "FaultyRun") -> Losses:
-        """Beside a run that was left alone. Steps done again are those that came back with the ranks of a learner."""
+        """Beside a run that was left alone."""
         return Losses(
             num_lost=len(clean.trained() - self.trained()),
             num_doubled=sum("twice" in problem for problem in self.audit().problems),
-            num_steps_again=sum(int(lost) - int(back) for lost, back in BACK.findall(self.output)),
+            num_steps_again=self.num_steps_again,
         )
+
+    @property
+    def num_steps_again(self) -> int:
+        """Those that came back with the ranks of a learner."""
+        return sum(int(lost) - int(back) for lost, back in BACK.findall(self.output))
 
     def ends_as(self, clean: "FaultyRun") -> bool:
         """Whether it ends well, with the ledger and the weights of a run that was left alone, to the last bit."""

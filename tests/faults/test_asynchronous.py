@@ -25,7 +25,11 @@ def asked_for(run: FaultyRun) -> list[tuple[int, str, int]]:
 def losses(run: FaultyRun, clean: FaultyRun) -> Losses:
     """What is sampled depends on when the weights came, so trajectories are told by what was asked and not by their text."""
     found, expected = asked_for(run), asked_for(clean)
-    return Losses(num_lost=len(set(expected) - set(found)), num_doubled=len(found) - len(set(found)), num_steps_again=0)
+    return Losses(
+        num_lost=len(set(expected) - set(found)),
+        num_doubled=len(found) - len(set(found)),
+        num_steps_again=run.num_steps_again,
+    )
 
 
 def test_without_staleness_a_run_is_the_one_that_waits(
