@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -227,17 +228,18 @@ def main() -> None:
     arguments = parser.parse_args()
     found = measure(updates_s=arguments.learner_s, num_steps=arguments.steps)
     if arguments.json:
-        print(json.dumps(found))
+        sys.stdout.write(json.dumps(found) + "\n")
         return
     longest_s = TOKEN_S * LONG_FACTOR * SHORT_TOKENS
-    print(f"the longest completion takes {longest_s:g} s, the others {longest_s / LONG_FACTOR:g} s")
+    lines = [f"the longest completion takes {longest_s:g} s, the others {longest_s / LONG_FACTOR:g} s"]
     for update_s, ways in found.items():
         for way, values in ways.items():
             ratio = values["trajectories_per_s"] / ways["synchronous"]["trajectories_per_s"]
-            print(
+            lines.append(
                 f"update {update_s} s, {way}: {values['step_s']:.2f} s a step, {ratio:.2f} times the synchronous throughput, "
                 f"staleness {values['staleness_mean']:.1f}, {values['cut_prompts']:.1f} prompts cut a step"
             )
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
