@@ -149,3 +149,15 @@ def test_ranks_report_the_old_policy_of_all_of_them(
     assert expected["policy/ref_kl_nats_per_completion"] != 0
     for found in ThreadRanks(2).run(lambda rank: metrics(rank, 2)):
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("fields", [{}, {"critic": {"kind": "own_model"}}, {"num_frozen_layers": 1}])
+def test_recomputed_activations_give_the_same_update(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, fields: dict[str, Any]
+) -> None:
+    plain, again = (_learner(tiny_model, ppo_config(activation_checkpointing=flag, **fields)) for flag in (False, True))
+    expected, found = (_timeless(learner.update(scored_batch()).metrics) for learner in (plain, again))
+    assert found == expected
+    for name, weight in plain.snapshot().tensors.items():
+        assert weight.equal(again.snapshot().tensors[name]), name
