@@ -46,8 +46,8 @@ class WorkerConfig(StrictConfig):
     max_restarts: int = Field(3, ge=0)
     """Times that lost ranks are replaced, each time going on from the newest checkpoint; after that the run ends."""
     start_deadline_s: float = Field(900.0, gt=0)
-    """A policy learner's ranks that have not loaded their models after so long are lost, too. Raise it for models that load
-    longer."""
+    """Ranks that have not loaded their models after so long are lost, too; a reward model's run ends then. Raise it for models
+    that load longer."""
     num_threads: int = Field(2, ge=1)
     """Torch threads of a rank on CPU."""
     compute_dtype: DType = Field(default_factory=fast_dtype)

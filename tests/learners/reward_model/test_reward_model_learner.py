@@ -17,7 +17,7 @@ from actors.config import RewardModelScorerConfig
 from actors.scoring.reward_head import encode_texts, last_token_scores
 from actors.scoring.reward_model import RewardModel
 from actors.sources.tiny_model import byte_tokenizer
-from cluster.errors import ConfigError, DataError
+from cluster.errors import ActorLostError, ConfigError, DataError
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.ranks.mailbox import CheckpointPlan
 from learners.reward_model import learner as learner_module
@@ -231,6 +231,16 @@ def test_two_ranks_learn_what_one_rank_learns(job: JobBuilder, tmp_path: Path) -
 def test_a_failing_rank_is_explained(job: JobBuilder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_frozen_layers=3"):
         train_reward_model(job(num_frozen_layers=3), storage_path=tmp_path / "storage", on_step=lambda *report: None)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_ranks_that_do_not_come_are_told(job: JobBuilder, tmp_path: Path) -> None:
+    with pytest.raises(
+        ActorLostError, match=r"has not come: it has not started within 0\.1 s.*learner\.workers\.start_deadline_s"
+    ):
+        train_reward_model(job(start_deadline_s=0.1), storage_path=tmp_path / "storage", on_step=lambda *report: None)
+    result = train_reward_model(job(num_epochs=0.2), storage_path=tmp_path / "storage", on_step=lambda *report: None)
+    assert result.num_steps == 1  # the place of the first ranks is free again
 
 
 def _trained(job: RewardModelJob) -> dict[str, Tensor]:
