@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from actors.config import DType
 from cluster.errors import ConfigError, DataError
 from learners.algorithms.logprobs import gather_logprobs
+from learners.network.lora import adapter_off, is_of_adapter, plain_name
 from learners.network.micro_batch import MicroBatch
 from learners.network.sharding import GatheredTensors, Shard, local_part
 from learners.network.tensor_files import TensorFiles, write_tensors
@@ -100,6 +101,13 @@ class PolicyWithCritic(nn.Module):
         return question(self.policy)
 
     @torch.no_grad()
+    def start_logprobs(self, batch: MicroBatch, below_RSD: Tensor | None) -> Tensor:
+        """logprobs_N of the policy with its adapter switched off, which is its start; as `Reference` gives them."""
+        with adapter_off(self.policy):
+            hidden_RSD = _continued(self.policy, self.parts, batch, below_RSD, self._settings)
+            return _head_logprobs(self.policy, hidden_RSD, batch, self._settings, with_entropy=False)[0]
+
+    @torch.no_grad()
     def set_value_unit(self, mean: float, std: float) -> None:
         """Let the head's 0 and 1 mean `mean` and `mean` + `std` score points; values stay as they are.
 
@@ -165,12 +173,16 @@ def empty_critic_trunk(folder: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def read_part(model: PreTrainedModel, folder: str, shard: Shard) -> None:
-    """Fill a sharded model from a folder's safetensors: this rank's rows alone are read, and no other is ever in memory."""
+    """Fill a sharded model from a folder's safetensors: this rank's rows alone are read, and no other is ever in memory.
+
+    An adapter, of which the folder knows nothing, is left to `fill_adapter`.
+    """
     tied = set(model.all_tied_weights_keys)
     with _folder_files(folder) as files:
-        for name, tensor in model.state_dict().items():
-            if name in tied:
+        for name_in_memory, tensor in model.state_dict().items():
+            if name_in_memory in tied or is_of_adapter(name_in_memory):
                 continue
+            name = plain_name(name_in_memory)
             of_whole_model = f"{model.base_model_prefix}.{name}"  # for a trunk, in the folder of a model with a head
             stored = name if name in files else of_whole_model
             if stored not in files:
@@ -231,11 +243,15 @@ def freeze_lowest_layers(model: PreTrainedModel, num_layers: int, compute_dtype:
                 module.to(compute_dtype)
 
 
-def write_policy(policy: PreTrainedModel, start_folder: Path, folder: Path, tensors: GatheredTensors) -> None:
-    """Fill a folder that transformers and vLLM load as it is: weights, config, the start's tokenizer."""
+def copy_tokenizer(start_folder: Path, folder: Path) -> None:
     for file in start_folder.iterdir():
         if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == SENTENCEPIECE_SUFFIX):
             shutil.copy(file, folder / file.name)
+
+
+def write_policy(policy: PreTrainedModel, start_folder: Path, folder: Path, tensors: GatheredTensors) -> None:
+    """Fill a folder that transformers and vLLM load as it is: weights, config, the start's tokenizer."""
+    copy_tokenizer(start_folder, folder)
     config = copy.deepcopy(policy.config)
     config.dtype = next(iter(tensors.like.values())).dtype
     config.architectures = [type(policy).__name__]

@@ -168,7 +168,7 @@ def _memory(config: TrainingRunConfig) -> Iterable[RoleMemory]:
         for scorer in config.scorers
     ]
     learner = policy_learner_memory(policy, critic, config.learner, batch_tokens=_largest_batch_tokens(config))
-    return [learner, generator_memory(policy, config.generator), *scorers]
+    return [learner, generator_memory(policy, config.generator, config.learner.lora, config.num_adapters), *scorers]
 
 
 def _largest_batch_tokens(config: PolicyRunConfig) -> int:

@@ -69,4 +69,4 @@ def test_shared_memory_does_not_reach_a_second_machine(monkeypatch: pytest.Monke
     config = load_run_config(CONFIG, [])
     assert isinstance(config, PolicyRunConfig)
     with pytest.raises(ConfigError, match="the Ray cluster has 2 machines; set generator.weight_transfer=nccl"):
-        composition.start_roles(ExitStack(), cast(Session, SimpleNamespace()), config, "tiny")
+        composition.start_roles(ExitStack(), cast(Session, SimpleNamespace()), config, "tiny", ())
