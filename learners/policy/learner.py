@@ -31,6 +31,7 @@ from cluster.types import (
 )
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
+from learners.network.activation_checkpointing import recompute_activations
 from learners.network.assembly import ReferencePass, sharded_networks, whole_networks
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.frozen_layers import FrozenStates
@@ -83,6 +84,9 @@ class PolicyLearner:
         )
         self._network, self._reference, self._start_policy = networks.trained, networks.reference, networks.start_policy
         self._moving_reference = networks.moving
+        if config.workers.activation_checkpointing:
+            for trunk in self._network.trunks:
+                recompute_activations(trunk)
         self._frozen_states = FrozenStates(self._network.parts, settings)
         self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
         self._objective = Objective(config)

@@ -198,7 +198,7 @@ class Driver:
             self._check_numbers(batch, update)
             with clock.stage("publish"):
                 self._generators.publish(self._learner.publish())
-            self._records.ledger.begin(step, batch.groups, collected.left_out)
+            self._records.ledger.begin(step, batch.groups, collected.left_out, collected.cut)
             metrics = {
                 **_rollout_metrics(collected, seconds=self._generating_s(clock.wall_s)),
                 **collected.metrics,
