@@ -6,7 +6,6 @@ under autocast, and so do the reference's, with the same roundings: where weight
 """
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from actors.config import DType
 from cluster.errors import ConfigError, DataError
+from cluster.storage.policy_folders import copy_tokenizer
 from learners.algorithms.logprobs import gather_logprobs
 from learners.network.lora import adapter_off, is_of_adapter, plain_name
 from learners.network.micro_batch import MicroBatch
@@ -28,10 +28,6 @@ from learners.network.trunk import ForwardSettings, TrunkParts, cut_trunk, hidde
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD_PROBE_TOLERANCE = 1e-3  # relative; float32 rounding stays far below, a scaled or capped head far above
-
-# What a policy folder holds besides weights and config.json, by how the names begin.
-TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
-SENTENCEPIECE_SUFFIX = ".model"
 
 T = TypeVar("T")
 
@@ -245,12 +241,6 @@ def freeze_lowest_layers(model: PreTrainedModel, num_layers: int, compute_dtype:
         for module in layer.modules():
             if isinstance(module, nn.Linear):
                 module.to(compute_dtype)
-
-
-def copy_tokenizer(start_folder: Path, folder: Path) -> None:
-    for file in start_folder.iterdir():
-        if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == SENTENCEPIECE_SUFFIX):
-            shutil.copy(file, folder / file.name)
 
 
 def write_policy(policy: PreTrainedModel, start_folder: Path, folder: Path, tensors: GatheredTensors) -> None:

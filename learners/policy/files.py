@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from actors.config import DType
-from cluster.storage.policy_folders import new_folder
+from cluster.storage.policy_folders import copy_tokenizer, new_folder
 from cluster.storage.serving_contract import ContractPrompt, ContractText, ServingContract, file_digests, write_contract
 from cluster.types import AdapterFolder, AdapterProbe, WeightFile
 from learners.network.lora import adapter_off, file_tensors, write_adapter
-from learners.network.models import TORCH_DTYPES, PolicyWithCritic, copy_tokenizer, write_policy
+from learners.network.models import TORCH_DTYPES, PolicyWithCritic, write_policy
 from learners.network.sharding import Shard, gathering
 from learners.network.trunk import ForwardSettings
 from learners.policy.serving_contract import contract_prompts, text_logprobs

@@ -125,7 +125,7 @@ class PolicyLearner:
         """Become the learner that the snapshot was taken of."""
         tensors, numbers = snapshot.tensors, snapshot.numbers
         for part, learned in self._learned_tensors().items():
-            copy_into(learned, section(tensors, under=part), what=part.replace("_", " "))
+            copy_into(learned, section(tensors, under=part), what=part.removesuffix("_trunk").replace("_", " "))
         self._optimizer.restore(section(tensors, under="optimizer"), num_steps=numbers["num_optimizer_steps"])
         torch.set_rng_state(tensors[f"{RANDOM_STATE}/torch"])
         self._network.value_mean, self._network.value_std = numbers["value_mean"], numbers["value_std"]

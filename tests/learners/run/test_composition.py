@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import pytest
 
+from actors.generation.adapter_generator import AdapterSlots
 from cluster.errors import ConfigError
+from cluster.storage.serving_contract import ContractText
 from learners.run import composition
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig, load_run_config
@@ -70,3 +72,20 @@ def test_shared_memory_does_not_reach_a_second_machine(monkeypatch: pytest.Monke
     assert isinstance(config, PolicyRunConfig)
     with pytest.raises(ConfigError, match="the Ray cluster has 2 machines; set generator.weight_transfer=nccl"):
         composition.start_roles(ExitStack(), cast(Session, SimpleNamespace()), config, "tiny", ())
+
+
+def test_generators_of_an_adapter_are_told_its_rank_and_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, ...]] = []
+    actor = SimpleNamespace(remote=lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(composition, "AdapterGeneratorActor", SimpleNamespace(options=lambda **_: actor))
+    config = load_run_config(CONFIG, ["learner.lora={rank: 32}"])
+    assert isinstance(config, PolicyRunConfig)
+    composition._start_generators("tiny", config, note=print)
+    assert made == [("tiny", config.generator, "finish", AdapterSlots(max_rank=32, num_adapters=2))]
+
+
+def test_a_probe_is_the_beginning_of_the_longest_contract_text() -> None:
+    texts = [ContractText(text="a", token_ids=(1, 2)), ContractText(text="b", token_ids=tuple(range(40)))]
+    assert composition._probe(texts) == tuple(range(32))
+    with pytest.raises(ConfigError, match=r"learner\.lora: no held-out prompt has two tokens"):
+        composition._probe([])
