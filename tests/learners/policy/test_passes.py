@@ -156,7 +156,7 @@ def test_ranks_report_the_old_policy_of_all_of_them(
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("fields", [{}, {"critic": {"kind": "own_model"}}, {"num_frozen_layers": 1}])
+@pytest.mark.parametrize("fields", [{}, {"critic": {"kind": "own_model"}}, {"num_frozen_layers": 1}, {"lora": {"rank": 8}}])
 def test_recomputed_activations_give_the_same_update(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, fields: dict[str, Any]
 ) -> None:
