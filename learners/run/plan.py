@@ -10,6 +10,7 @@ from cluster.processes.placement import RoleRequest, check_placement, this_machi
 from learners.run.memory_estimate import (
     BYTES_PER_GIB,
     DTYPE_BYTES,
+    FLOAT32_BYTES,
     RoleMemory,
     generator_memory,
     kv_cache_sequences,
@@ -149,6 +150,9 @@ def _exports(config: PolicyRunConfig) -> dict[str, int | None]:
     kept = min(config.export.keep, written)
     shape = local_model_shape(config.model)
     bytes_each = None if shape is None else shape.total * DTYPE_BYTES[config.generator.dtype]
+    if shape is not None and config.learner.lora is not None and config.export.weights == "adapter":
+        adapter = shape.adapter(config.learner.lora, num_frozen_layers=min(config.learner.num_frozen_layers, shape.num_layers))
+        bytes_each = adapter * FLOAT32_BYTES
     most = min(kept + 1, written)
     return {
         "every_num_steps": every,

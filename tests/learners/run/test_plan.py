@@ -393,6 +393,14 @@ def test_adapters_alone_have_gradients_and_moments(empty_cache: Path) -> None:
     assert generator["parts_bytes"]["adapters"] == 2 * 2 * 3 * 8 * every_matrix  # two of them, in bfloat16
 
 
+def test_an_exported_adapter_takes_its_own_bytes(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    lora = {"rank": 8, "target_modules": ["q_proj"]}
+    learner = ppo_config().learner.model_dump() | {"lora": lora, "num_frozen_layers": 1}
+    exports = plan_run(ppo_config(learner=learner, export={"weights": "adapter"}))["exports"]
+    assert exports["bytes"] == 4 * 2 * 8 * (4 + 4)  # float32, two layers
+
+
 def test_the_adapter_of_a_reward_model_is_trained_with_its_head(empty_cache: Path) -> None:
     shape = model_shape(SMALL_LLAMA)
     values = {"num_layers": 2, "num_frozen_layers": 1, "lora": {"rank": 8, "target_modules": ["q_proj"]}}
