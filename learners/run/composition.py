@@ -105,11 +105,20 @@ def start_roles(
             CheckpointPlan(
                 directory=(session.path / POLICY_CHECKPOINTS).absolute(),
                 keep=config.checkpoint.keep,
-                facts={"model": model_digest(start_policy), "seed": str(config.seed)},
+                facts=_facts(config, start_policy),
             ),
         )
     )
     return Roles(rollouts=rollouts, scoring=scoring, learner=learner)
+
+
+def _facts(config: PolicyRunConfig, start_policy: str) -> dict[str, str]:
+    """What a checkpoint goes on from and does not hold."""
+    critic_model = config.learner.critic.model
+    facts = {"model": model_digest(start_policy), "seed": str(config.seed)}
+    if config.learner.lora is None or critic_model is None:
+        return facts
+    return {**facts, "critic_model": model_digest(critic_model)}  # its adapter alone is in checkpoints
 
 
 def _probe(texts: Sequence[ContractText]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from actors.generation.adapter_generator import AdapterSlots
+from actors.sources.models import model_digest
 from cluster.errors import ConfigError
 from cluster.storage.serving_contract import ContractText
 from learners.run import composition
@@ -89,3 +90,19 @@ def test_a_probe_is_the_beginning_of_the_longest_contract_text() -> None:
     assert composition._probe(texts) == tuple(range(32))
     with pytest.raises(ConfigError, match=r"learner\.lora: no held-out prompt has two tokens"):
         composition._probe([])
+
+
+def test_a_checkpoint_of_adapters_belongs_to_the_models_that_they_adapt(tmp_path: Path) -> None:
+    policy, critic = tmp_path / "policy", tmp_path / "critic"
+    for folder in (policy, critic):
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.name)
+    overrides = ["learner.critic.kind=own_model", f"learner.critic.model={critic}"]
+    whole, adapted = (load_run_config(CONFIG, [*overrides, *more]) for more in ([], ["learner.lora={}"]))
+    assert isinstance(whole, PolicyRunConfig)
+    assert isinstance(adapted, PolicyRunConfig)
+    assert composition._facts(whole, str(policy)) == {"model": model_digest(str(policy)), "seed": "0"}
+    before = composition._facts(adapted, str(policy))
+    (critic / "config.json").write_text("another")
+    after = composition._facts(adapted, str(policy))
+    assert {name for name in before if before[name] != after[name]} == {"critic_model"}
