@@ -11,6 +11,10 @@ from cluster.storage.atomic_file import write_errors_explained
 
 VERSION_FOLDER = re.compile(r"v(\d+)")
 
+# What a policy folder holds besides weights and config.json, by how the names begin.
+TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
+SENTENCEPIECE_SUFFIX = ".model"
+
 
 def version_folder(policies: Path, policy_version: int) -> Path:
     """Where that version lies."""
@@ -33,6 +37,13 @@ def remove_old_versions(policies: Path, *, keep: int) -> None:
         folder.rename(folder.with_name(f".{folder.name}.removed"))
     for removed in policies.glob(".v*.removed"):
         shutil.rmtree(removed, ignore_errors=True)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """With what else belongs to a model and not to its weights. Raises `OSError`."""
+    for file in source.iterdir():
+        if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == SENTENCEPIECE_SUFFIX):
+            shutil.copy(file, folder / file.name)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from actors.config import RewardModelScorerConfig
-from actors.scoring.reward_head import encode_texts, last_token_scores
+from actors.scoring.reward_head import encode_texts, last_token_scores, load_reward_model
 from actors.scoring.reward_model import RewardModel
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ActorLostError, ConfigError, DataError
@@ -84,12 +84,13 @@ def test_a_batch_without_comparisons_has_no_loss_and_no_gradient() -> None:
     assert scores_B.grad.tolist() == [0.0, 0.0]
 
 
-def test_a_resumed_learner_goes_on_bit_by_bit(job: JobBuilder) -> None:
-    unbroken = RewardModelLearner(job())
+@pytest.mark.parametrize("lora", [None, {"rank": 8}])
+def test_a_resumed_learner_goes_on_bit_by_bit(job: JobBuilder, lora: dict[str, Any] | None) -> None:
+    unbroken = RewardModelLearner(job(lora=lora))
     batches = unbroken.batches()
     for _ in range(3):
         unbroken.update(next(batches))
-    resumed = RewardModelLearner(job())
+    resumed = RewardModelLearner(job(lora=lora))
     resumed.restore(unbroken.snapshot())
     for batch in batches:
         unbroken.update(batch)
@@ -98,6 +99,25 @@ def test_a_resumed_learner_goes_on_bit_by_bit(job: JobBuilder) -> None:
     expected, found = unbroken.snapshot(), resumed.snapshot()
     assert found.numbers == expected.numbers == {"num_steps_done": 6, "num_optimizer_steps": 6}
     assert [name for name, tensor in expected.tensors.items() if not torch.equal(tensor, found.tensors[name])] == []
+
+
+def test_an_adapter_and_the_head_learn_and_are_merged_into_a_plain_reward_model(job: JobBuilder) -> None:
+    plan = job(num_texts=160, num_epochs=4, lora={"rank": 8}, learning_rate=1e-2, eps=1e-8)
+    learner = RewardModelLearner(plan)
+    before = {name: parameter.clone() for name, parameter in learner._model.named_parameters()}
+    for batch in learner.batches():
+        learner.update(batch)
+    moved = {name for name, parameter in learner._model.named_parameters() if not torch.equal(before[name], parameter)}
+    assert moved == {name for name in before if ".lora_" in name or name == "score.weight"}
+    kept = {name for name in learner.snapshot().tensors if name.startswith("model/")}
+    assert kept == {f"model/{name}" for name in moved}
+    assert learner.accuracy() > 0.9
+    learner.normalise()
+    learner.export()
+    assert not [name for name in load_file(plan.output_dir / "model.safetensors") if "lora" in name or "base_layer" in name]
+    token_ids = plan.held_out.token_ids[:8]
+    read = load_reward_model(str(plan.output_dir), dtype="float32")
+    assert_close(last_token_scores(read, token_ids), last_token_scores(learner._model, token_ids), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.numeric
