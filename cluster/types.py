@@ -314,7 +314,8 @@ class WeightFile:
     """Weights that wait in shared memory. Produced by the learner, consumed by every generator, which loads them."""
 
     policy_version: int
-    path: str  # a safetensors file with Hugging Face names
+    node_id: str  # Ray's, of the host whose shared memory holds it; others fetch it from there. Empty outside Ray
+    path: str  # a safetensors file with Hugging Face names, in a folder of that node's own
     checksum: str  # sha256 hex of the file
     stamp: FileStamp  # of the file as it was when `checksum` was taken
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import DType
+from cluster.processes.hosts.folder import host_folder
 from cluster.storage.serving_contract import ContractText
 from cluster.types import FloatArray, ScoredBatch, ScoredGroup, SentWeights, TrajectoryGroup, UpdateResult, WeightFile
 from learners.policy.start import StartingPoint
@@ -54,9 +55,9 @@ def send_weights(worker: Worker) -> SentWeights:
 
 
 def publish(worker: Worker, directory: Path, dtype: DType) -> WeightFile | None:
-    """Write weights for generators, on rank 0."""
+    """Write weights for generators, on rank 0. `directory`: the run's in shared memory, the same on all hosts."""
     if worker.rank == 0:
-        return _learner(worker).publish(directory, dtype)
+        return _learner(worker).publish(host_folder(directory), dtype)
     _learner(worker).files.hand_over(dtype)
     return None
 

@@ -17,7 +17,7 @@ from learners.network.trunk import ForwardSettings
 from learners.policy.serving_contract import contract_prompts
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
-from learners.weights.file import WeightPublisher, generator_weights
+from learners.weights.file import generator_weights, publish_weights
 
 
 class PolicyFiles:
@@ -36,12 +36,11 @@ class PolicyFiles:
         self._config = config
         self._settings = settings
         self._is_sharded = shard.count > 1
-        self._publisher = WeightPublisher()
 
     def publish(self, directory: Path, dtype: DType, *, policy_version: int) -> WeightFile:
         """Write the policy for generators; call it on rank 0, and `hand_over` on the others."""
         tensors = generator_weights(self._network.policy, TORCH_DTYPES[dtype])
-        return self._publisher.publish(tensors, directory, policy_version=policy_version)
+        return publish_weights(tensors, directory, policy_version=policy_version)
 
     def hand_over(self, dtype: DType) -> None:
         """Give rank 0 this rank's part of the policy, where it has one of its own."""

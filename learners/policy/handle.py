@@ -27,7 +27,7 @@ class LearnerFolders:
     """Where a learner writes. Produced by `learners.run.composition`, consumed by `PolicyLearnerHandle`."""
 
     storage: Path  # Ray Train's own records
-    weights: Path  # published weights, in shared memory of the generators' host
+    weights: Path  # the run's folder in shared memory, where each host has its published weights
     weights_dtype: DType  # of published and exported weights: what generators compute in
 
 

@@ -25,7 +25,7 @@ from learners.algorithms.mismatch import mismatch_metrics
 from learners.network.assembly import sharded_networks, whole_networks
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.frozen_layers import FrozenStates
-from learners.network.micro_batch import RankShare, TokenBatch, rollout_logprobs
+from learners.network.micro_batch import RankShare, TokenBatch, fetch_on_all_ranks, rollout_logprobs
 from learners.network.models import TORCH_DTYPES, PolicyWithCritic, Reference
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
 from learners.network.sharding import shard_of
@@ -127,7 +127,7 @@ class PolicyLearner:
         self.num_steps_done = numbers["num_steps_done"]
 
     def update(self, batch: ScoredBatch) -> UpdateResult:
-        """All epochs over one batch."""
+        """All epochs over one batch. Raises `BatchLostError`, and changes nothing, where tokens of it are lost."""
         started = time.perf_counter()
         if self._config.reward.truncation == "bootstrap":
             check_bootstrap(batch)
@@ -215,8 +215,9 @@ class PolicyLearner:
     ) -> FrozenPass:
         """Policy with critic, and `reference`, on all rows; each rank computes its own, all ranks get everything.
 
-        `dealt`: the rows of each rank.
+        `dealt`: the rows of each rank. Raises `BatchLostError` on all ranks before it computes anything.
         """
+        fetch_on_all_ranks(tokens, self._share.own(dealt), self._world_size)
         rollout_logprobs_BT = rollout_logprobs(tokens, self._share.own(dealt))
         old_logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout_logprobs_BT) for _ in range(3))
         final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])

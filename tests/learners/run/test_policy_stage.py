@@ -55,6 +55,15 @@ class Rollouts:
 
     def wait_until_ready(self) -> None: ...
 
+    def num_replicas(self) -> int:
+        return 1
+
+    def num_coming(self) -> int:
+        return 0
+
+    def resize(self, number: int) -> None:
+        raise AssertionError("the run has as many as it may have")
+
     def pending(self) -> list[Any]:
         return []
 
@@ -68,6 +77,15 @@ class Rollouts:
 
 class Scorers:
     def wait_until_ready(self) -> None: ...
+
+    def num_replicas(self, name: str) -> int:
+        return 1
+
+    def num_coming(self, name: str) -> int:
+        return 0
+
+    def resize(self, name: str, number: int) -> None:
+        raise AssertionError("the run has as many as it may have")
 
     def pending(self) -> list[Any]:
         return []
