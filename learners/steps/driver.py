@@ -146,7 +146,7 @@ class Driver:
         """Of the newest step, which may still be on its way. What ended the run says more than a failure to write it."""
         try:
             self._records.ledger.finish()
-        except Exception as error:  # noqa: BLE001 - a full disk, or texts that went with what ended the run
+        except Exception as error:  # noqa: BLE001 - a full disk, say
             self._records.note(f"the ledger lacks the newest step: {error}")
 
     def _save(self) -> SaveReport | None:

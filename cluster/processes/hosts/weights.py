@@ -52,12 +52,12 @@ def weights_here(weights: WeightFile) -> WeightFile:
 def check_shared_memory_of_nodes(needed_bytes: int, folder: Path) -> None:
     """As `check_shared_memory`, on every living node that has CPUs for a role. Raises `ConfigError` with one line a node."""
     look = ray.remote(num_cpus=0)(_shared_memory_problem)
-    asked = {
-        node["NodeManagerHostname"]: look.options(scheduling_strategy=_on(node["NodeID"])).remote(needed_bytes, folder)
+    asked = [
+        (node["NodeManagerHostname"], look.options(scheduling_strategy=_on(node["NodeID"])).remote(needed_bytes, folder))
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("CPU")
-    }
-    problems = [f"{host}: {problem}" for host, ref in asked.items() if (problem := ray.get(ref))]
+    ]
+    problems = [f"{host}: {problem}" for host, ref in asked if (problem := ray.get(ref))]
     if problems:
         raise ConfigError(problems)
 
@@ -122,24 +122,24 @@ def _pieces(weights: WeightFile) -> Iterator[NDArray[np.uint8]]:
     """In order. Raises `WeightsLostError`."""
     read = ray.remote(num_cpus=0)(_read_piece).options(scheduling_strategy=_on(weights.node_id))
     starts = iter(range(0, weights.stamp.num_bytes, PIECE_BYTES))
-    coming = deque(read.remote(weights, start) for start in islice(starts, PIECES_IN_FLIGHT))
+    coming = deque(read.remote(weights, start, PIECE_BYTES) for start in islice(starts, PIECES_IN_FLIGHT))
     try:
         while coming:
             yield ray.get(coming.popleft())
-            coming.extend(read.remote(weights, start) for start in islice(starts, 1))
+            coming.extend(read.remote(weights, start, PIECE_BYTES) for start in islice(starts, 1))
     except RayError as error:
         raise WeightsLostError(
             f"version {weights.policy_version} cannot be had from node {weights.node_id} any more: {reason_of(error)}"
         ) from error
 
 
-def _read_piece(weights: WeightFile, start: int) -> NDArray[np.uint8]:
+def _read_piece(weights: WeightFile, start: int, num_bytes: int) -> NDArray[np.uint8]:
     """On the host that holds the file."""
     with open(weights.path, "rb") as file:
         if stamp_of(file) != weights.stamp:
             raise WeightsLostError(f"{weights.path} was replaced")
         file.seek(start)
-        return np.frombuffer(file.read(PIECE_BYTES), np.uint8)
+        return np.frombuffer(file.read(num_bytes), np.uint8)
 
 
 def _on(node_id: str) -> NodeAffinitySchedulingStrategy:

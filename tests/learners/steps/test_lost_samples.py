@@ -1,7 +1,7 @@
 """What is lost with a node: samples are drawn again before anything is learned from them, weights are published again."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import pytest
 
 from cluster.errors import BatchLostError, LearnerRestartedError, SamplesLostError, WeightsLostError
 from cluster.storage.ledger import LedgerEntry, audit_ledger, read_ledger
-from cluster.types import GroupTexts, ScoredGroup, Stored, TrajectoryGroup
+from cluster.types import ScoredGroup, TrajectoryGroup
 from learners.steps.driver import MAX_LOST_PUBLICATIONS, MAX_LOST_ROUNDS
 from tests.learners.steps.recorded_loop import Loop
+from tests.records import Gone
 
 NUM_STEPS = 3
 Failing = Callable[..., Any]
@@ -27,12 +28,6 @@ def failing(function: Callable[..., Any], error: Exception, *, calls: Iterable[i
         return function(*arguments, **keywords)
 
     return call
-
-
-@dataclass(frozen=True)
-class Gone(Stored[GroupTexts]):
-    def fetch(self) -> GroupTexts:
-        raise SamplesLostError("samples are lost with the node on which they lay")
 
 
 def without_texts(stream: Callable[..., Iterator[ScoredGroup]], *, call: int) -> Callable[..., Iterator[ScoredGroup]]:
