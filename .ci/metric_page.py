@@ -41,6 +41,7 @@ MEANINGS = {
     "reward_model/texts_per_s": "Texts that training reads in a second.",
     "reward_model/train_accuracy": "Share of the batch's pairs in the order of the ratings.",
     "rollout/completion_tokens_mean": "Mean length of a completion.",
+    "rollout/cut_prompts": "Prompts that were cut because others were complete first. Logged if `extra_prompts_per_step` is set.",
     "rollout/failed_frac": "Share of trajectories whose request failed in the engine. It counts towards `max_unscored_frac`.",
     "rollout/mixed_versions_frac": "Share of trajectories sampled by several policy versions. Logged if `asynchronous` is set.",
     "rollout/staleness_max": "Publications by which the weights of the oldest token are behind the learner's. Logged likewise.",

@@ -206,6 +206,14 @@ class TrajectoryGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CutGroup:
+    """A prompt that was taken back before all its completions were there. Produced by `Oversampling`, consumed by the ledger."""
+
+    prompt: Prompt
+    num_samples: int  # that were asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepScore:
     """The score of one step of a completion, at its last token."""
 

@@ -82,10 +82,11 @@ class RolloutPool:
         """Return when every engine answers; raises with the name of one that does not start."""
         self._generators.broadcast(lambda generator: generator.ready.remote())
 
-    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup | None]:
+    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Generator[TrajectoryGroup | None, None, None]:
         """Yield one group a prompt, in order of completion, so that scoring starts while others generate.
 
-        None where no group has come for a moment: the caller can look after the scorers, or after another `collect`.
+        None where no group has come for a moment: the caller can look after the scorers, or after another `collect`. Closed, it
+        takes back what has not come, and engines stop working on it.
         """
         for each in self.collect_each([(prompt, sampling) for prompt in prompts]):
             yield None if each is None else each[1]

@@ -8,13 +8,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from cluster.errors import DataError
 from cluster.storage.atomic_file import write_atomically
-from cluster.types import FinishReason, ScoredGroup
+from cluster.types import CutGroup, FinishReason, Prompt, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +27,13 @@ class LedgerEntry:
     stretches: list[list[int]]
     """(tokens, policy version of the weights that sampled them), in order; none where nothing was sampled."""
     attempt: int  # 1: the first generator that was asked delivered it
-    outcome: Literal["trained", "baseline", "unscored", "failed", "left_out"]
+    outcome: Literal["trained", "baseline", "unscored", "failed", "left_out", "cut"]
     """baseline: a greedy completion whose score is the baseline of its prompt's samples. unscored: no scorer's fault made it a
     zero; failed: the engine gave no completion. `problem` says what happened. left_out: the step did not train on its group, for
-    want of rewards or of contrast."""
-    finish_reason: FinishReason | None  # None where it failed
+    want of rewards or of contrast. cut: taken back before its group was complete, for others were first."""
+    finish_reason: FinishReason | None  # None where it failed or was cut
     completion_tokens: int
-    reward: float | None  # None where it is unscored or failed
+    reward: float | None  # None where it is unscored, failed or was cut
     breakdown: dict[str, float]  # scorer name -> unweighted score
     problem: str = ""
     prompt: str
@@ -57,12 +57,19 @@ class TrajectoryLedger:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def record(self, step: int, trained: Iterable[ScoredGroup], left_out: Iterable[ScoredGroup] = ()) -> None:
+    def record(
+        self,
+        step: int,
+        trained: Iterable[ScoredGroup],
+        left_out: Iterable[ScoredGroup] = (),
+        cut: Iterable[CutGroup] = (),
+    ) -> None:
         """Add trajectories to the step's file. Raises `DataError`, and writes nothing, if one is there already."""
         path = self._path(step)
         entries = self.entries_of(step)
         entries += [entry for scored in trained for entry in _entries(step, scored, "trained")]
         entries += [entry for scored in left_out for entry in _entries(step, scored, "left_out")]
+        entries += [entry for group in cut for entry in _cut_entries(step, group)]
         seen: set[tuple[int, str, int, bool]] = set()
         for entry in entries:
             if entry.key in seen:
@@ -106,6 +113,7 @@ class LedgerAudit:
     num_unscored: int
     num_failed: int
     num_left_out: int
+    num_cut: int
     num_retried: int  # trajectories that took more than one attempt
     digest: str
     """sha256 of what was trained on, baselines included; equal for runs that trained on the same text with the same rewards, in
@@ -150,6 +158,7 @@ def audit_ledger(directory: Path, *, max_staleness: int = 0) -> LedgerAudit:
         num_unscored=outcomes["unscored"],
         num_failed=outcomes["failed"],
         num_left_out=outcomes["left_out"],
+        num_cut=outcomes["cut"],
         num_retried=num_retried,
         digest=hashlib.sha256("\n".join(sorted(trained)).encode()).hexdigest(),
         problems=tuple(problems),
@@ -184,22 +193,32 @@ def _entries(
             is_greedy=is_greedy,
         )
     for sample_index, problem in group.failures.items():
-        yield LedgerEntry(
-            step=step,
-            task_id=group.task_id,
-            sample_index=sample_index,
-            stretches=[],
-            attempt=group.attempt,
-            outcome="failed",
-            finish_reason=None,
-            completion_tokens=0,
-            reward=None,
-            breakdown={},
-            problem=problem,
-            prompt=texts.prompt.text,
-            completion="",
-            is_greedy=is_greedy,
-        )
+        failed = _without_completion(step, texts.prompt, sample_index, "failed", attempt=group.attempt)
+        yield replace(failed, problem=problem, is_greedy=is_greedy)
+
+
+def _cut_entries(step: int, group: CutGroup) -> Iterator[LedgerEntry]:
+    for sample_index in range(group.num_samples):
+        yield _without_completion(step, group.prompt, sample_index, "cut")
+
+
+def _without_completion(
+    step: int, prompt: Prompt, sample_index: int, outcome: Literal["failed", "cut"], *, attempt: int = 1
+) -> LedgerEntry:
+    return LedgerEntry(
+        step=step,
+        task_id=prompt.task.task_id,
+        sample_index=sample_index,
+        stretches=[],
+        attempt=attempt,
+        outcome=outcome,
+        finish_reason=None,
+        completion_tokens=0,
+        reward=None,
+        breakdown={},
+        prompt=prompt.text,
+        completion="",
+    )
 
 
 def _read_file(path: Path) -> Iterator[LedgerEntry]:

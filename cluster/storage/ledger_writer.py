@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from cluster.storage.ledger import LedgerEntry, TrajectoryLedger
-from cluster.types import ScoredGroup
+from cluster.types import CutGroup, ScoredGroup
 
 
 class LedgerWriter:
@@ -19,10 +19,16 @@ class LedgerWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._writing: Future[None] | None = None
 
-    def begin(self, step: int, trained: Iterable[ScoredGroup], left_out: Iterable[ScoredGroup] = ()) -> None:
+    def begin(
+        self,
+        step: int,
+        trained: Iterable[ScoredGroup],
+        left_out: Iterable[ScoredGroup] = (),
+        cut: Iterable[CutGroup] = (),
+    ) -> None:
         """Start to write a step, after the one before; raises what kept that one from being written."""
         self.finish()
-        self._writing = self._thread.submit(self._ledger.record, step, tuple(trained), tuple(left_out))
+        self._writing = self._thread.submit(self._ledger.record, step, tuple(trained), tuple(left_out), tuple(cut))
 
     def finish(self) -> None:
         """Return when every step is on disk. Raises `DataError` or `OSError` where one could not be written."""

@@ -64,8 +64,7 @@ def sharded_networks(
 
     shard, mesh = shard_of(config.workers, rank), rank_mesh(config.workers, device)
     dealt_out = partial(shard_network, mesh=mesh, compute_dtype=settings.compute_dtype)
-    trunks = [policy.base_model] if critic_trunk is None else [policy.base_model, critic_trunk]
-    dealt_out(trained, trunks, calls=["ask_policy"])
+    dealt_out(trained, trained.trunks, calls=["ask_policy"])
     read_part(policy, model_path, shard)
     if critic_trunk is not None:
         read_part(critic_trunk, critic_path, shard)

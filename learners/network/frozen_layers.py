@@ -33,12 +33,11 @@ class FrozenStates:
         """below_RSD, which the trained layers continue; None where they start from the tokens."""
         if self._parts is None:
             return None
-        rows = batch.rows_B.tolist()
-        if all(row in self._kept for row in rows):
-            return nn.utils.rnn.pad_sequence([states_SD for row in rows for states_SD in self._kept[row]], batch_first=True)
+        if all(row in self._kept for row in batch.rows):
+            return nn.utils.rnn.pad_sequence([states_SD for row in batch.rows for states_SD in self._kept[row]], batch_first=True)
         below_RSD = hidden_states(self._parts.lower, batch.token_ids_RS, self._settings)
         segments = iter(below_RSD)
-        for row, lengths in zip(rows, batch.segment_lengths, strict=True):
+        for row, lengths in zip(batch.rows, batch.segment_lengths, strict=True):
             self._keep(row, [next(segments)[:length] for length in lengths])
         return below_RSD
 

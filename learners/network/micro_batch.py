@@ -54,7 +54,8 @@ class TokenBatch:
 class MicroBatch:
     """The input of one forward pass. Produced by `micro_batch`, consumed by `PolicyWithCritic`."""
 
-    rows_B: Tensor  # int64, rows of the whole batch
+    rows: tuple[int, ...]  # [B] of the whole batch
+    rows_B: Tensor  # int64, the same
     segment_lengths: tuple[tuple[int, ...], ...]  # [B] tokens of each segment
     token_ids_RS: Tensor  # int64, S is the longest of these segments
     mask_BT: Tensor  # bool
@@ -68,7 +69,10 @@ class MicroBatch:
 
 
 def micro_batch(tokens: TokenBatch, rows: Sequence[int]) -> MicroBatch:
-    """The rows of one forward pass, cut to their own longest segment and to the most tokens chosen."""
+    """The rows of one forward pass, cut to their own longest segment and to the most tokens chosen.
+
+    Nothing is asked of the device, which would have to finish all its work to answer.
+    """
     device = tokens.mask_BT.device
     segments = [trajectory.segments for trajectory in tokens.rows.of(rows)]
     flat = [segment for of_row in segments for segment in of_row]
@@ -76,17 +80,17 @@ def micro_batch(tokens: TokenBatch, rows: Sequence[int]) -> MicroBatch:
     token_ids_RS = padded([segment.token_ids for segment in flat], fill=PADDING_ID, dtype=np.int64)
     segment_N = np.repeat(np.arange(len(flat)), num_chosen)
     target_position_N = np.concatenate([segment.action_mask.nonzero()[0] for segment in flat])
-    rows_B = torch.tensor(rows, device=device)
-    mask_BT = tokens.mask_BT[rows_B]
-    mask_BT = mask_BT[:, : int(mask_BT.sum(1).max())]
-    row_N, column_N = mask_BT.nonzero(as_tuple=True)
+    num_chosen_B = np.array([sum(len(segment.rollout_logprobs) for segment in of_row) for of_row in segments])
+    mask_BT = np.arange(num_chosen_B.max()) < num_chosen_B[:, None]
+    row_N, column_N = mask_BT.nonzero()
     return MicroBatch(
-        rows_B=rows_B,
+        rows=tuple(rows),
+        rows_B=torch.tensor(rows, device=device),
         segment_lengths=tuple(tokens.segment_lengths[row] for row in rows),
         token_ids_RS=torch.from_numpy(token_ids_RS).to(device),
-        mask_BT=mask_BT,
-        row_N=row_N,
-        column_N=column_N,
+        mask_BT=torch.from_numpy(mask_BT).to(device),
+        row_N=torch.from_numpy(row_N).to(device),
+        column_N=torch.from_numpy(column_N).to(device),
         segment_N=torch.from_numpy(segment_N).to(device),
         position_N=torch.from_numpy(target_position_N - 1).to(device),
         target_N=torch.from_numpy(token_ids_RS[segment_N, target_position_N]).to(device),

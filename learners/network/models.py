@@ -110,6 +110,10 @@ class PolicyWithCritic(nn.Module):
         self.value_head.bias.copy_((self.value_std * self.value_head.bias + self.value_mean - mean) / std)
         self.value_mean, self.value_std = mean, std
 
+    @property
+    def trunks(self) -> list[PreTrainedModel]:
+        return [self.policy.base_model, *([self.critic_trunk] if self.critic_trunk is not None else [])]
+
     def _values(self, hidden_ND: Tensor) -> Tensor:
         if self.value_head is None:
             return hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)

@@ -22,6 +22,7 @@ from cluster.storage.serving_contract import ContractText
 from cluster.types import FloatArray, ScoredBatch, ScoredGroup, SentWeights, TrajectoryGroup, UpdateResult, WeightFile
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
+from learners.network.activation_checkpointing import recompute_activations
 from learners.network.assembly import sharded_networks, whole_networks
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.frozen_layers import FrozenStates
@@ -71,6 +72,9 @@ class PolicyLearner:
             else sharded_networks(start.model_path, config, settings, self.device, rank=rank)
         )
         self._network, self._reference, self._start_policy = networks.trained, networks.reference, networks.start_policy
+        if config.workers.activation_checkpointing:
+            for trunk in self._network.trunks:
+                recompute_activations(trunk)
         self._frozen_states = FrozenStates(self._network.parts, settings)
         self._optimizer = GuardedAdamW(_parameter_groups(self._network, config), config.optimizer)
         self._objective = Objective(config)

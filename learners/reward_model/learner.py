@@ -18,6 +18,7 @@ from cluster.errors import ConfigError
 from cluster.seeding import derive_seed
 from cluster.storage.policy_folders import new_folder
 from learners.algorithms.preference import comparisons, preference_loss
+from learners.network.activation_checkpointing import recompute_activations
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.micro_batch import Pack, packs_of_rank, shard
 from learners.network.models import TORCH_DTYPES, empty_model, freeze_lowest_layers, read_part, write_policy
@@ -49,6 +50,8 @@ class RewardModelLearner:
         self.shard = shard_of(job.config.workers, rank)
         self._scorer = self._whole_scorer() if self.shard.count == 1 else self._sharded_scorer()
         self._model = self._scorer.model
+        if job.config.workers.activation_checkpointing:
+            recompute_activations(self._model.base_model)
         trained = {name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad}
         head = {name: parameter for name, parameter in trained.items() if name.startswith("score.")}
         trunk = {name: parameter for name, parameter in trained.items() if name not in head}

@@ -113,6 +113,7 @@ def _policy_batch(config: PolicyRunConfig) -> dict[str, int | None]:
         "num_steps": learner.num_steps,
         "prompts_per_step": learner.prompts_per_step,
         "samples_per_prompt": sampling.samples_per_prompt,
+        "extra_prompts_per_step": config.extra_prompts_per_step,
         "trajectories_per_step": trajectories,
         "minibatches_per_epoch": trajectories // learner.minibatch_size,
         "optimizer_steps_per_step": updates_per_step,
@@ -124,6 +125,7 @@ def _policy_batch(config: PolicyRunConfig) -> dict[str, int | None]:
         "sequences_in_kv_cache": (
             kv_cache_sequences(shape, config.generator, longest_tokens=longest) if shape is not None and cpu_engine else None
         ),
+        "steps_asked_ahead": config.asynchronous.max_staleness if config.asynchronous else 0,
         "evaluation_completions": config.evaluation.num_prompts * config.evaluation.samples_per_prompt,
     }
 

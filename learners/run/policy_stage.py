@@ -28,6 +28,7 @@ from learners.steps.async_driver import AsyncDriver
 from learners.steps.collection import Collector, DynamicSampling, GreedyBaseline, PlainCollector
 from learners.steps.driver import Driver, Records
 from learners.steps.lookahead import Lookahead
+from learners.steps.oversampling import Oversampling
 from learners.steps.prompt_schedule import PromptSchedule
 
 NUM_CONTRACT_PROMPTS = 8
@@ -149,6 +150,15 @@ def _collector(config: PolicyRunConfig, roles: Roles, schedule: PromptSchedule, 
             schedule,
             num_steps=config.learner.num_steps,
             max_staleness=config.asynchronous.max_staleness,
+            min_rewards=min_rewards,
+        )
+    if config.extra_prompts_per_step:
+        return Oversampling(
+            roles.rollouts,
+            roles.scoring,
+            sampling,
+            schedule,
+            extra_prompts=config.extra_prompts_per_step,
             min_rewards=min_rewards,
         )
     collector: Collector = PlainCollector(roles.rollouts, roles.scoring, sampling, min_rewards=min_rewards)

@@ -97,6 +97,10 @@ class PolicyStageConfig(StrictConfig):
     asynchronous: AsynchronousConfig | None = None
     """Set, generators work while the learner does; unset, each waits for the other. Tokens are then older than the weights that
     learn from them, which `learner.algorithm=decoupled_ppo` or another importance weight (`learner.mismatch`) accounts for."""
+    extra_prompts_per_step: int = Field(0, ge=0)
+    """Prompts asked besides the `learner.prompts_per_step` of a step. The step takes those whose completions are all there first;
+    the rest are cut, so that no step waits for the longest. What was cut is in the ledger and in `rollout/cut_prompts`. Such a
+    batch has fewer long completions than the policy writes, and a run that is repeated may cut others."""
     supervision: SupervisionConfig = SupervisionConfig()
     max_unscored_frac: float = Field(0.2, ge=0, le=1)
     """Trajectories without a score are left out of a step; above this share the run ends. Whether a scorer could not judge them
@@ -193,6 +197,22 @@ class PolicyStageConfig(StrictConfig):
             )
         if problems:
             raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _extra_prompts_are_for_a_plain_step(self) -> Self:
+        if not self.extra_prompts_per_step:
+            return self
+        others = {
+            "asynchronous": self.asynchronous is not None,  # no step waits for its longest completion there
+            "learner.group_filter.enabled=true": self.learner.group_filter.enabled,
+            "learner.advantage.estimator=remax": self.learner.advantage.estimator == "remax",
+        }
+        for other in [name for name, is_set in others.items() if is_set]:
+            raise ValueError(
+                f"extra_prompts_per_step={self.extra_prompts_per_step} does not go with {other}, which asks for a step's "
+                "prompts in its own way; set extra_prompts_per_step=0, or take the other out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -55,6 +55,9 @@ class WorkerConfig(StrictConfig):
     bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Padded tokens in one forward pass; bounds memory, never changes the update."""
+    activation_checkpointing: bool = False
+    """Keep what comes into each trained layer only, and compute the rest again in the backward pass: much less memory for a third
+    more work, and the same update."""
     logprob_chunk_tokens: int = Field(512, ge=1)
     """Completion positions whose logits exist at one time."""
 

@@ -3,14 +3,14 @@
 Each way is a `Collector`; the last wraps another one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cluster.processes.object_store import HeldObject, fetch_all
 from cluster.seeding import derive_seed
 from cluster.storage.ledger_writer import LedgerWriter
-from cluster.types import Prompt, SamplingParameters, ScoredGroup, TrajectoryGroup
+from cluster.types import CutGroup, Prompt, SamplingParameters, ScoredGroup, TrajectoryGroup
 from learners.steps.prompt_schedule import PromptSchedule
 
 NUM_PAST_STEPS = 4  # whose groups say how many of a step will be useful
@@ -19,7 +19,8 @@ NUM_PAST_STEPS = 4  # whose groups say how many of a step will be useful
 class Rollouts(Protocol):
     """The generators, seen from a collector. Yields None where no group has come for a moment."""
 
-    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup | None]: ...
+    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Generator[TrajectoryGroup | None, None, None]:
+        """Closed, it takes back what has not come."""
 
 
 class MixedRollouts(Protocol):
@@ -43,6 +44,7 @@ class Collected:
 
     groups: tuple[ScoredGroup, ...]  # in the order of the prompts, for a batch must not depend on who was faster
     left_out: tuple[ScoredGroup, ...] = ()  # sampled, but not trained on: too few rewards, no contrast, or more than asked for
+    cut: tuple[CutGroup, ...] = ()  # taken back before all their completions were there
     metrics: dict[str, float]
 
 

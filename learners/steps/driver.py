@@ -223,7 +223,7 @@ class Driver:
             self._check_numbers(step, trained, update)
             with clock.stage("publish"):
                 publish_newest(self._learner, self._generators, note=self._records.note)
-            self._records.ledger.begin(step, trained, left_out)
+            self._records.ledger.begin(step, trained, left_out, collected.cut)
             metrics = {
                 **_rollout_metrics(collected, seconds=self._generating_s(clock.wall_s)),
                 **collected.metrics,

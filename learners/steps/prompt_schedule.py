@@ -21,15 +21,19 @@ class PromptSchedule:
                 f"learner.prompts_per_step={prompts_per_step}, but the task has only {len(prompts)} prompts; lower it"
             )
         self._prompts = prompts
-        self._prompts_per_step = prompts_per_step
+        self.prompts_per_step = prompts_per_step
         self._seed = seed
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self._prompts)
 
     def prompts_of(self, step: int) -> list[Prompt]:
         """The prompts of step 0, 1, ...; depends on nothing but the step."""
-        epoch, step_in_epoch = divmod(step, len(self._prompts) // self._prompts_per_step)
+        epoch, step_in_epoch = divmod(step, len(self._prompts) // self.prompts_per_step)
         order = np.random.default_rng(derive_seed(self._seed, "prompts", epoch)).permutation(len(self._prompts))
-        first = step_in_epoch * self._prompts_per_step
-        return [self._prompts[index] for index in order[first : first + self._prompts_per_step].tolist()]
+        first = step_in_epoch * self.prompts_per_step
+        return [self._prompts[index] for index in order[first : first + self.prompts_per_step].tolist()]
 
     def further_prompts(self, step: int, asked: Sequence[Prompt], *, count: int) -> list[Prompt]:
         """Up to `count` prompts that the step has not asked yet; depends on the step and on what it asked alone."""

@@ -47,6 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "own critic": {"critic": {"kind": "own_model"}},
     "grpo with KL": {"algorithm": "grpo"},
     "frozen layer": {"num_frozen_layers": 1},
+    "recomputed activations": {"activation_checkpointing": True},
 }
 
 

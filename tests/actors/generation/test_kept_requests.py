@@ -1,4 +1,4 @@
-"""Requests that new weights overtake: a real engine, whose completions say which weights sampled which of their tokens."""
+"""Requests that do not run to their end as they began, on a real engine: new weights overtake them, or nobody waits any more."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -93,3 +93,19 @@ def test_a_kept_completion_goes_on_under_each_version_and_has_its_log_probabilit
     assert versions == sorted(versions)
     later = ray.get(generator.generate.remote(PROMPT, dataclasses.replace(SAMPLING, max_completion_tokens=4)))
     assert {version for sample in later.numbers.samples for version in sample.policy_versions} == {NUM_PUBLICATIONS}
+
+
+def test_an_engine_stops_working_on_what_nobody_waits_for(generator: Any) -> None:
+    pool = RolloutPool(lambda name: generator, num_replicas=1, max_num_sequences=8, supervision=None, note=print)
+    greedy = dataclasses.replace(SAMPLING, temperature=0.0, samples_per_prompt=1)
+    [whole] = [group for group in pool.collect([PROMPT], greedy) if group is not None]
+    assert whole.samples[0].num_tokens == 400  # so each of the eight below, being the same, takes 400 steps
+    begun = ray.get(generator.progress.remote())
+    prompts = [dataclasses.replace(PROMPT, task=dataclasses.replace(PROMPT.task, task_id=f"t{index}")) for index in range(8)]
+    groups = pool.collect(prompts, greedy)
+    while next(groups) is None and ray.get(generator.progress.remote()) < begun + 5:
+        pass
+    groups.close()
+    begun = ray.get(generator.progress.remote())
+    ray.get(generator.generate.remote(PROMPT, dataclasses.replace(greedy, max_completion_tokens=2)))
+    assert ray.get(generator.progress.remote()) - begun < 100  # while the eight run, it has no place in the engine

@@ -114,6 +114,20 @@ def test_gae(batch: Batch, gamma: float, gae_lambda: float) -> None:
     )
 
 
+@pytest.mark.parametrize("num_tokens", [127, 128, 129, 300])  # summed in blocks of 128
+def test_advantages_of_long_completions(num_tokens: int) -> None:
+    generator = torch.Generator().manual_seed(num_tokens)
+    rewards_BT, values_BT = (torch.randn(3, num_tokens, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask_BT = torch.rand(3, num_tokens, generator=generator) > 0.1  # gaps inside
+    mask_BT[1, 50:] = False
+    last_values_B = torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64)
+    mask = mask_BT.tolist()
+    found = gae(rewards_BT, values_BT, last_values_B, mask_BT, gamma=0.99, gae_lambda=0.95)
+    expected = reference.gae(rewards_BT.tolist(), values_BT.tolist(), last_values_B.tolist(), mask, 0.99, 0.95)
+    _close(found, expected)
+    _close(reward_to_go(rewards_BT, mask_BT, gamma=0.99), reference.reward_to_go(rewards_BT.tolist(), mask, 0.99))
+
+
 @UNTIMED
 @given(batches(), st.sampled_from([0.5, 1.0]))
 def test_reward_to_go(batch: Batch, gamma: float) -> None:

@@ -34,6 +34,7 @@ def _batch(rows: list[int], lengths: list[int]) -> MicroBatch:
     """Rows of TOKENS_RS by their numbers modulo 2, cut to lengths."""
     none = torch.zeros(0, dtype=torch.long)
     return MicroBatch(
+        rows=tuple(rows),
         rows_B=tensor(rows),
         segment_lengths=tuple((length,) for length in lengths),
         token_ids_RS=TOKENS_RS[[row % 2 for row in rows], : max(lengths)],

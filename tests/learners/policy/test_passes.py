@@ -1,11 +1,14 @@
 """Which networks an update runs, and that what it leaves out changes nothing."""
 
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.types import ScoredBatch
 from learners.network.models import PolicyWithCritic, Reference
@@ -149,3 +152,44 @@ def test_ranks_report_the_old_policy_of_all_of_them(
     assert expected["policy/ref_kl_nats_per_completion"] != 0
     for found in ThreadRanks(2).run(lambda rank: metrics(rank, 2)):
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("fields", [{}, {"critic": {"kind": "own_model"}}, {"num_frozen_layers": 1}])
+def test_recomputed_activations_give_the_same_update(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, fields: dict[str, Any]
+) -> None:
+    plain, again = (_learner(tiny_model, ppo_config(activation_checkpointing=flag, **fields)) for flag in (False, True))
+    expected, found = (_timeless(learner.update(scored_batch()).metrics) for learner in (plain, again))
+    assert found == expected
+    for name, weight in plain.snapshot().tensors.items():
+        assert weight.equal(again.snapshot().tensors[name]), name
+
+
+class DeviceQuestions(TorchDispatchMode):
+    """Counts what makes the host wait for a device, were there one: numbers read, and shapes that depend on numbers.
+
+    Not counted: transformers asks once a pass whether positions start anew within a row.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_asked = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.num_asked += all("transformers" not in frame.filename for frame in traceback.extract_stack())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fields", [{}, {"num_frozen_layers": 1}, {"algorithm": "grpo"}])
+def test_a_device_is_asked_equally_often_however_many_packs_there_are(
+    tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, fields: dict[str, Any]
+) -> None:
+    asked = []
+    for micro_batch_tokens in (24, 4096):
+        learner = _learner(tiny_model, ppo_config(micro_batch_tokens=micro_batch_tokens, **fields))
+        with DeviceQuestions() as questions:
+            learner.update(scored_batch(group_size=4))
+        asked.append(questions.num_asked)
+    assert asked[0] == asked[1] > 0

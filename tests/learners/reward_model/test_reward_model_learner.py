@@ -25,6 +25,7 @@ from learners.reward_model.learner import RewardModelLearner
 from learners.reward_model.records import ComparedTexts, RatedTexts, RewardModelJob
 from learners.reward_model.training import train_reward_model
 from learners.settings.reward_model import RewardModelLearnerConfig
+from learners.settings.training import WorkerConfig
 from tests.learners.conftest import NUM_THREADS
 
 JobBuilder = Callable[..., RewardModelJob]
@@ -37,7 +38,7 @@ def job(tiny_model: str, tmp_path: Path) -> JobBuilder:
 
     def build(*, num_texts: int = 48, output: str = "reward", **fields: Any) -> RewardModelJob:
         workers = {"num_threads": NUM_THREADS, "compute_dtype": "float32", "num_cpus": 0.5}
-        workers |= {name: fields.pop(name) for name in list(fields) if name in ("num_workers", "micro_batch_tokens")}
+        workers |= {name: fields.pop(name) for name in list(fields) if name in WorkerConfig.model_fields}
         # A large eps keeps Adam's division from turning rounding noise into steps.
         optimizer = {"learning_rate": 1e-3, "eps": 1e-3}
         optimizer |= {name: fields.pop(name) for name in list(fields) if name in ("learning_rate", "eps")}
@@ -104,6 +105,12 @@ def test_the_update_does_not_depend_on_the_micro_batches(job: JobBuilder) -> Non
     whole, cut = (_trained(job(output=str(size), micro_batch_tokens=size)) for size in (4096, 30))
     for name, parameter in whole.items():
         assert_close(cut[name], parameter, atol=1e-6, rtol=0)
+
+
+@pytest.mark.numeric
+def test_recomputed_activations_give_the_same_update(job: JobBuilder) -> None:
+    plain, again = (_trained(job(output=str(flag), activation_checkpointing=flag)) for flag in (False, True))
+    assert [name for name, parameter in plain.items() if not parameter.equal(again[name])] == []
 
 
 def test_one_pack_at_a_time_has_a_graph(job: JobBuilder, monkeypatch: pytest.MonkeyPatch) -> None:

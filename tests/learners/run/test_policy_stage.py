@@ -1,7 +1,7 @@
 """The stages of a policy run with fakes for its roles: ranks that are lost outside of a step do not end the run."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +70,7 @@ class Rollouts:
     def publish(self, weights: PublishedWeights) -> None:
         self.version = weights.policy_version
 
-    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
+    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Generator[TrajectoryGroup, None, None]:
         for prompt in prompts:
             yield group_of(prompt, {0: completion(1, text="x")}, policy_version=self.version)
 
@@ -232,6 +232,17 @@ def test_policies_are_exported_on_the_way_and_the_newest_are_kept(
     summary = read_summary(path)
     assert (summary["exported_versions"], summary["policy_version"]) == (versions, 5)
     assert json.loads((path / "policies" / "v000005" / "texts").read_text()) == ["go on"]
+
+
+def test_extra_prompts_are_asked_and_what_was_cut_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _align(tmp_path, monkeypatch, Learner(*NO_LOSS), ["extra_prompts_per_step=3"]).path
+    entries = list(read_ledger(path / "trajectories"))
+    assert [sum(entry.outcome == outcome for entry in entries) for outcome in ("trained", "cut")] == [
+        4,
+        2 * 3 * 2,
+    ]  # steps, prompts, samples
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["rollout/cut_prompts"] for line in lines if "stage" not in line] == [3, 3]
 
 
 def test_ranks_lost_in_an_export_on_the_way_do_their_step_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

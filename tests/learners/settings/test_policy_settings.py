@@ -136,6 +136,20 @@ def test_a_method_that_asynchronous_rollouts_would_mislead_is_refused(overrides:
         load_run_config(TINY, ["asynchronous.max_staleness=1", *overrides])
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["learner.algorithm=decoupled_ppo", "asynchronous.max_staleness=1"],
+        ["learner.algorithm=grpo", "learner.group_filter.enabled=true"],
+        ["learner.algorithm=remax"],
+    ],
+)
+def test_extra_prompts_are_refused_where_a_step_asks_in_its_own_way(other: list[str]) -> None:
+    assert load_run_config(TINY, other)
+    with pytest.raises(ConfigError, match="extra_prompts_per_step=2 does not go with"):
+        load_run_config(TINY, ["extra_prompts_per_step=2", *other])
+
+
 def test_asynchronous_rollouts_are_off_and_keep_what_runs_by_default() -> None:
     config, on = load_run_config(TINY), load_run_config(TINY, ["asynchronous.max_staleness=2", "learner.algorithm=decoupled_ppo"])
     assert isinstance(config, PolicyRunConfig)

@@ -1,7 +1,7 @@
 """A driver among fakes that record what it asks of them, and in which order."""
 
 import signal
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class RecordingRollouts:
         for each, sampling in requests:
             yield from ((sampling, group) for group in self.collect([each], sampling))
 
-    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Iterator[TrajectoryGroup]:
+    def collect(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> Generator[TrajectoryGroup, None, None]:
         self._calls.append(f"collect at version {self.version}")
         self.samplings.append(sampling)
         for each in reversed(prompts) if self._last_first else prompts:
@@ -81,9 +81,11 @@ class RecordingScoring:
     def __init__(self, unscored: Collection[tuple[int, int]] = ()) -> None:
         self._unscored = unscored
 
-    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
+    def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup | None]:
         for group in groups:
-            assert group is not None
+            if group is None:
+                yield None
+                continue
             task = int(group.task_id.split("-")[1])
             scores = {each.sample_index: task + each.sample_index / 10 for each in group.samples}
             problems = {sample: "the judge fell asleep" for sample in scores if (task, sample) in self._unscored}
