@@ -16,6 +16,7 @@ from tests.records import Gone
 
 NUM_STEPS = 3
 Failing = Callable[..., Any]
+Stream = Callable[[Iterable[TrajectoryGroup | None]], Iterator[ScoredGroup | None]]
 
 
 def failing(function: Callable[..., Any], error: Exception, *, calls: Iterable[int]) -> Failing:
@@ -30,13 +31,13 @@ def failing(function: Callable[..., Any], error: Exception, *, calls: Iterable[i
     return call
 
 
-def without_texts(stream: Callable[..., Iterator[ScoredGroup]], *, call: int) -> Callable[..., Iterator[ScoredGroup]]:
+def without_texts(stream: Stream, *, call: int) -> Stream:
     number = iter(range(10**6))
 
-    def scored(groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup]:
+    def scored(groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup | None]:
         is_lost = next(number) == call
         for each in stream(groups):
-            yield replace(each, group=replace(each.group, texts=Gone())) if is_lost else each
+            yield replace(each, group=replace(each.group, texts=Gone())) if is_lost and each else each
 
     return scored
 
