@@ -7,7 +7,6 @@ Task -> Prompt -> Completion and Segment -> Trajectory and TrajectoryTokens -> T
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -323,14 +322,15 @@ class WeightFile:
     """Weights that wait in shared memory. Produced by the learner, consumed by every generator, which loads them."""
 
     policy_version: int
-    path: str  # a safetensors file with Hugging Face names
+    node_id: str  # Ray's, of the host whose shared memory holds it; others fetch it from there. Empty outside Ray
+    path: str  # a safetensors file with Hugging Face names, in a folder of that node's own
     checksum: str  # sha256 hex of the file
     stamp: FileStamp  # of the file as it was when `checksum` was taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterProbe:
-    """Tokens by which a generator sees that it samples with an adapter. Made by the learner, part of an `AdapterFolder`."""
+    """Tokens by which a generator sees that it samples with an adapter. Made by the learner, part of an `AdapterFile`."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]  # [len(token_ids) - 1] of all but the first, nats at temperature 1, under the policy
@@ -339,11 +339,11 @@ class AdapterProbe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterFolder:
+class AdapterFile:
     """A low-rank adapter that waits in shared memory. Produced by the learner, consumed by every generator, which loads it."""
 
     weights: WeightFile  # as peft writes them
-    config: WeightFile  # beside them
+    config: str  # what peft has beside them in `adapter_config.json`
     probe: AdapterProbe
 
     @property
@@ -352,8 +352,8 @@ class AdapterFolder:
 
     @property
     def path(self) -> str:
-        """Of the folder."""
-        return str(Path(self.weights.path).parent)
+        """Of the tensors."""
+        return self.weights.path
 
     @property
     def checksum(self) -> str:
@@ -369,7 +369,7 @@ class SentWeights:
     checksum: str  # hex, of the tensors as they were sent: `actors.device_wire.BitChecksum`
 
 
-PublishedWeights = WeightFile | AdapterFolder | SentWeights
+PublishedWeights = WeightFile | AdapterFile | SentWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from rayward.output import report
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    for command in (quickstart, train, resume, plan):
+    for command in (quickstart, train, resume, scale, plan):
         app.command(rich_help_panel=TRAINING)(command)
 
 
@@ -55,6 +55,17 @@ def resume(
     _report_run(resume_run(run, overrides or [], fresh=fresh), as_json=as_json)
 
 
+def scale(
+    run: Run,
+    numbers: Annotated[list[str], typer.Argument(help="generators=6, scorers.NAME=2", metavar="ROLE=N")],
+    as_json: AsJson = False,
+) -> None:
+    """Change how many generators or scorers a living run has, up to their max_replicas, from its next step on."""
+    from learners.run.scale_request import request_scale
+
+    report("scale", request_scale(run, numbers), _numbers, as_json=as_json)
+
+
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show the placement, memory and batch sizes of a run before anything starts."""
     from learners.run.plan import plan_run, plan_table
@@ -72,6 +83,10 @@ def _check_can_start(config: Any) -> None:
     check_not_in_use(config.runs_dir, config.name)
     if cluster_address() is None:
         check_placement(role_requests(config), this_machine())
+
+
+def _numbers(numbers: dict[str, int]) -> str:
+    return "wanted from the next step on: " + ", ".join(f"{name}={number}" for name, number in numbers.items())
 
 
 def _report_run(run: Any, *, as_json: bool) -> None:

@@ -1,17 +1,21 @@
-"""A vLLM generator whose new weights are low-rank adapters, each in a folder. The weights of the model itself never change."""
+"""A vLLM generator whose new weights are low-rank adapters. The weights of the model itself never change."""
 
 import asyncio
 import itertools
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.config import GeneratorConfig, RunningRequests
 from actors.generation.generator import INITIAL_CHECKSUM, HeldWeights
 from actors.generation.vllm_generator import RequestFailedError, Sampled, VLLMGenerator, sampled
 from cluster.errors import ActorLostError, WeightMismatchError
-from cluster.storage.weight_file import check_weights
-from cluster.types import AdapterFolder, AdapterProbe, Prompt, PublishedWeights, Stretch
+from cluster.processes.hosts.weights import weights_here
+from cluster.storage.policy_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from cluster.types import AdapterFile, AdapterProbe, Prompt, PublishedWeights, Stretch
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -58,16 +62,15 @@ class AdapterGenerator(VLLMGenerator):
         Raises `WeightMismatchError` where the folder is not what was published, or where the engine's log-probabilities with it
         are not the learner's. The generator then keeps the adapter that it has.
         """
-        assert isinstance(weights, AdapterFolder), "an adapter comes as a folder"
+        assert isinstance(weights, AdapterFile), "a generator of adapters gets adapters"
         async with self._publication:
-            for file in (weights.weights, weights.config):
-                await asyncio.to_thread(check_weights, file)
+            here = await asyncio.to_thread(weights_here, weights.weights)
             await self._make_room()
-            adapter = await self._load(weights)
+            adapter = await self._load(weights, Path(here.path))
             try:
                 await self._check(adapter, weights.probe)
             except WeightMismatchError:
-                await self._running_engine().remove_lora(adapter.request.lora_int_id)
+                await self._unload(adapter)
                 raise
             self._loaded.append(adapter)
         return adapter.policy_version
@@ -107,24 +110,33 @@ class AdapterGenerator(VLLMGenerator):
         """
         while True:
             for adapter in [each for each in self._loaded[:-1] if not each.num_running]:
-                await self._running_engine().remove_lora(adapter.request.lora_int_id)
+                await self._unload(adapter)
                 self._loaded.remove(adapter)
             if len(self._loaded) < self._slots.num_adapters:
                 return
             self._request_ended.clear()
             await self._request_ended.wait()
 
-    async def _load(self, weights: AdapterFolder) -> LoadedAdapter:
+    async def _load(self, weights: AdapterFile, file: Path) -> LoadedAdapter:
+        """`file`: the tensors, on this host. vLLM takes folders, which this one makes of the file and keeps for as long."""
         from vllm.lora.request import LoRARequest
 
         number = next(self._adapter_numbers)  # vLLM takes what has an old name, number or folder for the old adapter
-        request = LoRARequest(f"v{weights.policy_version}-{number}", number, weights.path)
+        folder = file.parent / f"adapter-{os.getpid()}-{number}"
+        folder.mkdir()
+        os.link(file, folder / ADAPTER_WEIGHTS)  # the file itself goes with the next version
+        (folder / ADAPTER_CONFIG).write_text(weights.config, encoding="utf-8")
+        request = LoRARequest(f"v{weights.policy_version}-{number}", number, str(folder))
         try:
             await self._running_engine().add_lora(request)
         except Exception as error:
             await self.shutdown()
             raise ActorLostError(f"the adapter of version {weights.policy_version} was not loaded: {error!r}") from error
         return LoadedAdapter(policy_version=weights.policy_version, checksum=weights.checksum, request=request)
+
+    async def _unload(self, adapter: LoadedAdapter) -> None:
+        await self._running_engine().remove_lora(adapter.request.lora_int_id)
+        shutil.rmtree(adapter.request.lora_path, ignore_errors=True)
 
     async def _check(self, adapter: LoadedAdapter, probe: AdapterProbe) -> None:
         """Raise `WeightMismatchError` unless the engine samples with the adapter, as the learner does."""

@@ -20,8 +20,8 @@ from actors.sources.tensor_shapes import TensorShapes, differing_tensors, folder
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError, WeightMismatchError
 from cluster.host.cpu_engine import cpu_engine_environment
 from cluster.processes.collector_pause import collector_paused
+from cluster.processes.hosts.weights import weights_here
 from cluster.seeding import derive_seed
-from cluster.storage.weight_file import check_weights
 from cluster.types import (
     Completion,
     FinishReason,
@@ -129,14 +129,15 @@ class VLLMGenerator:
     async def load_weights(self, weights: PublishedWeights) -> int:
         """Take over published weights. Running requests finish on the old weights first, or rest and go on with the new ones.
 
-        A file that is not what was published is refused before the engine is touched. A failure after that leaves weights that
+        From another host they are fetched first, once for all generators of this one. What is not what was published is refused
+        before the engine is touched. A failure after that leaves weights that
         nobody knows, so the engine is stopped and the actor must be replaced.
         """
         assert isinstance(weights, WeightFile), "other generators take what does not come as one file"
         async with self._publication:
-            await asyncio.to_thread(self._check_published, weights)
+            here = await asyncio.to_thread(self._checked, weights)
             try:
-                await self._replace_weights(self._running_engine(), weights)
+                await self._replace_weights(self._running_engine(), here)
             except Exception as error:
                 await self.shutdown()
                 raise ActorLostError(f"weights of version {weights.policy_version} did not arrive whole: {error!r}") from error
@@ -216,9 +217,11 @@ class VLLMGenerator:
             raise RequestFailedError(f"its request failed: vLLM ended it with {last.outputs[0].finish_reason!r}")
         return last
 
-    def _check_published(self, weights: WeightFile) -> None:
-        check_weights(weights)
-        self._check_shapes(tensor_shapes(Path(weights.path)), weights.path)
+    def _checked(self, weights: WeightFile) -> WeightFile:
+        """In a file of this host."""
+        here = weights_here(weights)
+        self._check_shapes(tensor_shapes(Path(here.path)), here.path)
+        return here
 
     def _check_shapes(self, shapes: TensorShapes, source: str) -> None:
         differing = differing_tensors(shapes, self._tensor_shapes)

@@ -3,19 +3,15 @@
 import json
 import logging
 from pathlib import Path
-from typing import Final
 
 from actors.sources.models import model_digest, resolve_model
 from actors.sources.tiny_model import without_progress_bars
 from cluster.errors import DataError
 from cluster.host.cache import cache_root
-from cluster.storage.policy_folders import copy_tokenizer, new_folder
+from cluster.storage.policy_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, copy_tokenizer, new_folder
 from cluster.storage.serving_contract import ServingContract, check_files, file_digests, read_contract, write_contract
 
 logger = logging.getLogger("rayward")
-
-ADAPTER_CONFIG: Final = "adapter_config.json"
-ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"  # the only form that is read: the other one is a pickle
 
 
 def is_adapter(folder: Path) -> bool:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from cluster.errors import DataError
 from cluster.storage.atomic_file import write_errors_explained
@@ -14,6 +15,9 @@ VERSION_FOLDER = re.compile(r"v(\d+)")
 # What a policy folder holds besides weights and config.json, by how the names begin.
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
 SENTENCEPIECE_SUFFIX = ".model"
+# Those of a low-rank adapter, by peft's names; the tensors in the only form that is read, for the other one is a pickle.
+ADAPTER_CONFIG: Final = "adapter_config.json"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 
 
 def version_folder(policies: Path, policy_version: int) -> Path:

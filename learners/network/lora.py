@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -18,12 +19,12 @@ from transformers import PreTrainedModel
 
 from cluster.errors import ConfigError
 from cluster.seeding import derive_seed
+from cluster.storage.policy_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from learners.network.sharding import WHOLE, GatheredTensors, Shard, local_part, part_like, whole
 from learners.network.tensor_files import write_tensors
 from learners.settings.training import LoRAConfig
 
 ADAPTER = "default"  # peft's name of a model's only adapter, which stands in the names of its tensors in memory, not in files
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
 FILE_PREFIX = "base_model.model."  # of tensor names in peft's files
 A_PART, B_PART = f".lora_A.{ADAPTER}.", f".lora_B.{ADAPTER}."
 BASE_PART = ".base_layer."  # of the names of W and its bias in an adapted layer
@@ -123,11 +124,18 @@ def file_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def write_adapter(model: PreTrainedModel, base_folder: str, folder: Path, tensors: GatheredTensors) -> None:
     """Fill a folder as peft does: `tensors`, those of `file_tensors`, and a configuration that names the model without it."""
+    (folder / ADAPTER_CONFIG).write_text(adapter_config(model, base_folder), encoding="utf-8")
+    write_tensors(folder / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
+
+
+def adapter_config(model: PreTrainedModel, base_folder: str) -> str:
+    """What peft writes beside an adapter's tensors. `base_folder`: of the model without it."""
     config = copy.copy(model.peft_config[ADAPTER])
     config.base_model_name_or_path = base_folder
     config.inference_mode = True
-    config.save_pretrained(str(folder))
-    write_tensors(folder / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
+    with TemporaryDirectory() as folder:  # peft writes files only
+        config.save_pretrained(folder)
+        return (Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8")
 
 
 @torch.no_grad()

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import DType
+from cluster.processes.hosts.folder import host_folder
 from cluster.storage.serving_contract import ContractText
 from cluster.types import (
-    AdapterFolder,
+    AdapterFile,
     FloatArray,
     ScoredBatch,
     ScoredGroup,
@@ -63,10 +64,10 @@ def send_weights(worker: Worker) -> SentWeights:
     return _learner(worker).send_weights()
 
 
-def publish(worker: Worker, directory: Path, dtype: DType, probe: Sequence[int] = ()) -> WeightFile | AdapterFolder | None:
-    """Write weights for generators, on rank 0."""
+def publish(worker: Worker, directory: Path, dtype: DType, probe: Sequence[int] = ()) -> WeightFile | AdapterFile | None:
+    """Write weights for generators, on rank 0. `directory`: the run's in shared memory, the same on all hosts."""
     if worker.rank == 0:
-        return _learner(worker).publish(directory, dtype, probe)
+        return _learner(worker).publish(host_folder(directory), dtype, probe)
     _learner(worker).files.hand_over(dtype, probe)
     return None
 

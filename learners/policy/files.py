@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from actors.config import DType
 from cluster.storage.policy_folders import copy_tokenizer, new_folder
 from cluster.storage.serving_contract import ContractPrompt, ContractText, ServingContract, file_digests, write_contract
-from cluster.types import AdapterFolder, AdapterProbe, WeightFile
+from cluster.types import AdapterFile, AdapterProbe, WeightFile
 from learners.network.lora import adapter_off, file_tensors, write_adapter
 from learners.network.models import TORCH_DTYPES, PolicyWithCritic, write_policy
 from learners.network.sharding import Shard, gathering
@@ -22,8 +22,8 @@ from learners.policy.serving_contract import contract_prompts, text_logprobs
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.training import ExportedWeights
-from learners.weights.adapter import AdapterPublisher
-from learners.weights.file import WeightPublisher, generator_weights
+from learners.weights.adapter import publish_adapter
+from learners.weights.file import generator_weights, publish_weights
 
 
 class PolicyFiles:
@@ -42,10 +42,8 @@ class PolicyFiles:
         self._config = config
         self._settings = settings
         self._is_sharded = shard.count > 1
-        self._publisher = WeightPublisher()
-        self._adapter_publisher = AdapterPublisher()
 
-    def publish(self, directory: Path, dtype: DType, probe: Sequence[int], *, policy_version: int) -> WeightFile | AdapterFolder:
+    def publish(self, directory: Path, dtype: DType, probe: Sequence[int], *, policy_version: int) -> WeightFile | AdapterFile:
         """Write the policy for generators; call it on rank 0, and `hand_over` on the others.
 
         `probe`: token ids by which generators of an adapter see that they sample with it.
@@ -53,10 +51,8 @@ class PolicyFiles:
         policy = self._network.policy
         if self._config.lora is None:
             tensors = generator_weights(policy, TORCH_DTYPES[dtype])
-            return self._publisher.publish(tensors, directory, policy_version=policy_version)
-        return self._adapter_publisher.publish(
-            policy, self._start.model_path, directory, policy_version=policy_version, probe=self._probe(probe)
-        )
+            return publish_weights(tensors, directory, policy_version=policy_version)
+        return publish_adapter(policy, self._start.model_path, directory, policy_version=policy_version, probe=self._probe(probe))
 
     def hand_over(self, dtype: DType, probe: Sequence[int]) -> None:
         """Give rank 0 this rank's part of what it publishes, where it has one of its own."""

@@ -28,7 +28,7 @@ class LearnerFolders:
     """Where a learner writes, and what. Produced by `learners.run.composition`, consumed by `PolicyLearnerHandle`."""
 
     storage: Path  # Ray Train's own records
-    weights: Path  # published weights, in shared memory of the generators' host
+    weights: Path  # the run's folder in shared memory, where each host has its published weights
     weights_dtype: DType  # of published and exported weights: what generators compute in
     exported: ExportedWeights = "merged"
     probe: tuple[int, ...] = ()  # token ids by which generators of an adapter see that they sample with it

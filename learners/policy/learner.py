@@ -20,7 +20,7 @@ from actors.config import DType
 from cluster.seeding import derive_seed
 from cluster.storage.serving_contract import ContractText
 from cluster.types import (
-    AdapterFolder,
+    AdapterFile,
     FloatArray,
     ScoredBatch,
     ScoredGroup,
@@ -36,7 +36,7 @@ from learners.network.assembly import ReferencePass, sharded_networks, whole_net
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.frozen_layers import FrozenStates
 from learners.network.lora import adapter_tensors
-from learners.network.micro_batch import RankShare, TokenBatch, rollout_logprobs
+from learners.network.micro_batch import RankShare, TokenBatch, fetch_on_all_ranks, rollout_logprobs
 from learners.network.models import TORCH_DTYPES, PolicyWithCritic
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
 from learners.network.sharding import shard_of
@@ -145,7 +145,7 @@ class PolicyLearner:
         return tensors
 
     def update(self, batch: ScoredBatch) -> UpdateResult:
-        """All epochs over one batch."""
+        """All epochs over one batch. Raises `BatchLostError`, and changes nothing, where tokens of it are lost."""
         started = time.perf_counter()
         if self._config.reward.truncation == "bootstrap":
             check_bootstrap(batch)
@@ -185,7 +185,7 @@ class PolicyLearner:
         frozen = self._frozen_pass(tokens, self._share.deal_all(tokens), with_policy=True, reference=self._start_policy)
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
-    def publish(self, directory: Path, dtype: DType, probe: Sequence[int] = ()) -> WeightFile | AdapterFolder:
+    def publish(self, directory: Path, dtype: DType, probe: Sequence[int] = ()) -> WeightFile | AdapterFile:
         """As in `PolicyFiles`, of the version as it is now."""
         return self.files.publish(directory, dtype, probe, policy_version=self.policy_version)
 
@@ -232,8 +232,9 @@ class PolicyLearner:
     ) -> FrozenPass:
         """Policy with critic, and `reference`, on all rows; each rank computes its own, all ranks get everything.
 
-        `dealt`: the rows of each rank.
+        `dealt`: the rows of each rank. Raises `BatchLostError` on all ranks before it computes anything.
         """
+        fetch_on_all_ranks(tokens, self._share.own(dealt), self._world_size)
         rollout_logprobs_BT = rollout_logprobs(tokens, self._share.own(dealt))
         old_logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout_logprobs_BT) for _ in range(3))
         final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])

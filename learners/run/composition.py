@@ -16,15 +16,18 @@ from actors.generation.rollout_pool import RolloutPool
 from actors.scoring.stage import ScorerPools, build_scorer_pools
 from actors.sources.models import model_digest
 from cluster.errors import ConfigError
-from cluster.processes.runtime import num_nodes
+from cluster.processes.hosts.weights import check_shared_memory_of_nodes
+from cluster.processes.runtime import SHARED_MEMORY
 from cluster.processes.watchdog import Pending
 from cluster.storage.serving_contract import ContractText
 from cluster.types import Prompt, SamplingParameters
 from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.start import StartingPoint
 from learners.ranks.mailbox import CheckpointPlan
+from learners.run.memory_estimate import local_model_shape, published_bytes
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig
+from learners.steps.driver import publish_newest
 from learners.weights.link import LinkPlan
 
 POLICY_CHECKPOINTS = "checkpoints"
@@ -44,7 +47,7 @@ class Roles:
         """What the driver waits for. May be asked from any thread."""
         return [*self.rollouts.pending(), *self.scoring.pending(), *self.learner.pending()]
 
-    def wait_until_ready(self, config: PolicyRunConfig) -> None:
+    def wait_until_ready(self, config: PolicyRunConfig, *, note: Callable[[str], None]) -> None:
         """Return when every role answers and weights can reach the generators."""
         self.rollouts.wait_until_ready()
         self.scoring.wait_until_ready()
@@ -62,7 +65,7 @@ class Roles:
             )
             self.rollouts.feed_new_ones(self.learner.send_again)
         if num_steps_done:  # the generators hold the start's weights, the learner those of its checkpoint
-            self.rollouts.publish(self.learner.publish())
+            publish_newest(self.learner, self.rollouts, note=note)
 
 
 def start_roles(
@@ -70,13 +73,11 @@ def start_roles(
 ) -> Roles:
     """Start all roles, which then load side by side; `stack` ends them. `texts`: of the serving contract.
 
-    Raises `ConfigError` where weights cannot travel as configured.
+    Raises `ConfigError` where a node has too little shared memory for published weights.
     """
-    if config.generator.weight_transfer == "shm" and num_nodes() > 1:
-        raise ConfigError(
-            f"generator.weight_transfer=shm passes weights through one machine's shared memory, and the Ray cluster has"
-            f" {num_nodes()} machines; set generator.weight_transfer=nccl"
-        )
+    if not session.ray.is_local:
+        published = published_bytes(local_model_shape(start_policy), config.generator, config.learner.lora)
+        check_shared_memory_of_nodes(published, SHARED_MEMORY)
     rollouts = _start_generators(start_policy, config, note=session.view.note)
     stack.callback(rollouts.shutdown)
     scoring = build_scorer_pools(

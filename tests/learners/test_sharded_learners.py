@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cluster.errors import DataError
 from cluster.storage.checkpoint import CheckpointFolder
+from cluster.storage.policy_folders import ADAPTER_WEIGHTS
 from cluster.storage.serving_contract import ContractText, check_files, read_contract
-from cluster.types import AdapterFolder, ScoredBatch, WeightFile
-from learners.network.lora import ADAPTER_WEIGHTS
+from cluster.types import AdapterFile, ScoredBatch, WeightFile
 from learners.network.sharding import Shard, whole
 from learners.policy import commands
 from learners.policy.learner import PolicyLearner
@@ -235,7 +235,7 @@ PROBE = (97, 98, 99)
 
 def given_out(
     rank: int, num_ranks: int, model: str, config: PolicyLearnerConfig, batch: ScoredBatch, folder: Path
-) -> tuple[WeightFile | AdapterFolder | None, str | None, Weights]:
+) -> tuple[WeightFile | AdapterFile | None, str | None, Weights]:
     """What is published and exported, and the weights after one more update: all ranks are still in step."""
     learner = learner_of(rank, num_ranks, model, config)
     worker = Worker(rank=rank, learner=learner, writer=None)
@@ -274,7 +274,7 @@ def test_ranks_publish_and_export_what_one_rank_does(
     assert problem == expected_problem == ""
     for name, weight in expected.items():
         assert_close(found[name], weight, atol=1e-6, rtol=0)
-    published, expected_published = (load_file(tensors_of(file)) for file in (found_file, expected_file))
+    published, expected_published = (load_file(file.path) for file in (found_file, expected_file))
     assert published.keys() == expected_published.keys()
     for name, weight in expected_published.items():
         assert_close(published[name], weight)  # to the rounding of bfloat16
@@ -295,10 +295,6 @@ def test_ranks_publish_and_export_what_one_rank_does(
         assert adapter.keys() == expected_adapter.keys() == published.keys()
         for name, weight in expected_adapter.items():
             assert_close(adapter[name], weight, atol=1e-6, rtol=0)
-
-
-def tensors_of(published: WeightFile | AdapterFolder) -> str:
-    return published.path if isinstance(published, WeightFile) else published.weights.path
 
 
 def reward_model_trained(rank: int, num_ranks: int, job: RewardModelJob) -> float:

@@ -14,7 +14,7 @@ from actors.generation.generator import INITIAL_CHECKSUM, Generated, HeldWeights
 from cluster.errors import ActorLostError, WeightMismatchError
 from cluster.messages import Message
 from cluster.storage.weight_file import seal_weights
-from cluster.types import AdapterFolder, AdapterProbe, Prompt, SamplingParameters, Task
+from cluster.types import AdapterFile, AdapterProbe, Prompt, SamplingParameters, Task
 from tests.actors.generation.recording_engine import RecordingEngine
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=4, samples_per_prompt=1, seed=0)
@@ -66,19 +66,19 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> AdapterEngine:
     return engine
 
 
+FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
 def generator_of(num_adapters: int = 2) -> AdapterGenerator:
     slots = AdapterSlots(max_rank=8, num_adapters=num_adapters)
     return AdapterGenerator("folder", GeneratorConfig(), "finish", slots)
 
 
-def adapter(folder: Path, version: int, probe: AdapterProbe = PROBE) -> AdapterFolder:
-    folder = folder / f"v{version}"
-    folder.mkdir()
-    files = []
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        (folder / name).write_text(f"{name} of version {version}")
-        files.append(seal_weights(folder / name, folder / name, policy_version=version))
-    return AdapterFolder(weights=files[0], config=files[1], probe=probe)
+def adapter(folder: Path, version: int, probe: AdapterProbe = PROBE) -> AdapterFile:
+    partial, file = folder / "partial", folder / f"v{version}.safetensors"
+    partial.write_text(f"tensors of version {version}")
+    weights = seal_weights(partial, file, policy_version=version, node_id="")
+    return AdapterFile(weights=weights, config=f"configuration of version {version}", probe=probe)
 
 
 def versions(generated: Generated) -> set[int]:
@@ -113,7 +113,10 @@ def test_each_publication_is_a_new_adapter_and_the_one_before_the_last_is_droppe
 
     asyncio.run(run())
     assert engine.calls == ["add 1", "add 2", "remove 1", "add 3"]
-    assert [request.lora_path for request in engine.requests] == [each.path for each in published]
+    folders = [Path(request.lora_path) for request in engine.requests]
+    assert [folder.exists() for folder in folders] == [False, True, True]  # each for as long as its adapter
+    assert [(folders[-1] / name).read_text() for name in FILES] == ["tensors of version 8", "configuration of version 8"]
+    assert len(set(folders)) == 3
     assert engine.adapters == [request.lora_name for request in engine.requests]
     assert len(set(engine.adapters)) == 3
 
@@ -173,13 +176,10 @@ def test_where_the_engine_is_full_a_publication_waits_for_a_request_to_end(engin
     assert engine.calls == ["add 1", "add 2", "remove 1"]
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
-def test_a_file_that_was_changed_is_refused_before_the_engine_is_touched(
-    engine: AdapterEngine, tmp_path: Path, name: str
-) -> None:
+def test_a_file_that_was_changed_is_refused_before_the_engine_is_touched(engine: AdapterEngine, tmp_path: Path) -> None:
     published = adapter(tmp_path, 1)
-    Path(published.path, name).write_text("something else")
-    with pytest.raises(WeightMismatchError, match=f"{name} has sha256"):
+    Path(published.weights.path).write_text("something else")
+    with pytest.raises(WeightMismatchError, match=r"v1\.safetensors has sha256"):
         asyncio.run(generator_of().load_weights(published))
     assert engine.calls == []
 

@@ -18,7 +18,7 @@ from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import WeightMismatchError
 from cluster.messages import Message
-from cluster.types import AdapterFolder, Prompt, SamplingParameters, Task, TrajectoryGroup
+from cluster.types import AdapterFile, Prompt, SamplingParameters, Task, TrajectoryGroup
 
 CONFIG = GeneratorConfig(dtype="float32", num_threads=1, max_model_tokens=96, max_num_sequences=16, kv_cache_gib=0.25)
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=16, samples_per_prompt=3, seed=11)
@@ -50,13 +50,11 @@ class Learner:
         from learners.network.lora import add_adapter, fill_adapter
         from learners.network.models import load_policy
         from learners.settings.training import LoRAConfig
-        from learners.weights.adapter import AdapterPublisher
 
         self.policy = load_policy(resolve_model("tiny"))
         add_adapter(self.policy, LoRAConfig(rank=RANK, alpha=16), num_frozen_layers=0, compute_dtype=torch.float32)
         fill_adapter(self.policy, seed=0)
         self._folder = folder
-        self._publisher = AdapterPublisher()
 
     @torch.no_grad()
     def learn(self, seed: int) -> None:
@@ -66,16 +64,17 @@ class Learner:
         for tensor in adapter_tensors(self.policy).values():
             tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
 
-    def publish(self, version: int) -> AdapterFolder:
+    def publish(self, version: int) -> AdapterFile:
         from cluster.types import AdapterProbe
         from learners.network.lora import adapter_off
+        from learners.weights.adapter import publish_adapter
 
         with adapter_off(self.policy):
             start_logprobs = self.logprobs(PROBE)
         probe = AdapterProbe(
             token_ids=PROBE, logprobs=self.logprobs(PROBE), start_logprobs=start_logprobs, max_mismatch=TOLERANCE_NATS
         )
-        return self._publisher.publish(self.policy, resolve_model("tiny"), self._folder, policy_version=version, probe=probe)
+        return publish_adapter(self.policy, resolve_model("tiny"), self._folder, policy_version=version, probe=probe)
 
     @torch.no_grad()
     def logprobs(self, token_ids: tuple[int, ...]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from cluster.errors import CannotResumeError
 from cluster.storage.serving_contract import ContractText, check_files, read_contract
 from cluster.storage.weight_file import check_weights
-from cluster.types import AdapterFolder, ScoredBatch
+from cluster.types import AdapterFile, ScoredBatch
 from learners.policy.learner import PolicyLearner
 from learners.policy.serving_contract import text_logprobs
 from learners.policy.start import StartingPoint
@@ -108,18 +108,16 @@ def test_an_adapter_is_published_with_what_it_does_to_a_probe(
 ) -> None:
     learner = learner_of(tiny_model, ppo_config(learning_rate=1e-2, **LORA))
     start = learner.publish(tmp_path, "bfloat16", PROBE)
-    assert isinstance(start, AdapterFolder)
+    assert isinstance(start, AdapterFile)
     assert start.policy_version == 0
     assert start.probe.logprobs == start.probe.start_logprobs
     start_file = tmp_path / "kept.safetensors"
     start_file.hardlink_to(start.weights.path)
     learner.update(scored_batch())
     published = learner.publish(tmp_path, "bfloat16", PROBE)
-    assert isinstance(published, AdapterFolder)
-    assert {path.name for path in tmp_path.iterdir()} == {"policy-v000002", start_file.name}
-    assert published.path == str(tmp_path / "policy-v000002")
-    for file in (published.weights, published.config):
-        check_weights(file)
+    assert isinstance(published, AdapterFile)
+    assert {path.name for path in tmp_path.iterdir()} == {"policy-v000002.safetensors", start_file.name}
+    check_weights(published.weights)
     assert published.probe.max_mismatch == 0.1
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     without = text_logprobs(plain, PROBE, learner._settings)

@@ -42,7 +42,7 @@ def test_weights_over_devices_have_the_deadline_of_a_publication() -> None:
     assert isinstance(config, PolicyRunConfig)
     roles = Roles()
     each = cast(Any, roles)
-    composition.Roles(rollouts=each, scoring=each, learner=each).wait_until_ready(config)
+    composition.Roles(rollouts=each, scoring=each, learner=each).wait_until_ready(config, note=print)
     [plan] = roles.plans
     assert plan.link(1, ()).deadline_s == 45
 
@@ -67,12 +67,22 @@ def test_generators_know_what_becomes_of_running_requests(
     assert made == [("tiny", config.generator, expected)]
 
 
-def test_shared_memory_does_not_reach_a_second_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(composition, "num_nodes", lambda: 2)
-    config = load_run_config(CONFIG, [])
+def test_a_node_with_too_little_shared_memory_is_told_before_a_role_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, Path]] = []
+
+    def check(needed_bytes: int, folder: Path) -> None:
+        asked.append((needed_bytes, folder))
+        raise ConfigError("node-2: /dev/shm has 1.0 MiB free")
+
+    monkeypatch.setattr(composition, "check_shared_memory_of_nodes", check)
+    model = SimpleNamespace(total=100)
+    monkeypatch.setattr(composition, "local_model_shape", lambda folder: model)
+    config = load_run_config(CONFIG, ["generator.dtype=float32"])
     assert isinstance(config, PolicyRunConfig)
-    with pytest.raises(ConfigError, match="the Ray cluster has 2 machines; set generator.weight_transfer=nccl"):
-        composition.start_roles(ExitStack(), cast(Session, SimpleNamespace()), config, "tiny", ())
+    session = cast(Session, SimpleNamespace(ray=SimpleNamespace(is_local=False)))
+    with pytest.raises(ConfigError, match="node-2"):
+        composition.start_roles(ExitStack(), session, config, "tiny", ())
+    assert asked == [(2 * 100 * 4, Path("/dev/shm"))]
 
 
 def test_generators_of_an_adapter_are_told_its_rank_and_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
