@@ -13,9 +13,13 @@ from cluster.errors import CannotResumeError
 from cluster.storage.serving_contract import ContractText, check_files, read_contract
 from cluster.storage.weight_file import check_weights
 from cluster.types import AdapterFile, ScoredBatch
+from learners.policy import commands
+from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.learner import PolicyLearner
 from learners.policy.serving_contract import text_logprobs
 from learners.policy.start import StartingPoint
+from learners.ranks.handle import RanksHandle
+from learners.ranks.mailbox import CheckpointPlan
 from learners.settings.policy import PolicyLearnerConfig
 
 ConfigBuilder = Callable[..., PolicyLearnerConfig]
@@ -148,3 +152,23 @@ def test_an_export_is_the_merged_policy_or_the_adapter(
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "serving_contract.json"} <= names
     assert not names & {"model.safetensors", "config.json"}
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_model
+
+
+def test_ranks_are_told_the_probe_and_what_to_export(ppo_config: ConfigBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setattr(RanksHandle, "_new_mailbox", lambda handle: None)
+    monkeypatch.setattr(RanksHandle, "call", lambda handle, call, meanwhile=None: told.append((call.function, *call.arguments)))
+    handle = PolicyLearnerHandle(
+        StartingPoint(model_path="folder", temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0),
+        ppo_config(**LORA),
+        LearnerFolders(
+            storage=Path("/storage"), weights=Path("/weights"), weights_dtype="bfloat16", exported="adapter", probe=PROBE
+        ),
+        CheckpointPlan(directory=Path("/checkpoints"), keep=1, facts={}),
+    )
+    handle.publish()
+    handle.export(Path("/policy"), TEXTS)
+    assert told == [
+        (commands.publish, Path("/weights"), "bfloat16", PROBE),
+        (commands.export, Path("/policy"), "bfloat16", TEXTS, "adapter"),
+    ]
