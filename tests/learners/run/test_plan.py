@@ -11,13 +11,13 @@ from rich.console import Console
 
 from actors.config import GeneratorConfig
 from actors.sources.models import resolve_model
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError
 from cluster.processes import placement
 from cluster.processes.placement import check_placement, this_machine
 from cluster.types import ScoredBatch
 from learners.run import plan as plan_module
 from learners.run.memory_estimate import local_model_shape, model_shape, policy_learner_memory, published_bytes
-from learners.run.plan import plan_run, plan_table, role_requests
+from learners.run.plan import parse_nodes, plan_run, plan_table, role_requests
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.run import PolicyRunConfig, RewardModelRunConfig, TrainingRunConfig, load_run_config
 
@@ -428,3 +428,33 @@ def test_two_versions_of_the_weights_lie_in_shared_memory() -> None:
     assert published_bytes(shape, GeneratorConfig(dtype="bfloat16")) == 2 * 2 * 500
     assert published_bytes(shape, GeneratorConfig(weight_transfer="nccl", num_gpus=1)) == 0
     assert published_bytes(None, GeneratorConfig()) == 0
+
+
+def workers(**changes: Any) -> dict[str, Any]:
+    """A learner with these ranks."""
+    learner = {"algorithm": "ppo", "num_steps": 5, "prompts_per_step": 6, "minibatch_size": 8}
+    return learner | {"workers": {"micro_batch_tokens": 100} | changes}
+
+
+def test_a_plan_for_several_nodes_says_what_each_of_them_holds() -> None:
+    config = ppo_config(learner=workers(num_workers=2, num_cpus=1.0), generator={"num_replicas": 2, "num_cpus": 0.75})
+    placement = plan_run(config, parse_nodes(["2", "3,1"]))["placement"]
+    assert [(node["name"], node["num_cpus"], node["num_gpus"]) for node in placement["nodes"]] == [
+        ("node 1", 2.0, 0.0),
+        ("node 2", 3.0, 1.0),
+    ]
+    held = [node["processes"] for node in placement["nodes"]]
+    assert (held[0]["learner"], held[1]["generator"], placement["problems"]) == (2, 2, [])
+
+
+def test_what_fits_on_no_node_is_a_problem_of_the_plan() -> None:
+    placement = plan_run(ppo_config(learner=workers(num_cpus=3.0)), parse_nodes(["2", "2", "2"]))["placement"]
+    (problem,) = placement["problems"]
+    assert "learner 1 of 1 needs 3 CPUs and 0 GPUs on one node" in problem
+    assert [node["processes"] for node in placement["nodes"]] == [{}, {}, {}]
+
+
+def test_a_node_is_cpus_and_gpus() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_nodes(["4,1", "many", "1,2,3"])
+    assert [problem.partition(":")[0] for problem in refused.value.problems] == ["--node many", "--node 1,2,3"]
