@@ -329,6 +329,39 @@ class WeightFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterProbe:
+    """Tokens by which a generator sees that it samples with an adapter. Made by the learner, part of an `AdapterFile`."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]  # [len(token_ids) - 1] of all but the first, nats at temperature 1, under the policy
+    start_logprobs: tuple[float, ...]  # the same without the adapter
+    max_mismatch: float  # mean absolute difference, in nats, up to which an engine's log-probabilities count as the learner's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile:
+    """A low-rank adapter that waits in shared memory. Produced by the learner, consumed by every generator, which loads it."""
+
+    weights: WeightFile  # as peft writes them
+    config: str  # what peft has beside them in `adapter_config.json`
+    probe: AdapterProbe
+
+    @property
+    def policy_version(self) -> int:
+        return self.weights.policy_version
+
+    @property
+    def path(self) -> str:
+        """Of the tensors."""
+        return self.weights.path
+
+    @property
+    def checksum(self) -> str:
+        """Of the tensors."""
+        return self.weights.checksum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SentWeights:
     """Weights that went over a device. Produced by the learner, consumed by every generator, which confirms that it has them."""
 
@@ -336,7 +369,7 @@ class SentWeights:
     checksum: str  # hex, of the tensors as they were sent: `actors.device_wire.BitChecksum`
 
 
-PublishedWeights = WeightFile | SentWeights
+PublishedWeights = WeightFile | AdapterFile | SentWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from cluster.processes.placement import Machine, RoleRequest, check_placement, p
 from learners.run.memory_estimate import (
     BYTES_PER_GIB,
     DTYPE_BYTES,
+    FLOAT32_BYTES,
     RoleMemory,
     generator_memory,
     kv_cache_sequences,
@@ -172,6 +173,9 @@ def _exports(config: PolicyRunConfig) -> dict[str, int | None]:
     kept = min(config.export.keep, written)
     shape = local_model_shape(config.model)
     bytes_each = None if shape is None else shape.total * DTYPE_BYTES[config.generator.dtype]
+    if shape is not None and config.learner.lora is not None and config.export.weights == "adapter":
+        adapter = shape.adapter(config.learner.lora, num_frozen_layers=min(config.learner.num_frozen_layers, shape.num_layers))
+        bytes_each = adapter * FLOAT32_BYTES
     most = min(kept + 1, written)
     return {
         "every_num_steps": every,
@@ -193,7 +197,7 @@ def _memory(config: TrainingRunConfig) -> Iterable[RoleMemory]:
         for scorer in config.scorers
     ]
     learner = policy_learner_memory(policy, critic, config.learner, batch_tokens=_largest_batch_tokens(config))
-    return [learner, generator_memory(policy, config.generator), *scorers]
+    return [learner, generator_memory(policy, config.generator, config.learner.lora, config.num_adapters), *scorers]
 
 
 def _largest_batch_tokens(config: PolicyRunConfig) -> int:

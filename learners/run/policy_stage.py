@@ -45,7 +45,7 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
         session.view.note(prompts.note)
     with ExitStack() as stack:
         with session.stage("start"):
-            roles = start_roles(stack, session, config, prompts.model_path)
+            roles = start_roles(stack, session, config, prompts.model_path, prompts.contract)
             stack.enter_context(session.watched(roles.pending))
             _until_ranks_are_kept(session, partial(_connect_and_check, session, roles, prompts, config))
         evaluator = Evaluator(

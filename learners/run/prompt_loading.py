@@ -45,7 +45,8 @@ def prompts_meanwhile(config: PolicyRunConfig) -> Iterator[Future[RunPrompts]]:
     """
     model_path = resolve_model(config.model)
     if cluster_address() is None:  # else `start_roles` looks at every node
-        check_shared_memory(published_bytes(local_model_shape(model_path), config.generator), SHARED_MEMORY)
+        published = published_bytes(local_model_shape(model_path), config.generator, config.learner.lora)
+        check_shared_memory(published, SHARED_MEMORY)
     train_tasks, held_out_tasks = build_task_sets(config.task)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts") as background:
         yield background.submit(_render, config, model_path, train_tasks, held_out_tasks)

@@ -14,6 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from cluster.processes.hosts.folder import this_node
 from cluster.storage.weight_file import remove_earlier_versions, seal_weights
 from cluster.types import WeightFile
+from learners.network.lora import merged
 from learners.network.sharding import gathering
 from learners.network.tensor_files import write_tensors
 
@@ -40,9 +41,10 @@ def publish_weights(tensors: Mapping[str, Tensor], directory: Path, *, policy_ve
 def generator_weights(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every parameter once, under the name that a checkpoint gives it: in memory, transformers fuses the experts of a layer.
 
-    A sharded one stays so, on its device; any other is on the CPU.
+    An adapter is merged into what it adapts. A sharded tensor stays so, on its device; any other is on the CPU. Call it on every
+    rank, if they are sharded.
     """
-    in_memory = {name: _converted(tensor.detach(), dtype) for name, tensor in untied_tensors(policy).items()}
+    in_memory = {name: _converted(tensor, dtype) for name, tensor in merged(policy, untied_tensors(policy))}
     return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(policy, in_memory).items()}
 
 

@@ -7,7 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from actors.generation.adapter_generator import AdapterSlots
+from actors.sources.models import model_digest
 from cluster.errors import ConfigError
+from cluster.storage.serving_contract import ContractText
 from learners.run import composition
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig, load_run_config
@@ -78,5 +81,38 @@ def test_a_node_with_too_little_shared_memory_is_told_before_a_role_starts(monke
     assert isinstance(config, PolicyRunConfig)
     session = cast(Session, SimpleNamespace(ray=SimpleNamespace(is_local=False)))
     with pytest.raises(ConfigError, match="node-2"):
-        composition.start_roles(ExitStack(), session, config, "tiny")
+        composition.start_roles(ExitStack(), session, config, "tiny", ())
     assert asked == [(2 * 100 * 4, Path("/dev/shm"))]
+
+
+def test_generators_of_an_adapter_are_told_its_rank_and_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, ...]] = []
+    actor = SimpleNamespace(remote=lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(composition, "AdapterGeneratorActor", SimpleNamespace(options=lambda **_: actor))
+    config = load_run_config(CONFIG, ["learner.lora={rank: 32}"])
+    assert isinstance(config, PolicyRunConfig)
+    composition._start_generators("tiny", config, note=print)
+    assert made == [("tiny", config.generator, "finish", AdapterSlots(max_rank=32, num_adapters=2))]
+
+
+def test_a_probe_is_the_beginning_of_the_longest_contract_text() -> None:
+    texts = [ContractText(text="a", token_ids=(1, 2)), ContractText(text="b", token_ids=tuple(range(40)))]
+    assert composition._probe(texts) == tuple(range(32))
+    with pytest.raises(ConfigError, match=r"learner\.lora: no held-out prompt has two tokens"):
+        composition._probe([])
+
+
+def test_a_checkpoint_of_adapters_belongs_to_the_models_that_they_adapt(tmp_path: Path) -> None:
+    policy, critic = tmp_path / "policy", tmp_path / "critic"
+    for folder in (policy, critic):
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.name)
+    overrides = ["learner.critic.kind=own_model", f"learner.critic.model={critic}"]
+    whole, adapted = (load_run_config(CONFIG, [*overrides, *more]) for more in ([], ["learner.lora={}"]))
+    assert isinstance(whole, PolicyRunConfig)
+    assert isinstance(adapted, PolicyRunConfig)
+    assert composition._facts(whole, str(policy)) == {"model": model_digest(str(policy)), "seed": "0"}
+    before = composition._facts(adapted, str(policy))
+    (critic / "config.json").write_text("another")
+    after = composition._facts(adapted, str(policy))
+    assert {name for name in before if before[name] != after[name]} == {"critic_model"}

@@ -85,6 +85,8 @@ def test_another_node_fetches_once_and_keeps_the_newest(two_nodes: TwoNodes, tmp
         assert (here, fetches) == (published, 0)  # mapped where the learner wrote it
     replacement = on_node(two_nodes, 1, tmp_path)
     assert ray.get(replacement.load.remote(published))[1:] == (published.checksum, 0)
+    Path(loaded[0][0].path).unlink()  # as a learner does that has come to the host
+    assert ray.get(replacement.load.remote(published))[1:] == (published.checksum, 1)
 
 
 def test_what_is_no_longer_there_is_lost(two_nodes: TwoNodes, tmp_path: Path) -> None:
