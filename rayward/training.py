@@ -66,12 +66,21 @@ def scale(
     report("scale", request_scale(run, numbers), _numbers, as_json=as_json)
 
 
-def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show the placement, memory and batch sizes of a run before anything starts."""
-    from learners.run.plan import plan_run, plan_table
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    node: Annotated[
+        list[str] | None,
+        typer.Option(help="CPUs and GPUs of one node of a cluster, as 16,4; once for each. Default: this machine."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the placement, memory and batch sizes of a run before anything starts, on this machine or node by node."""
+    from learners.run.plan import parse_nodes, plan_run, plan_table
     from learners.settings.run import load_run_config
 
-    report("plan", plan_run(load_run_config(config, overrides or [])), plan_table, as_json=as_json)
+    planned = plan_run(load_run_config(config, overrides or []), parse_nodes(node or []))
+    report("plan", planned, plan_table, as_json=as_json)
 
 
 def _check_can_start(config: Any) -> None:

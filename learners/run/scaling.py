@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 
 from cluster.errors import ConfigError, DataError
-from cluster.processes.placement import RoleRequest, check_nodes
+from cluster.processes.placement import RoleRequest, place_on_nodes
 from cluster.processes.runtime import cluster_nodes
 from learners.run.composition import Roles
 from learners.run.plan import role_requests
@@ -73,7 +73,7 @@ class Scaling:
         requests = list(self._requests)
         requests[role.place] = replace(requests[role.place], count=role.number() + number)
         try:
-            check_nodes(requests, cluster_nodes())
+            place_on_nodes(requests, cluster_nodes())
         except ConfigError:
             return False
         return True

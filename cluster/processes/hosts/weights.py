@@ -97,6 +97,8 @@ def _recorded(record: Path) -> WeightFile | None:
     if not record.exists():
         return None
     values = json.loads(record.read_text(encoding="utf-8"))
+    if not Path(values["path"]).exists():  # a learner that has come to this host removes what is older than its own
+        return None
     return WeightFile(**{**values, "stamp": FileStamp(**values["stamp"])})
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from actors.config import GeneratorConfig
 from actors.sources.models import resolve_model
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError
 from cluster.processes import placement
 from cluster.processes.placement import check_placement, this_machine
 from cluster.types import ScoredBatch
@@ -23,7 +23,7 @@ from learners.run.memory_estimate import (
     published_bytes,
     reward_model_learner_memory,
 )
-from learners.run.plan import plan_run, plan_table, role_requests
+from learners.run.plan import parse_nodes, plan_run, plan_table, role_requests
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.reward_model import RewardModelLearnerConfig
 from learners.settings.run import PolicyRunConfig, RewardModelRunConfig, TrainingRunConfig, load_run_config
@@ -474,3 +474,33 @@ def test_two_versions_of_the_weights_lie_in_shared_memory() -> None:
     # rank 8 on the query's 4x4 and the up projection's 8x4 of three layers, in float32
     lora = LoRAConfig(rank=8, target_modules=("q_proj", "up_proj"))
     assert published_bytes(shape, GeneratorConfig(dtype="bfloat16"), lora) == 2 * 4 * 3 * 8 * (8 + 12)
+
+
+def workers(**changes: Any) -> dict[str, Any]:
+    """A learner with these ranks."""
+    learner = {"algorithm": "ppo", "num_steps": 5, "prompts_per_step": 6, "minibatch_size": 8}
+    return learner | {"workers": {"micro_batch_tokens": 100} | changes}
+
+
+def test_a_plan_for_several_nodes_says_what_each_of_them_holds() -> None:
+    config = ppo_config(learner=workers(num_workers=2, num_cpus=1.0), generator={"num_replicas": 2, "num_cpus": 0.75})
+    placement = plan_run(config, parse_nodes(["2", "3,1"]))["placement"]
+    assert [(node["name"], node["num_cpus"], node["num_gpus"]) for node in placement["nodes"]] == [
+        ("node 1", 2.0, 0.0),
+        ("node 2", 3.0, 1.0),
+    ]
+    held = [node["processes"] for node in placement["nodes"]]
+    assert (held[0]["learner"], held[1]["generator"], placement["problems"]) == (2, 2, [])
+
+
+def test_what_fits_on_no_node_is_a_problem_of_the_plan() -> None:
+    placement = plan_run(ppo_config(learner=workers(num_cpus=3.0)), parse_nodes(["2", "2", "2"]))["placement"]
+    (problem,) = placement["problems"]
+    assert "learner 1 of 1 needs 3 CPUs and 0 GPUs on one node" in problem
+    assert [node["processes"] for node in placement["nodes"]] == [{}, {}, {}]
+
+
+def test_a_node_is_cpus_and_gpus() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_nodes(["4,1", "many", "1,2,3"])
+    assert [problem.partition(":")[0] for problem in refused.value.problems] == ["--node many", "--node 1,2,3"]
