@@ -330,11 +330,11 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterProbe:
-    """Tokens by which a generator sees that it samples with an adapter. Made by the learner, part of an `AdapterFile`."""
+    """Contexts by which a generator sees that it samples with an adapter. Made by the learner, part of an `AdapterFile`."""
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]  # [len(token_ids) - 1] of all but the first, nats at temperature 1, under the policy
-    start_logprobs: tuple[float, ...]  # the same without the adapter
+    contexts: tuple[tuple[int, ...], ...]  # token ids
+    logprobs: tuple[Mapping[int, float], ...]  # after each: of the likeliest next tokens, nats at temperature 1
+    start_logprobs: tuple[Mapping[int, float], ...]  # of the same tokens without the adapter
     max_mismatch: float  # mean absolute difference, in nats, up to which an engine's log-probabilities count as the learner's
 
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
+NUM_ASKED_FOR = 8  # of the likeliest tokens after a context
 VISIBLE_NATS = 1e-3  # of a token; an adapter that moves one so far changes bits of an engine's numbers in any type
 
 
@@ -140,36 +141,55 @@ class AdapterGenerator(VLLMGenerator):
 
     async def _check(self, adapter: LoadedAdapter, probe: AdapterProbe) -> None:
         """Raise `WeightMismatchError` unless the engine samples with the adapter, as the learner does."""
+        requests = [(context, lora) for lora in (adapter.request, None) for context in probe.contexts]
         try:
-            with_adapter = await self._logprobs(probe.token_ids, adapter.request)
-            without = await self._logprobs(probe.token_ids, None)
+            found = await asyncio.gather(*(self._next_logprobs(context, lora) for context, lora in requests))
         except RequestFailedError as error:
             raise ActorLostError(f"its engine fails with the adapter of version {adapter.policy_version}: {error}") from error
-        problem = adapter_problem(probe, with_adapter, without)
+        problem = adapter_problem(probe, found[: len(probe.contexts)], found[len(probe.contexts) :])
         if problem:
             raise WeightMismatchError(f"adapter of version {adapter.policy_version}: {problem}")
 
-    async def _logprobs(self, token_ids: Sequence[int], adapter: "LoRARequest | None") -> list[float]:
-        """Of each token but the first, in nats."""
+    async def _next_logprobs(self, context: Sequence[int], adapter: "LoRARequest | None") -> dict[int, float]:
+        """Of the likeliest tokens after a context, in nats at temperature 1.
+
+        Those of a prompt's own tokens would kill the engine: with adapters, vLLM 0.32 computes them for as many rows as there are
+        requests in the batch.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
-        output = await self._finished_output(token_ids, parameters, adapter)
-        places = output.prompt_logprobs or []
-        return [place[token].logprob for token, place in zip(token_ids[1:], places[1:], strict=True) if place is not None]
+        parameters = SamplingParams(
+            max_tokens=1, temperature=0.0, logprobs=NUM_ASKED_FOR, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        output = await self._finished_output(context, parameters, adapter)
+        assert output.outputs[0].logprobs is not None, "they were asked for"
+        return {token: each.logprob for token, each in output.outputs[0].logprobs[0].items()}
 
 
-def adapter_problem(probe: AdapterProbe, with_adapter: Sequence[float], without: Sequence[float]) -> str:
-    """Why an engine that gives the probe's tokens these log-probabilities does not sample as the learner does; or nothing."""
-    differences = [abs(ours - theirs) for ours, theirs in zip(with_adapter, probe.logprobs, strict=True)]
+def adapter_problem(
+    probe: AdapterProbe, with_adapter: Sequence[Mapping[int, float]], without: Sequence[Mapping[int, float]]
+) -> str:
+    """Why an engine that finds these tokens likely after the probe's contexts does not sample as the learner does; or nothing."""
+    differences = [
+        abs(ours - theirs[token])
+        for found, theirs in zip(with_adapter, probe.logprobs, strict=True)
+        for token, ours in found.items()
+        if token in theirs
+    ]
+    if not differences:
+        return "the tokens that the engine finds likely are none that the learner does"
     mean = sum(differences) / len(differences)
     if not mean <= probe.max_mismatch:  # also where it is not a number
         return (
             f"engine and learner disagree about log-probabilities by {mean:.3g} nats a token on average, more than "
             f"learner.mismatch.max_logprob_mismatch={probe.max_mismatch:g}; the generator keeps the adapter before it"
         )
-    moved = max(abs(ours - start) for ours, start in zip(probe.logprobs, probe.start_logprobs, strict=True))
+    moved = max(
+        abs(number - start[token])
+        for numbers, start in zip(probe.logprobs, probe.start_logprobs, strict=True)
+        for token, number in numbers.items()
+    )
     if moved >= VISIBLE_NATS and list(with_adapter) == list(without):
         return (
             f"it moves the learner's log-probabilities by up to {moved:.3g} nats, and the engine's not at all: it samples "

@@ -8,17 +8,17 @@ from functools import partial
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from actors.config import DType
 from cluster.storage.policy_folders import copy_tokenizer, new_folder
 from cluster.storage.serving_contract import ContractPrompt, ContractText, ServingContract, file_digests, write_contract
 from cluster.types import AdapterFile, AdapterProbe, WeightFile
-from learners.network.lora import adapter_off, file_tensors, write_adapter
+from learners.network.lora import file_tensors, write_adapter
 from learners.network.models import TORCH_DTYPES, PolicyWithCritic, write_policy
 from learners.network.sharding import Shard, gathering
 from learners.network.trunk import ForwardSettings
-from learners.policy.serving_contract import contract_prompts, text_logprobs
+from learners.policy.probe import adapter_probe
+from learners.policy.serving_contract import contract_prompts
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.training import ExportedWeights
@@ -108,16 +108,8 @@ class PolicyFiles:
         return file_tensors(policy) if weights == "adapter" else generator_weights(policy, TORCH_DTYPES[dtype])
 
     def _probe(self, token_ids: Sequence[int]) -> AdapterProbe:
-        def without_adapter(policy: PreTrainedModel) -> tuple[float, ...]:
-            with adapter_off(policy):
-                return text_logprobs(policy, token_ids, self._settings)
-
-        return AdapterProbe(
-            token_ids=tuple(token_ids),
-            logprobs=self._network.ask_policy(partial(text_logprobs, token_ids=token_ids, settings=self._settings)),
-            start_logprobs=self._network.ask_policy(without_adapter),
-            max_mismatch=self._config.mismatch.max_logprob_mismatch,
-        )
+        limit = self._config.mismatch.max_logprob_mismatch
+        return adapter_probe(self._network, token_ids, self._settings, max_mismatch=limit)
 
     def _contract_prompts(self, texts: Sequence[ContractText]) -> tuple[ContractPrompt, ...]:
         return self._network.ask_policy(partial(contract_prompts, texts=texts, settings=self._settings))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,21 @@ from tests.actors.generation.recording_engine import RecordingEngine
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=4, samples_per_prompt=1, seed=0)
 PROMPT = Prompt(task=Task(task_id="t", messages=(Message(role="user", content="x"),)), text="x", token_ids=(1,))
-PROBE = AdapterProbe(token_ids=(5, 6, 7), logprobs=(-1.5, -2.0), start_logprobs=(-1.0, -2.0), max_mismatch=0.1)
+PROBE = AdapterProbe(
+    contexts=((5,), (5, 6)),
+    logprobs=({1: -1.5, 2: -2.0, 3: -9.0}, {4: -0.5}),
+    start_logprobs=({1: -1.0, 2: -2.0, 3: -9.0}, {4: -0.5}),
+    max_mismatch=0.1,
+)
+
+
+def after_first(number: float) -> dict[str, Any]:
+    """Fields of a probe whose first context makes token 1 so likely."""
+    return {"logprobs": ({**PROBE.logprobs[0], 1: number}, PROBE.logprobs[1])}
 
 
 class AdapterEngine(RecordingEngine):
-    """Its log-probabilities of a prompt are the probe's, and requests end when the test lets them."""
+    """What it finds likely after a context is what the probe says, and requests end when the test lets them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,18 +56,17 @@ class AdapterEngine(RecordingEngine):
         return True
 
     async def generate(self, prompt: Any, parameters: Any, *, request_id: str, lora_request: Any = None) -> AsyncIterator[Any]:
-        if parameters.prompt_logprobs is None:
+        if not parameters.logprobs:
             self.adapters.append("none" if lora_request is None else lora_request.lora_name)
             await self.free.wait()
+            async for output in super().generate(prompt, parameters, request_id=request_id):
+                yield output
+            return
         is_start = lora_request is None or self.ignores_adapters
-        numbers = PROBE.start_logprobs if is_start else PROBE.logprobs
-        token_ids = prompt["prompt_token_ids"]
-        places = [
-            None,
-            *({token: SimpleNamespace(logprob=number)} for token, number in zip(token_ids[1:], numbers, strict=False)),
-        ]
-        async for output in super().generate(prompt, parameters, request_id=request_id):
-            yield SimpleNamespace(outputs=output.outputs, prompt_logprobs=places)
+        context = PROBE.contexts.index(tuple(prompt["prompt_token_ids"]))
+        numbers = (PROBE.start_logprobs if is_start else PROBE.logprobs)[context]
+        likely = {token: SimpleNamespace(logprob=number) for token, number in numbers.items()}
+        yield SimpleNamespace(outputs=[SimpleNamespace(finish_reason="length", logprobs=[likely])])
 
 
 @pytest.fixture
@@ -185,7 +195,7 @@ def test_a_file_that_was_changed_is_refused_before_the_engine_is_touched(engine:
 
 
 def test_an_adapter_with_which_the_engine_does_not_agree_is_taken_out_again(engine: AdapterEngine, tmp_path: Path) -> None:
-    other = AdapterProbe(token_ids=(5, 6, 7), logprobs=(-1.5, -2.3), start_logprobs=(-1.0, -2.0), max_mismatch=0.1)
+    other = replace(PROBE, **after_first(-0.9))
 
     async def run() -> Generated:
         generator = generator_of()
@@ -201,7 +211,7 @@ def test_an_adapter_with_which_the_engine_does_not_agree_is_taken_out_again(engi
 
 def test_an_engine_that_samples_without_the_adapter_is_found_out(engine: AdapterEngine, tmp_path: Path) -> None:
     engine.ignores_adapters = True
-    near = AdapterProbe(token_ids=(5, 6, 7), logprobs=(-1.01, -2.0), start_logprobs=(-1.0, -2.0), max_mismatch=0.1)
+    near = replace(PROBE, **after_first(-1.01))
     with pytest.raises(WeightMismatchError, match="adapter of version 1: it moves the learner's log-probabilities by up to 0.01"):
         asyncio.run(generator_of().load_weights(adapter(tmp_path, 1, near)))
 
@@ -222,19 +232,23 @@ def test_an_adapter_that_does_not_load_costs_the_generator(
 
 
 @pytest.mark.parametrize(
-    ("with_adapter", "problem"),
+    ("likely", "problem"),
     [
-        ((-1.5, -2.0), ""),
-        ((-1.6, -2.05), ""),  # 0.075 on average
-        ((-1.5, -2.25), "more than learner.mismatch.max_logprob_mismatch=0.1"),
-        ((float("nan"), -2.0), "disagree about log-probabilities by nan"),
+        (({1: -1.5, 2: -2.0}, {4: -0.5}), ""),
+        (({1: -1.6, 2: -2.0, 99: -8.0}, {4: -0.6}), ""),  # 0.2 over three tokens; the learner's list has no token 99
+        (
+            ({1: -1.6, 2: -2.0}, {4: -0.8}),
+            "by 0.133 nats a token on average, more than learner.mismatch.",
+        ),
+        (({1: float("nan")}, {4: -0.5}), "disagree about log-probabilities by nan"),
+        (({98: -0.1}, {99: -0.1}), "are none that the learner does"),
     ],
 )
-def test_agreement_is_the_mean_difference(with_adapter: tuple[float, ...], problem: str) -> None:
-    found = adapter_problem(PROBE, with_adapter, PROBE.start_logprobs)
+def test_agreement_is_the_mean_difference(likely: tuple[dict[int, float], ...], problem: str) -> None:
+    found = adapter_problem(PROBE, likely, PROBE.start_logprobs)
     assert (problem in found) if problem else found == ""
 
 
 def test_an_adapter_that_is_still_zero_need_not_change_anything() -> None:
-    zero = AdapterProbe(token_ids=(5, 6), logprobs=(-1.0,), start_logprobs=(-1.0,), max_mismatch=0.1)
-    assert adapter_problem(zero, (-1.0,), (-1.0,)) == ""
+    zero = replace(PROBE, logprobs=PROBE.start_logprobs)
+    assert adapter_problem(zero, PROBE.start_logprobs, PROBE.start_logprobs) == ""

@@ -65,15 +65,14 @@ class Learner:
             tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
 
     def publish(self, version: int) -> AdapterFile:
-        from cluster.types import AdapterProbe
-        from learners.network.lora import adapter_off
+        from learners.network.models import PolicyWithCritic
+        from learners.network.trunk import ForwardSettings
+        from learners.policy.probe import adapter_probe
         from learners.weights.adapter import publish_adapter
 
-        with adapter_off(self.policy):
-            start_logprobs = self.logprobs(PROBE)
-        probe = AdapterProbe(
-            token_ids=PROBE, logprobs=self.logprobs(PROBE), start_logprobs=start_logprobs, max_mismatch=TOLERANCE_NATS
-        )
+        settings = ForwardSettings(compute_dtype=torch.float32, temperature=1.0, chunk_tokens=64)
+        network = PolicyWithCritic(self.policy, None, settings, has_critic=False, num_frozen_layers=0)
+        probe = adapter_probe(network, PROBE, settings, max_mismatch=TOLERANCE_NATS)
         return publish_adapter(self.policy, resolve_model("tiny"), self._folder, policy_version=version, probe=probe)
 
     @torch.no_grad()
@@ -122,9 +121,36 @@ def test_a_learner_that_disagrees_is_told_and_the_engine_goes_on_with_what_it_ha
     learner = Learner(tmp_path)
     learner.learn(seed=9)
     published = learner.publish(20)
-    wrong = dataclasses.replace(published.probe, logprobs=tuple(each - 0.01 for each in published.probe.logprobs))
+    lower = tuple({token: number - 0.01 for token, number in each.items()} for each in published.probe.logprobs)
+    wrong = dataclasses.replace(published.probe, logprobs=lower)
     with pytest.raises(WeightMismatchError, match=r"adapter of version 20: engine and learner disagree .* by 0\.01 nats"):
         running.pool.publish(dataclasses.replace(published, probe=wrong))
     assert ray.get(running.actor.held_weights.remote()) == held
     running.pool.publish(published)
     assert_samples_are_the_learners(collected(running), learner, version=20)
+
+
+def test_an_adapter_may_come_while_completions_are_in_progress(running: Running, tmp_path: Path) -> None:
+    """They finish with the adapter that they began with, beside what checks the new one, in one batch of the engine."""
+    learner, long = Learner(tmp_path), dataclasses.replace(SAMPLING, max_completion_tokens=64)
+    running.pool.publish(learner.publish(30))
+    early = [running.actor.generate.remote(each, long) for each in PROMPTS]
+    progress = ray.get(running.actor.progress.remote())
+    while ray.get(running.actor.progress.remote()) == progress:
+        pass
+    start = {name: parameter.clone() for name, parameter in learner.policy.named_parameters()}
+    learner.learn(seed=1)
+    running.pool.publish(learner.publish(31))
+    late = collected(running)
+    assert_samples_are_the_learners(late, learner, version=31)
+    for numbers, _, tokens in ray.get(early):
+        assert {version for sample in numbers.samples for version in sample.policy_versions} == {30}
+        segments = [segment for trajectory in tokens for segment in trajectory.segments]
+        assert len(segments) == SAMPLING.samples_per_prompt
+        with torch.no_grad():
+            now = {name: parameter.clone() for name, parameter in learner.policy.named_parameters()}
+            learner.policy.load_state_dict(start, strict=False)
+            for segment in segments:
+                expected = learner.logprobs(tuple(segment.token_ids.tolist()))[-len(segment.rollout_logprobs) :]
+                assert segment.rollout_logprobs == pytest.approx(expected, abs=TOLERANCE_NATS)
+            learner.policy.load_state_dict(now, strict=False)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cluster.errors import CannotResumeError
@@ -123,11 +122,18 @@ def test_an_adapter_is_published_with_what_it_does_to_a_probe(
     assert {path.name for path in tmp_path.iterdir()} == {"policy-v000002.safetensors", start_file.name}
     check_weights(published.weights)
     assert published.probe.max_mismatch == 0.1
+    probe = published.probe
+    assert probe.contexts == (PROBE[:2], PROBE[:3], PROBE[:4], PROBE)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    without = text_logprobs(plain, PROBE, learner._settings)
-    assert published.probe.start_logprobs == pytest.approx(without, abs=1e-5)
-    assert max(abs(ours - theirs) for ours, theirs in zip(published.probe.logprobs, without, strict=True)) > 1e-3
-    assert load_file(published.weights.path).keys() == load_file(start_file).keys()
+    for policy, likely in ((plain, probe.start_logprobs), (learner._network.policy, probe.logprobs)):
+        for context, numbers in zip(probe.contexts, likely, strict=True):
+            with torch.no_grad():
+                expected_V = policy(torch.tensor([context])).logits[0, -1].log_softmax(-1)
+            assert len(numbers) == 64
+            assert numbers == pytest.approx({token: float(expected_V[token]) for token in numbers}, abs=1e-5)
+    first, first_at_start = probe.logprobs[0], probe.start_logprobs[0]
+    assert first.keys() == first_at_start.keys()
+    assert max(abs(first[token] - first_at_start[token]) for token in first) > 1e-3
     again = learner_of(tiny_model, ppo_config(**LORA))  # of ranks that were lost: the folder is there
     again.restore(learner.snapshot())
     assert again.publish(tmp_path, "bfloat16", PROBE).checksum == published.checksum
