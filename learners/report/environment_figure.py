@@ -20,9 +20,8 @@ LETTERS = {"S": "start", "G": "goal", "H": "hole", "C": "cliff"}  # of the maps
 
 def draw_episode_return(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Return of an episode while learning")
-    name = "episode/discounted_return" if data.series("episode/discounted_return_mean")[0] else "episode/return"
-    steps, means = data.series(f"{name}_mean")
-    std_steps, stds = data.series(f"{name}_std")
+    steps, means = data.series("episode/discounted_return_mean")
+    std_steps, stds = data.series("episode/discounted_return_std")
     if std_steps == steps:
         low, high = np.subtract(means, stds), np.add(means, stds)
         axes.fill_between(steps, low, high, color=theme.after, alpha=0.16, lw=0, label="\N{PLUS-MINUS SIGN} 1 std of episodes")
@@ -38,9 +37,7 @@ def draw_episode_return(axes: "Axes", data: ReportData, theme: Theme) -> None:
         shown.append(after.optimal_return)
     low, high = float(np.percentile(shown, LOW_PERCENTILE)), max(shown)
     margin = 0.08 * (high - low) or 1.0
-    axes.set(
-        xlabel="episode", ylabel="discounted return" if "discounted" in name else "return", ylim=(low - margin, high + margin)
-    )
+    axes.set(xlabel="episode", ylabel="discounted return", ylim=(low - margin, high + margin))
     legend_above(axes)
 
 

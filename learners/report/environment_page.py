@@ -44,7 +44,8 @@ def environment_headline(data: ReportData) -> str:
     if before is None or after is None:
         return f"This run in {data.environment} has no evaluation before and after yet."
     how = "exact" if after.num_episodes == 0 else f"mean of {after.num_episodes} episodes"
-    sentence = f"In {data.environment} the expected discounted return went from {before.return_mean:.4g} to {after.return_mean:.4g} ({how})"
+    found = f"went from {before.return_mean:.4g} to {after.return_mean:.4g} ({how})"
+    sentence = f"In {data.environment} the expected discounted return {found}"
     share = share_of_optimum(after)
     if after.optimal_return is None:
         return sentence + "."

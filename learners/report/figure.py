@@ -33,7 +33,7 @@ STAGE_SERIES = {  # metric in seconds -> label; scoring overlaps generation, so 
 
 
 def draw_figure(data: ReportData, theme: Theme) -> bytes:
-    """The figure as PNG: those panels that the run has data for, three in a row, and below them wide ones in rows of their own."""
+    """The figure as PNG: those panels that the run has data for, three in a row; below them wide ones in their own rows."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -278,7 +278,7 @@ def _histograms(
 Panel = Callable[["Axes", ReportData, Theme], None]
 CURVES_OF_LEARNING: tuple[tuple[str, Panel], ...] = (  # (metric that it needs, panel)
     ("reward_model/train_accuracy", _draw_reward_model),
-    ("episode/return_mean", draw_episode_return),
+    ("episode/discounted_return_mean", draw_episode_return),
     ("episode/length_mean", draw_episode_length),
     ("planning/start_value", draw_planning),
     ("score/mean", _draw_score),
