@@ -42,7 +42,8 @@ class MarkovModel:
 def markov_model(environment: Environment) -> MarkovModel | None:
     """From the table `P` of Gymnasium's toy-text environments; None where there is none, or it is too large to be dense."""
     env, num_states, num_actions = environment.env.unwrapped, environment.num_states, environment.num_actions
-    if not hasattr(env, "P") or num_states**2 * num_actions * 8 > MAX_DENSE_BYTES:
+    start_S = _start_distribution(env, num_states)
+    if start_S is None or num_states**2 * num_actions * 8 > MAX_DENSE_BYTES:
         return None
     transitions_SAS = np.zeros((num_states, num_actions, num_states))
     rewards_SA = np.zeros((num_states, num_actions))
@@ -52,7 +53,7 @@ def markov_model(environment: Environment) -> MarkovModel | None:
                 rewards_SA[state, action] += probability * reward
                 if not is_terminal:
                     transitions_SAS[state, action, next_state] += probability
-    return MarkovModel(transitions_SAS=transitions_SAS, rewards_SA=rewards_SA, start_S=_start_distribution(env, num_states))
+    return MarkovModel(transitions_SAS=transitions_SAS, rewards_SA=rewards_SA, start_S=start_S)
 
 
 def greedy_policy(values_SA: Array) -> Array:
@@ -62,10 +63,14 @@ def greedy_policy(values_SA: Array) -> Array:
     return policy_SA
 
 
-def _start_distribution(env: Any, num_states: int) -> Array:
-    """`initial_state_distrib` (FrozenLake, Taxi), or the one state in which CliffWalking starts."""
+def _start_distribution(env: Any, num_states: int) -> Array | None:
+    """`initial_state_distrib` (FrozenLake, Taxi), or the one state in which CliffWalking starts; None without a table `P`."""
+    if not (hasattr(env, "P") and isinstance(env.P, dict)):
+        return None
     if hasattr(env, "initial_state_distrib"):
         return np.asarray(env.initial_state_distrib, dtype=np.float64)
+    if not hasattr(env, "start_state_index"):
+        return None
     start_S = np.zeros(num_states)
     start_S[env.start_state_index] = 1.0
     return start_S

@@ -11,11 +11,8 @@ from cluster.storage.checkpoint import CheckpointFolder
 from cluster.storage.ledger import num_recorded_steps
 from cluster.storage.run_directory import REWARD_MODEL_FOLDER, RunDirectory, find_run
 from cluster.storage.run_lock import RunLock
-from learners.environments.finite import build_environment
 from learners.report.page import ReportInTheMaking
 from learners.run.composition import POLICY_CHECKPOINTS
-from learners.run.environment.planning_stage import model_to_plan_with, plan_table_of_values
-from learners.run.environment.tabular_stage import ENVIRONMENT_STAGES, learn_table
 from learners.run.plan import role_requests
 from learners.run.policy_stage import POLICY_STAGES, align_policy
 from learners.run.prompt_loading import prompts_meanwhile
@@ -74,6 +71,10 @@ def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = No
 
 def _run_in_environment(config: PlanningRunConfig | TabularRunConfig, resumed: RunDirectory | None) -> Path:
     """The environment is made first, so that whatever is wrong with it is told before there is a run directory."""
+    from learners.environments.finite import build_environment  # with Gymnasium, which other runs need not wait for
+    from learners.run.environment.planning_stage import model_to_plan_with, plan_table_of_values
+    from learners.run.environment.tabular_stage import ENVIRONMENT_STAGES, learn_table
+
     environment = build_environment(config.task)
     model = model_to_plan_with(config, environment) if isinstance(config, PlanningRunConfig) else None
     with open_session(config, stages=ENVIRONMENT_STAGES, requests=role_requests(config), resumed=resumed) as session:
