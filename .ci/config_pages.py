@@ -65,6 +65,18 @@ PAGES = {
         kind="reward_model",
         starts=("", "learner"),
     ),
+    "config-tabular": Page(
+        title="Configuration: learning from episodes",
+        introduction="A file for `rayward train` with Monte Carlo, Q-learning, SARSA, expected SARSA or REINFORCE over a table.",
+        kind="tabular",
+        starts=("", "task", "learner", "evaluation", "checkpoint"),
+    ),
+    "config-planning": Page(
+        title="Configuration: planning",
+        introduction="A file for `rayward train` with value iteration or policy iteration.",
+        kind="planning",
+        starts=("", "task", "learner", "evaluation"),
+    ),
     "config-serve": Page(
         title="Configuration: endpoint",
         introduction="Settings of `rayward serve`, in a file (`--config`) or as `key=value` on the command line.",
@@ -105,23 +117,23 @@ def sections_on(page: Page) -> Sections:
 
 
 def _sections(page: Page) -> Iterator[str]:
-    meanings = {key.key: key.meaning for keys in sections_of(schemas()[page.kind]).values() for key in keys}
+    meanings = {(key.key, key.when): key.meaning for keys in sections_of(schemas()[page.kind]).values() for key in keys}
     for (section, when), keys in sections_on(page).items():
-        kind = when[0].rpartition("=")[2] if when else ""
+        field, kinds = _discriminator(when)
         if section:
-            yield f"## `{section}`{f': `kind: {kind}`' if kind else ''} {{ #{_anchor(section, kind)} }}\n"
-            yield f"{_text(_meaning_of_kind(keys) if kind else meanings[section])}\n"
+            of_section = [key.meaning for key in keys if key.key == field] or [meanings[section, when]]
+            only = f": `{field.rpartition('.')[2]}: {', '.join(kinds)}`" if kinds else ""
+            yield f"## `{section}`{only} {{ #{'-'.join([section.replace('.', '-'), *kinds])} }}\n"
+            yield f"{_text(of_section[0])}\n"
         yield "| key | type | default | meaning |\n|---|---|---|---|"
-        yield from (_row(key) for key in sorted(keys, key=lambda key: not key.key.endswith(".kind")))
+        first = [key for key in keys if key.key == field]
+        yield from (_row(key) for key in [*first, *(key for key in keys if key not in first)])
         yield ""
 
 
-def _meaning_of_kind(keys: list[ConfigKey]) -> str:
-    return next(key.meaning for key in keys if key.key.endswith(".kind"))
-
-
-def _anchor(section: str, kind: str) -> str:
-    return "-".join(filter(None, [section.replace(".", "-"), kind]))
+def _discriminator(when: tuple[str, ...]) -> tuple[str, list[str]]:
+    """(`task.kind`, its values) of the members of a union; nothing where every file has the section."""
+    return (when[0].partition("=")[0] if when else ""), [condition.partition("=")[2] for condition in when]
 
 
 def _row(key: ConfigKey) -> str:

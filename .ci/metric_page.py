@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("actors", "cluster", "learners")
-METRIC = re.compile(r"(buffer|checkpoint|optim|policy|reward_model|rollout|score|time|value)/[a-z0-9_*]+")
+METRIC = re.compile(r"(buffer|checkpoint|episode|optim|planning|policy|reward_model|rollout|score|time|value)/[a-z0-9_*]+")
 
 # A star stands for what the code puts there: the name of a scorer or of a stage.
 MEANINGS = {
@@ -17,11 +17,23 @@ MEANINGS = {
     "buffer/resampling_rounds": "Further rounds of prompts that dynamic sampling drew.",
     "checkpoint/failed": "1 where the checkpoint could not be written.",
     "checkpoint/write_s": "Seconds to write one checkpoint. Training goes on meanwhile.",
+    "episode/cut_frac": "Share of the episodes since the last line that a time limit cut.",
+    "episode/discounted_return_mean": "The same as `episode/return_mean`, each reward times `gamma` to the steps before it.",
+    "episode/discounted_return_std": "Standard deviation of those.",
+    "episode/epsilon": "Share of actions that are drawn evenly.",
+    "episode/expected_return": "Expected discounted return of the learned policy without exploration: exact, from the model.",
+    "episode/length_mean": "Steps of an episode.",
+    "episode/return_mean": "Sum of an episode's rewards, mean over the episodes since the last line, exploration and all.",
+    "episode/return_std": "Standard deviation of those.",
+    "episode/step_size": "Share of the error by which a value moves.",
     "optim/grad_norm": "Norm of the gradient before clipping, mean over the optimizer steps of a batch.",
     "optim/learning_rate": "Learning rate of the trunk at the last optimizer step.",
     "optim/loss": "The whole loss: policy, value, entropy and KL terms with their coefficients.",
     "optim/skipped_in_a_row": "Optimizer steps in a row whose loss or gradient was not finite. At 5 the run ends.",
     "optim/skipped_steps": "Optimizer steps of this batch that were skipped because a number was not finite.",
+    "planning/changed_states": "States whose action policy iteration changed in the sweep.",
+    "planning/max_change": "Largest change of a state's value in the sweep.",
+    "planning/start_value": "Value of the start distribution.",
     "policy/advantage_zero_frac": "Share of tokens with an advantage of exactly zero. They teach nothing.",
     "policy/approx_kl": "Nats a token between the weights at batch start and now (k3).",
     "policy/clip_frac": "Share of tokens whose ratio was clipped.",

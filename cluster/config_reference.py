@@ -26,6 +26,7 @@ LIMITS: Final = {  # JSON Schema -> how a person says it
 }
 TYPES: Final = {"boolean": "true or false", "string": "text", "null": "null", "object": "mapping", "array": "list"}
 NUM_SUGGESTIONS = 5
+DISCRIMINATORS: Final = ("kind", "algorithm")  # fields that tell the members of a union apart
 MIN_LIKENESS, LAST_LIKENESS = 0.8, 0.7  # of whole paths, and of their last parts
 
 
@@ -71,7 +72,7 @@ def keys_of(schema: type[BaseModel], prefix: str = "", when: tuple[str, ...] = (
             keys=tuple(dict.fromkeys(f"{key}.{inner}" for member in members for inner in member.model_fields)),
         )
         for member in members:
-            yield from keys_of(member, f"{key}.", (f"{key}.{_tag(member)}",) if len(members) > 1 else when)
+            yield from keys_of(member, f"{key}.", tuple(f"{key}.{tag}" for tag in _tags(member)) if len(members) > 1 else when)
 
 
 def find_keys(kinds: Mapping[str, type[BaseModel]], key: str) -> list[tuple[list[str], ConfigKey]]:
@@ -146,12 +147,14 @@ def _description(owners: list[type], name: str) -> str:
 def _documentation(members: list[type[BaseModel]]) -> str:
     if len(members) < 2:
         return "".join(inspect.getdoc(member) or "" for member in members)
-    return " ".join(f"{_tag(member)}: {inspect.getdoc(member)}" for member in members)
+    return " ".join(f"{', '.join(_tags(member))}: {inspect.getdoc(member)}" for member in members)
 
 
-def _tag(member: type[BaseModel]) -> str:
-    """`kind=jsonl` of a member of a union; they all have such a field."""
-    return f"kind={member.model_json_schema()['properties']['kind']['const']}"
+def _tags(member: type[BaseModel]) -> list[str]:
+    """`kind=jsonl`, or several of `algorithm=sarsa`, of a member of a union; they all have such a field."""
+    properties = member.model_json_schema()["properties"]
+    name = next(name for name in DISCRIMINATORS if name in properties)
+    return [f"{name}={value}" for value in _allowed(properties[name])]
 
 
 def _alternatives(shown: Mapping[str, Any]) -> list[Mapping[str, Any]]:

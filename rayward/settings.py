@@ -13,6 +13,8 @@ from rayward.output import print_json, report
 KINDS = {  # of file -> what it is for
     "policy": "rayward train, with a policy-gradient method",
     "reward_model": "rayward train, with learner.algorithm=reward_model",
+    "planning": "rayward train, with value_iteration or policy_iteration",
+    "tabular": "rayward train, with a method that learns a table from episodes",
     "quickstart": "rayward quickstart",
     "serve": "rayward serve --config",
     "serve_scorer": "rayward serve-scorer --config",
@@ -84,11 +86,18 @@ def explain(
 
 def schemas() -> dict[str, Any]:
     """The record of each kind of file."""
-    from learners.settings.run import PolicyRunConfig, QuickstartConfig, RewardModelRunConfig
+    from learners.settings.run import (
+        PlanningRunConfig,
+        PolicyRunConfig,
+        QuickstartConfig,
+        RewardModelRunConfig,
+        TabularRunConfig,
+    )
     from serving.config import ServeConfig
     from serving.scorer.config import ServeScorerConfig
 
-    records = (PolicyRunConfig, RewardModelRunConfig, QuickstartConfig, ServeConfig, ServeScorerConfig)
+    of_runs = (PolicyRunConfig, RewardModelRunConfig, PlanningRunConfig, TabularRunConfig, QuickstartConfig)
+    records = (*of_runs, ServeConfig, ServeScorerConfig)
     return dict(zip(KINDS, records, strict=True))
 
 

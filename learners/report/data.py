@@ -12,6 +12,7 @@ import yaml
 from cluster.errors import DataError
 from cluster.storage.ledger import LedgerEntry, read_ledger
 from cluster.storage.run_directory import CONFIG_NAME, read_summary
+from learners.evaluation.environment import AFTER, BEFORE, EnvironmentEvaluation, read_evaluation
 from learners.evaluation.results import EvaluatedCompletion, EvaluationResult, evaluate_samples
 from learners.settings.evaluation import EvaluationConfig
 
@@ -38,11 +39,20 @@ class ReportData:
     num_trained: int  # trajectories
     before_samples: tuple[EvaluatedCompletion, ...]  # empty if not evaluated
     after_samples: tuple[EvaluatedCompletion, ...]
+    environment: str  # Gymnasium's id; empty for a run that trains a language model
+    before_in_environment: EnvironmentEvaluation | None  # of a run in an environment
+    after_in_environment: EnvironmentEvaluation | None
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """(steps, values) of one metric; lines without it, or with null, are left out."""
         lines = [line for line in self.metrics if line.get(name) is not None]
         return [line["step"] for line in lines], [float(line[name]) for line in lines]
+
+    @property
+    def num_map_columns(self) -> int:
+        """Of the map on which the learned policy is drawn; 0 where there is none."""
+        after = self.after_in_environment
+        return 0 if after is None or after.grid is None else len(after.grid.cells[0])
 
     @property
     def has_samples(self) -> bool:
@@ -64,16 +74,21 @@ def load_report_data(run_dir: Path) -> ReportData:
     config_yaml = config_path.read_text(encoding="utf-8") if config_path.is_file() else ""
     config: dict[str, Any] = yaml.safe_load(config_yaml) or {}
     config = config.get("policy", config)  # a quickstart's settings of the policy stand under that name
+    task = config.get("task", {})
+    environment = task["env"] if task.get("kind") == "gymnasium" else ""
     return ReportData(
         run_dir=run_dir,
         summary=read_summary(run_dir),
         config_yaml=config_yaml,
-        evaluation=EvaluationConfig.model_validate(config.get("evaluation", {})),
+        evaluation=EvaluationConfig() if environment else EvaluationConfig.model_validate(config.get("evaluation", {})),
         metrics=tuple(_read_metrics(run_dir / "metrics.jsonl")),
         lengths=_length_band(entries),
         num_trained=sum(entry.outcome == "trained" for entry in entries),
         before_samples=_read_samples(run_dir / "evaluation" / "before.json"),
         after_samples=_read_samples(run_dir / "evaluation" / "after.json"),
+        environment=environment,
+        before_in_environment=read_evaluation(run_dir / BEFORE),
+        after_in_environment=read_evaluation(run_dir / AFTER),
     )
 
 

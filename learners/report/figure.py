@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ import numpy as np
 
 from learners.evaluation.results import EvaluatedCompletion, EvaluationResult
 from learners.report.data import ReportData
+from learners.report.drawing import Theme, curve, legend_above
+from learners.report.environment_figure import draw_episode_length, draw_episode_return, draw_grid, draw_planning
 from learners.settings.evaluation import JudgeConfig
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ DOTS_PER_INCH = 150
 PANEL_INCHES = (4.6, 3.3)
 MARGIN_INCHES = {"left": 0.80, "right": 0.20, "bottom": 0.58, "top": 0.36}  # of a panel, for its labels and title
 MAX_COLUMNS = 3
+MAX_MAP_COLUMNS = 8  # a map with more has a row of its own
 NUM_BINS = 18
 HEADROOM = 1.35  # of a bar or a mean line, for the legend above it
 STAGE_SERIES = {  # metric in seconds -> label; scoring overlaps generation, so a rollout is one stage
@@ -30,57 +32,24 @@ STAGE_SERIES = {  # metric in seconds -> label; scoring overlaps generation, so 
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Theme:
-    """Colours of one figure; series colours tell apart also without full colour vision (after Okabe and Ito)."""
-
-    background: str
-    ink: str
-    faint: str
-    grid: str
-    before: str
-    after: str
-    accent: str
-    stages: tuple[str, ...]  # one for each of STAGE_SERIES
-
-
-LIGHT = Theme(
-    background="#ffffff",
-    ink="#1f2933",
-    faint="#667380",
-    grid="#e3e7eb",
-    before="#8a97a5",
-    after="#0b6fb8",
-    accent="#d0680b",
-    stages=("#0b6fb8", "#b9c3cd", "#d0680b", "#009e73"),
-)
-DARK = Theme(
-    background="#171b20",
-    ink="#e6eaee",
-    faint="#9aa7b3",
-    grid="#2c333a",
-    before="#8a97a5",
-    after="#58b4f0",
-    accent="#f0a04b",
-    stages=("#3b8fd0", "#5d6873", "#e08a35", "#2bbd92"),
-)
-
-
 def draw_figure(data: ReportData, theme: Theme) -> bytes:
-    """The figure as PNG: those panels that the run has data for, three in a row."""
+    """The figure as PNG: those panels that the run has data for, three in a row; below them wide ones in their own rows."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = _panels(data) or [_draw_nothing]
+    wide = _wide_panels(data)
     num_columns = min(len(panels), MAX_COLUMNS)
-    num_rows = math.ceil(len(panels) / num_columns)
+    num_rows = math.ceil(len(panels) / num_columns) + len(wide)
     size = (PANEL_INCHES[0] * num_columns, PANEL_INCHES[1] * num_rows)
     with rc_context(_style(theme)):
         figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
         figure.subplots_adjust(**_margins(num_rows, num_columns))
         for number, draw in enumerate(panels, start=1):
             draw(figure.add_subplot(num_rows, num_columns, number), data, theme)
+        for row, draw in enumerate(reversed(wide)):
+            draw(figure.add_subplot(num_rows, 1, num_rows - row), data, theme)
         buffer = BytesIO()
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": "rayward"})
     return buffer.getvalue()
@@ -139,18 +108,18 @@ def _draw_score(axes: "Axes", data: ReportData, theme: Theme) -> None:
     if std_steps == steps:
         low, high = np.subtract(means, stds), np.add(means, stds)
         axes.fill_between(steps, low, high, color=theme.after, alpha=0.16, lw=0, label="\N{PLUS-MINUS SIGN} 1 std of completions")
-    _curve(axes, steps, means, theme.after, "mean")
+    curve(axes, steps, means, theme.after, "mean")
     held_out_steps, held_out = data.series("evaluation/score_mean")
     if held_out_steps:
         axes.plot(held_out_steps, held_out, "D", color=theme.accent, ms=5, label="held-out prompts", clip_on=False)
     axes.set(xlabel="step", ylabel="score")
-    _legend_above(axes)
+    legend_above(axes)
 
 
 def _draw_kl(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Distance from the reference")
     steps, values = data.series("policy/ref_kl_nats_per_completion")
-    _curve(axes, steps, values, theme.accent, "KL(policy, reference)")
+    curve(axes, steps, values, theme.accent, "KL(policy, reference)")
     axes.axhline(0, color=theme.faint, lw=0.8)
     axes.set(xlabel="step", ylabel="nats per completion")
 
@@ -186,7 +155,7 @@ def _draw_lengths(axes: "Axes", data: ReportData, theme: Theme) -> None:
             lw=0,
             label="10th to 90th percentile",
         )
-    _curve(axes, steps, means, theme.stages[3], "mean")
+    curve(axes, steps, means, theme.stages[3], "mean")
     top = max([*means, *band.high_tokens])
     axes.set(xlabel="step", ylabel="tokens", ylim=(0, top * HEADROOM))
     axes.legend(loc="upper left")
@@ -265,24 +234,9 @@ def _draw_update_health(axes: "Axes", data: ReportData, theme: Theme) -> None:
     for name, label, colour in curves:
         steps, values = data.series(name)
         if steps:
-            _curve(axes, steps, np.clip(values, -1, None).tolist(), colour, label)
+            curve(axes, steps, np.clip(values, -1, None).tolist(), colour, label)
     axes.set_xlabel("step")
-    _legend_above(axes)
-
-
-def _curve(axes: "Axes", steps: list[int], values: list[float], colour: str, label: str) -> None:
-    """A line over whole steps, with dots while there are few: a single step is no line."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.plot(steps, values, color=colour, label=label, marker="o", ms=3.2 if len(steps) <= 60 else 0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _legend_above(axes: "Axes") -> None:
-    """Make room over what is drawn, and put the legend there."""
-    legend = axes.legend(loc="upper left")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.13 * (high - low) * len(legend.get_texts()))
+    legend_above(axes)
 
 
 def _running_mean(values: list[float]) -> list[float]:
@@ -324,6 +278,9 @@ def _histograms(
 Panel = Callable[["Axes", ReportData, Theme], None]
 CURVES_OF_LEARNING: tuple[tuple[str, Panel], ...] = (  # (metric that it needs, panel)
     ("reward_model/train_accuracy", _draw_reward_model),
+    ("episode/discounted_return_mean", draw_episode_return),
+    ("episode/length_mean", draw_episode_length),
+    ("planning/start_value", draw_planning),
     ("score/mean", _draw_score),
     ("policy/ref_kl_nats_per_completion", _draw_kl),
     ("policy/ref_kl_nats_per_completion", _draw_score_over_kl),
@@ -332,11 +289,17 @@ CURVES_OF_LEARNING: tuple[tuple[str, Panel], ...] = (  # (metric that it needs, 
 )
 
 
+def _wide_panels(data: ReportData) -> list[Panel]:
+    return [draw_grid] if data.num_map_columns > MAX_MAP_COLUMNS else []
+
+
 def _panels(data: ReportData) -> list[Panel]:
     """Those that the run has data for."""
     panels = [draw for needed, draw in CURVES_OF_LEARNING if data.series(needed)[0]]
     if data.has_samples:
         panels += [_draw_scores_before_after, *(partial(_draw_judge, judge) for judge in data.evaluation.judges)]
+    if 0 < data.num_map_columns <= MAX_MAP_COLUMNS:
+        panels.append(draw_grid)
     if data.series("time/rollout_s")[0]:
         panels.append(_draw_times)
     return panels

@@ -12,7 +12,9 @@ from cluster.display.progress import clock
 from cluster.storage.atomic_file import write_atomically
 from learners.evaluation.results import EvaluatedCompletion, EvaluationResult, Verdict, compare, verdicts
 from learners.report.data import ReportData, load_report_data
-from learners.report.figure import DARK, LIGHT, draw_figure
+from learners.report.drawing import DARK, LIGHT
+from learners.report.environment_page import SummaryRow, environment_headline, environment_rows, shown_episodes
+from learners.report.figure import draw_figure
 from learners.settings.evaluation import JudgeConfig
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -21,6 +23,14 @@ MAX_STEP_ROWS = 60
 MAX_TINT = 0.42  # opacity of the strongest colour behind a score
 TINT_RANGE_STD = 2.0  # a score this far from the starting mean has the strongest colour
 STEP_COLUMNS = {  # metric -> (heading, format)
+    "episode/return_mean": ("return", "{:+.3f}"),
+    "episode/return_std": ("std", "{:.3f}"),
+    "episode/expected_return": ("learned policy, discounted", "{:+.4f}"),
+    "episode/length_mean": ("steps", "{:.1f}"),
+    "episode/epsilon": ("epsilon", "{:.3f}"),
+    "planning/start_value": ("value of the start", "{:+.6f}"),
+    "planning/max_change": ("largest change", "{:.1e}"),
+    "planning/changed_states": ("changed states", "{:.0f}"),
     "score/mean": ("score", "{:+.3f}"),
     "score/std": ("std", "{:.3f}"),
     "policy/ref_kl_nats_per_completion": ("KL, nats", "{:.2f}"),
@@ -32,16 +42,6 @@ STEP_COLUMNS = {  # metric -> (heading, format)
     "optim/grad_norm": ("grad norm", "{:.2f}"),
     "rollout/tokens_per_s": ("tok/s", "{:.0f}"),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SummaryRow:
-    """One line of the table of results, ready to print."""
-
-    label: str
-    before: str
-    after: str
-    change: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,9 @@ def _render(data: ReportData, figures: Figures) -> str:
         light_png=base64.b64encode(figures.light).decode(),
         dark_png=base64.b64encode(figures.dark).decode(),
         headline=_headline(data),
-        rows=_summary_rows(data),
+        rows=environment_rows(data) if data.environment else _summary_rows(data),
+        evaluated_on="without exploration" if data.environment else "on prompts that were not trained on",
+        episodes=shown_episodes(data),
         verdicts=_verdicts(data),
         reward_model="" if before is None or after is None else _reward_model_sentence(data.summary),
         num_trained=data.num_trained,
@@ -130,6 +132,8 @@ def _render(data: ReportData, figures: Figures) -> str:
 
 
 def _headline(data: ReportData) -> str:
+    if data.environment:
+        return environment_headline(data)
     before, after = data.before, data.after
     if before is None or after is None:
         return _reward_model_sentence(data.summary) or "This run has no evaluation before and after yet."

@@ -13,6 +13,7 @@ from cluster.storage.ledger import audit_ledger
 from cluster.storage.run_directory import CONFIG_NAME, SUMMARY_NAME, find_run, read_summary
 from learners.evaluation.results import EvaluatedCompletion, EvaluationResult, verdicts
 from learners.report.data import ReportData, load_report_data
+from learners.report.environment_page import environment_rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 CURVES = {  # metric -> its name on the screen
     "score/mean": "score",
     "policy/ref_kl_nats_per_completion": "KL to the reference, nats a completion",
+    "episode/return_mean": "return of an episode",
+    "episode/expected_return": "expected discounted return of the learned policy",
+    "episode/length_mean": "steps of an episode",
+    "planning/start_value": "value of the start",
     "rollout/tokens_per_s": "generated tokens a second",
     "reward_model/train_accuracy": "reward model: accuracy while training",
 }
@@ -77,7 +82,7 @@ def run_view(run: Path) -> "RenderableType":
     from rich.console import Group
 
     data = load_report_data(find_run(run))
-    sections = (_header, _reward_model, _comparison, _curves, _samples, _stages, _next)
+    sections = (_header, _reward_model, _in_environment, _comparison, _curves, _samples, _stages, _next)
     return Group(*(part for section in sections for part in section(data)))
 
 
@@ -137,18 +142,21 @@ def _summary_or_error(folder: Path) -> dict[str, Any]:
 def _result(summary: dict[str, Any]) -> dict[str, float]:
     """What a run is judged by, as far as it came."""
     scores = {
-        f"score_{moment}": summary[moment]["score_mean"]
+        f"{name}_{moment}": summary[moment][f"{name}_mean"]
+        for name in ("score", "return")
         for moment in ("before", "after")
-        if "score_mean" in summary.get(moment, {})
+        if f"{name}_mean" in summary.get(moment, {})
     }
     found = summary.get("reward_model", {})
     return {**{name: found[name] for name in ("accuracy", "human_agreement") if name in found}, **scores}
 
 
 def _result_line(result: dict[str, float]) -> str:
-    parts = []
-    if "score_before" in result and "score_after" in result:
-        parts.append(f"score {result['score_before']:.2f} -> {result['score_after']:.2f}")
+    parts = [
+        f"{name} {result[f'{name}_before']:.2f} -> {result[f'{name}_after']:.2f}"
+        for name in ("score", "return")
+        if f"{name}_before" in result and f"{name}_after" in result
+    ]
     if "accuracy" in result:
         parts.append(f"reward model {result['accuracy']:.1%}")
     return ", ".join(parts)
@@ -176,6 +184,15 @@ def _reward_model(data: ReportData) -> "Iterator[RenderableType]":
         for name, label in rows.items():
             if name in found:
                 table.add_row(label, f"{found[name]:.1%}")
+        yield table
+
+
+def _in_environment(data: ReportData) -> "Iterator[RenderableType]":
+    rows = environment_rows(data) if data.environment else []
+    if rows:
+        table = _titled_table(f"In {data.environment}, without exploration", "quantity", "before", "after", "change")
+        for row in rows:
+            table.add_row(row.label, row.before, row.after, row.change)
         yield table
 
 

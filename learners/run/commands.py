@@ -18,7 +18,15 @@ from learners.run.policy_stage import POLICY_STAGES, align_policy
 from learners.run.prompt_loading import prompts_meanwhile
 from learners.run.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_STAGE, learn_reward_model
 from learners.run.session import open_session
-from learners.settings.run import PolicyRunConfig, QuickstartConfig, RewardModelRunConfig, TrainingRunConfig, load_resolved_config
+from learners.settings.run import (
+    PlanningRunConfig,
+    PolicyRunConfig,
+    QuickstartConfig,
+    RewardModelRunConfig,
+    TabularRunConfig,
+    TrainingRunConfig,
+    load_resolved_config,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +54,8 @@ def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = N
 def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = None) -> Path:
     """One learner. Returns the run directory. `resumed`: an earlier run of the same configuration to go on with."""
     report = ReportInTheMaking()
+    if isinstance(config, PlanningRunConfig | TabularRunConfig):
+        return _reported(_run_in_environment(config, resumed), report)
     if isinstance(config, RewardModelRunConfig):
         stages: tuple[str, ...] = (REWARD_MODEL_STAGE,)
         with open_session(config, stages=stages, requests=role_requests(config), resumed=resumed) as session:
@@ -57,6 +67,23 @@ def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = No
         ):
             align_policy(session, config, rendering.result(), report)
     return _reported(session.path, report)
+
+
+def _run_in_environment(config: PlanningRunConfig | TabularRunConfig, resumed: RunDirectory | None) -> Path:
+    """The environment is made first, so that whatever is wrong with it is told before there is a run directory."""
+    from learners.environments.finite import build_environment  # with Gymnasium, which other runs need not wait for
+    from learners.run.environment.planning_stage import model_to_plan_with, plan_table_of_values
+    from learners.run.environment.tabular_stage import ENVIRONMENT_STAGES, learn_table
+
+    environment = build_environment(config.task)
+    model = model_to_plan_with(config, environment) if isinstance(config, PlanningRunConfig) else None
+    with open_session(config, stages=ENVIRONMENT_STAGES, requests=role_requests(config), resumed=resumed) as session:
+        if isinstance(config, TabularRunConfig):
+            learn_table(session, config, environment)
+        else:
+            assert model is not None, "planning has one"
+            plan_table_of_values(session, config, environment, model)
+    return session.path
 
 
 def resume_run(run: Path, overrides: Sequence[str], *, fresh: bool) -> Path:
@@ -98,7 +125,7 @@ def _check_checkpoints(run: Path, config: QuickstartConfig | TrainingRunConfig) 
     """
     newest = {name: CheckpointFolder(run / name).newest_intact() for name in CHECKPOINT_FOLDERS}
     num_steps = num_recorded_steps(run / "trajectories")
-    if isinstance(config, RewardModelRunConfig) or newest[POLICY_CHECKPOINTS] is not None or not num_steps:
+    if not isinstance(config, PolicyRunConfig | QuickstartConfig) or newest[POLICY_CHECKPOINTS] is not None or not num_steps:
         return
     policy = config.policy if isinstance(config, QuickstartConfig) else config
     every = policy.checkpoint.every_num_steps

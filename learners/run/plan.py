@@ -19,7 +19,14 @@ from learners.run.memory_estimate import (
     reward_model_learner_memory,
     scorer_memory,
 )
-from learners.settings.run import PolicyRunConfig, RewardModelRunConfig, TrainingRunConfig
+from learners.settings.run import (
+    LanguageModelRunConfig,
+    PlanningRunConfig,
+    PolicyRunConfig,
+    RewardModelRunConfig,
+    TabularRunConfig,
+    TrainingRunConfig,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,7 +34,9 @@ if TYPE_CHECKING:
 
 
 def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
-    """The processes of each role. The learner's mailbox and other small actors reserve no CPU."""
+    """The processes of each role; a run without any needs no Ray. The learner's mailbox and other small actors reserve no CPU."""
+    if isinstance(config, PlanningRunConfig | TabularRunConfig):
+        return []
     workers = config.learner.workers
     learner = RoleRequest(
         role="learner",
@@ -77,6 +86,10 @@ def plan_run(config: TrainingRunConfig, nodes: Sequence[Machine] = ()) -> dict[s
 
     `nodes`: of the cluster; none: this machine.
     """
+    if isinstance(config, PlanningRunConfig | TabularRunConfig):
+        from learners.run.environment.plan import plan_environment_run  # Gymnasium: a second
+
+        return plan_environment_run(config)
     return {
         "name": config.name,
         "algorithm": config.learner.algorithm,
@@ -90,6 +103,10 @@ def plan_run(config: TrainingRunConfig, nodes: Sequence[Machine] = ()) -> dict[s
 
 def plan_table(plan: dict[str, Any]) -> "RenderableType":
     """The plan for a terminal."""
+    if "environment" in plan:
+        from learners.run.environment.plan import environment_plan_table
+
+        return environment_plan_table(plan)
     from rich.console import Group
     from rich.text import Text
 
@@ -186,7 +203,7 @@ def _exports(config: PolicyRunConfig) -> dict[str, int | None]:
     }
 
 
-def _memory(config: TrainingRunConfig) -> Iterable[RoleMemory]:
+def _memory(config: LanguageModelRunConfig) -> Iterable[RoleMemory]:
     policy = local_model_shape(config.model)
     if isinstance(config, RewardModelRunConfig):
         return [reward_model_learner_memory(policy, config.learner)]

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +20,8 @@ from cluster.processes.stacks import stacks_of_all_nodes, stacks_of_this_machine
 from cluster.processes.watchdog import Pending, watched
 from cluster.storage.metrics import MetricsLog, StageClock
 from cluster.storage.run_directory import METRICS_NAME, RunDirectory
-from learners.settings.run import PolicyRunConfig, RunConfig
+from learners.settings.every_run import RayRunConfig, RunConfig
+from learners.settings.run import PolicyRunConfig
 
 END_S = 8.5  # for a clean end after an interrupt: whoever sent it sends SIGKILL soon
 command_log = logging.getLogger("rayward")  # its level is what -v and -q set
@@ -37,7 +38,7 @@ class Session:
         view: RunView,
         metrics: MetricsLog,
         interrupts: Interrupts,
-        ray: RaySession,
+        ray: RaySession | None,
         *,
         stall_s: float,
     ) -> None:
@@ -45,13 +46,18 @@ class Session:
         self.view = view
         self.metrics = metrics
         self.interrupts = interrupts
-        self.ray = ray
+        self._ray = ray
         self._stall_s = stall_s
         self._clock = StageClock(earlier_s=directory.read_summary().get("wall_s"))
 
     @property
     def path(self) -> Path:
         return self.directory.path
+
+    @property
+    def ray(self) -> RaySession:
+        assert self._ray is not None, "a run that asks for no process has no Ray"
+        return self._ray
 
     def watched(self, pending: Callable[[], Sequence[Pending]]) -> AbstractContextManager[None]:
         """Inside, a stall is told, with what `pending` says that the run waits for."""
@@ -60,7 +66,7 @@ class Session:
             deadline_s=self._stall_s,
             note=self.view.note,
             stacks=self.path / "logs",
-            gather=stacks_of_this_machine if self.ray.is_local else stacks_of_all_nodes,
+            gather=stacks_of_this_machine if self._ray is None or self._ray.is_local else stacks_of_all_nodes,
         )
 
     @contextmanager
@@ -85,10 +91,12 @@ def open_session(
 ) -> Iterator[Session]:
     """Check the placement, own the run directory, start Ray or join the cluster that RAY_ADDRESS names; stop at the end.
 
+    A run without `requests` needs no Ray, and none is started or joined.
+
     `resumed`: the directory of an earlier run to go on with, in place of a new one. Ctrl-C and SIGTERM end in
     `RunInterruptedError`, after Ray is down and the summary says `interrupted`. What nobody foresaw ends in `UnexpectedError`.
     """
-    address = cluster_address()
+    address = cluster_address() if requests else None
     if address is None:
         check_placement(requests, this_machine())
     interrupts = Interrupts(end_s=END_S)
@@ -107,24 +115,24 @@ def open_session(
             with (
                 build_view(stages, directory.path, Console(stderr=True, quiet=command_log.level > logging.INFO)) as view,
                 MetricsLog(directory.path / METRICS_NAME, directory.path / "tensorboard") as metrics,
-                ray_session(
-                    address=address,
-                    log_dir=directory.path / "logs",
-                    include_dashboard=config.dashboard,
-                    variables=named_variables(config),
-                ) as ray_connection,
+                _ray(config, address, directory.path / "logs") if requests else nullcontext() as ray_connection,
                 interruptible(interrupts),  # inside, because Ray sets a handler of its own
             ):
                 if address is not None:
                     check_placement(requests, ray_cluster())
                     place_on_nodes(requests, cluster_nodes())
-                if ray_connection.dashboard_url:
+                if ray_connection is not None and ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
                 yield Session(directory, view, metrics, interrupts, ray_connection, stall_s=config.stall_s)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
     finally:
         interrupts.over()
+
+
+def _ray(config: RunConfig, address: str | None, log_dir: Path) -> AbstractContextManager[RaySession]:
+    assert isinstance(config, RayRunConfig), "a run with processes has settings for Ray"
+    return ray_session(address=address, log_dir=log_dir, include_dashboard=config.dashboard, variables=named_variables(config))
 
 
 def named_variables(config: RunConfig) -> list[str]:

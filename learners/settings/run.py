@@ -18,13 +18,21 @@ from actors.config import (
 from cluster.config import StrictConfig, load_config, parse_config, read_yaml
 from cluster.errors import ConfigError
 from cluster.storage.run_directory import CONFIG_NAME
+from learners.settings.environment import EpisodeEvaluationConfig, GymnasiumTaskConfig
 from learners.settings.evaluation import EvaluationConfig
+from learners.settings.every_run import ModelRunConfig, RunConfig
 from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.settings.presets import Algorithm
 from learners.settings.reward_model import RewardModelLearnerConfig
+from learners.settings.tabular import (
+    EpisodeCheckpointConfig,
+    EpisodicLearnerConfig,
+    MonteCarloLearnerConfig,
+    PlanningLearnerConfig,
+    TabularReinforceLearnerConfig,
+    TemporalDifferenceLearnerConfig,
+)
 from learners.settings.training import ExportedWeights
-
-RUN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class CheckpointConfig(StrictConfig):
@@ -48,27 +56,10 @@ class ExportConfig(StrictConfig):
     as peft writes it, which names the folder of the model that it belongs to."""
 
 
-class RunConfig(StrictConfig):
-    """What every run has."""
-
-    name: str = Field(pattern=RUN_NAME_PATTERN)
-    """Name of the run directory."""
-    runs_dir: str = "runs"
-    """Folder of run directories. On a cluster, a folder that all machines share."""
-    seed: int = Field(0, ge=0)
-    """Every draw of a run derives from it."""
-    model: str
-    """smollm2-135m-instruct, tiny, a Hugging Face folder, or a hub name."""
-    dashboard: bool = False
-    """Ray's dashboard on loopback while the run lasts; its nine processes take CPU and memory from a small machine."""
-    stall_s: float = Field(300.0, gt=0)
-    """When nothing has moved for so long, the run says what it waits for, and keeps the stacks of its processes in logs/."""
-
-
 MEANS_OF_ALL_SCORERS = ("sampled", "greedy")  # of what was sampled, and of greedy baselines
 
 
-class RewardModelRunConfig(RunConfig):
+class RewardModelRunConfig(ModelRunConfig):
     """`rayward train` with learner.algorithm = reward_model."""
 
     data: Literal["movie_reviews"] = "movie_reviews"
@@ -275,11 +266,11 @@ class PolicyStageConfig(StrictConfig):
         return self
 
 
-class PolicyRunConfig(RunConfig, PolicyStageConfig):
+class PolicyRunConfig(ModelRunConfig, PolicyStageConfig):
     """`rayward train` with one of the policy-gradient algorithms."""
 
 
-class QuickstartConfig(RunConfig):
+class QuickstartConfig(ModelRunConfig):
     """The embedded main job: a reward model from people's judgements, then PPO against it, in one run directory."""
 
     reward_model: RewardModelLearnerConfig
@@ -288,15 +279,42 @@ class QuickstartConfig(RunConfig):
 
     def policy_run(self) -> PolicyRunConfig:
         """The second stage as a run of its own."""
-        of_the_run = {name: getattr(self, name) for name in RunConfig.model_fields}
+        of_the_run = {name: getattr(self, name) for name in ModelRunConfig.model_fields}
         return PolicyRunConfig(**of_the_run, **dict(self.policy))
 
 
-TrainingRunConfig = PolicyRunConfig | RewardModelRunConfig
+class PlanningRunConfig(RunConfig):
+    """`rayward train` with value or policy iteration."""
 
-_RUN_CONFIGS: dict[str, type[PolicyRunConfig] | type[RewardModelRunConfig]] = {
+    task: GymnasiumTaskConfig
+    learner: PlanningLearnerConfig
+    evaluation: EpisodeEvaluationConfig = EpisodeEvaluationConfig()
+
+
+class TabularRunConfig(RunConfig):
+    """`rayward train` with a method that learns a table from episodes."""
+
+    task: GymnasiumTaskConfig
+    learner: EpisodicLearnerConfig
+    evaluation: EpisodeEvaluationConfig = EpisodeEvaluationConfig()
+    checkpoint: EpisodeCheckpointConfig = EpisodeCheckpointConfig()
+
+
+LanguageModelRunConfig = PolicyRunConfig | RewardModelRunConfig
+TrainingRunConfig = LanguageModelRunConfig | PlanningRunConfig | TabularRunConfig
+
+
+def _algorithms_of(*learners: type[StrictConfig]) -> list[str]:
+    return [name for learner in learners for name in get_args(learner.model_fields["algorithm"].annotation)]
+
+
+_RUN_CONFIGS: dict[str, type[TrainingRunConfig]] = {
     **dict.fromkeys(get_args(Algorithm), PolicyRunConfig),
     "reward_model": RewardModelRunConfig,
+    **dict.fromkeys(_algorithms_of(PlanningLearnerConfig), PlanningRunConfig),
+    **dict.fromkeys(
+        _algorithms_of(MonteCarloLearnerConfig, TemporalDifferenceLearnerConfig, TabularReinforceLearnerConfig), TabularRunConfig
+    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""Gymnasium environments: made from a configuration, as arrays, and what a policy does in them."""

@@ -1,0 +1,72 @@
+"""What a policy is worth in an environment, and what it does there; files of a run directory hold these records as JSON."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.errors import DataError
+from cluster.storage.atomic_file import write_atomically
+
+BEFORE, AFTER = Path("evaluation") / "environment" / "before.json", Path("evaluation") / "environment" / "after.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownEpisode:
+    """One episode for people to look at. Produced by `learners.environments`, consumed by reports."""
+
+    frames: tuple[str, ...]  # text with terminal colours, the first before any action; the beginning of a long episode
+    num_steps: int
+    total: float  # sum of rewards, undiscounted
+    is_cut: bool  # not ended by a terminal state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A policy on a map. Produced by `learners.environments`, consumed by the figure. Rows from top to bottom."""
+
+    cells: tuple[tuple[str, ...], ...]  # the map's own letters
+    values: tuple[tuple[float, ...], ...]  # what the policy expects to follow
+    arrows: tuple[tuple[str, ...], ...]  # left, down, right, up; empty where nothing is decided
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentEvaluation:
+    """Of one policy. Produced by `learners.environments`, consumed by the summary and by reports."""
+
+    return_mean: float  # discounted
+    return_std: float | None  # over episodes; None where the mean is exact
+    optimal_return: float | None  # discounted; None where the model is not known
+    num_episodes: int  # 0 where the mean is exact
+    episode: ShownEpisode | None
+    grid: Grid | None
+
+    def numbers(self) -> dict[str, float | None]:
+        """For the summary."""
+        return {
+            "return_mean": self.return_mean,
+            "return_std": self.return_std,
+            "optimal_return": self.optimal_return,
+            "num_episodes": self.num_episodes,
+        }
+
+
+def write_evaluation(path: Path, evaluation: EnvironmentEvaluation) -> None:
+    """As JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(asdict(evaluation), indent=1))
+
+
+def read_evaluation(path: Path) -> EnvironmentEvaluation | None:
+    """None where there is no such file. Raises `DataError` where it is broken."""
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        episode, grid = values.pop("episode"), values.pop("grid")
+        return EnvironmentEvaluation(
+            **values,
+            episode=None if episode is None else ShownEpisode(**{**episode, "frames": tuple(episode["frames"])}),
+            grid=None if grid is None else Grid(**{name: tuple(map(tuple, rows)) for name, rows in grid.items()}),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: not an evaluation in an environment: {error}") from error

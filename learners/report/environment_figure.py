@@ -1,0 +1,103 @@
+"""Panels of the figure for runs in an environment: the learning curve, planning, and the policy on a map."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from learners.report.data import ReportData
+from learners.report.drawing import Theme, curve, legend_above
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LOW_PERCENTILE = 5  # of the curve: what lies lower, where a learner knows nothing yet, does not set the scale
+ARROWS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # on axes whose rows run down
+MAX_LETTER_POINTS = 11.0
+LETTER_FRAC = 0.21  # of a cell
+ARROW_LENGTH = 0.30  # of a cell
+LETTERS = {"S": "start", "G": "goal", "H": "hole", "C": "cliff"}  # of the maps
+
+
+def draw_episode_return(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    axes.set_title("Return of an episode while learning")
+    steps, means = data.series("episode/discounted_return_mean")
+    std_steps, stds = data.series("episode/discounted_return_std")
+    if std_steps == steps:
+        low, high = np.subtract(means, stds), np.add(means, stds)
+        axes.fill_between(steps, low, high, color=theme.after, alpha=0.16, lw=0, label="\N{PLUS-MINUS SIGN} 1 std of episodes")
+    curve(axes, steps, means, theme.after, "as it explores")
+    shown = list(means)
+    learned_steps, learned = data.series("episode/expected_return")
+    if learned_steps:
+        axes.plot(learned_steps, learned, color=theme.accent, lw=1.6, label="learned policy, exact")
+        shown += learned
+    after = data.after_in_environment
+    if after is not None and after.optimal_return is not None:
+        axes.axhline(after.optimal_return, color=theme.ink, lw=1.2, ls="--", label=f"optimum {after.optimal_return:.3f}")
+        shown.append(after.optimal_return)
+    low, high = float(np.percentile(shown, LOW_PERCENTILE)), max(shown)
+    margin = 0.08 * (high - low) or 1.0
+    axes.set(xlabel="episode", ylabel="discounted return", ylim=(low - margin, high + margin))
+    legend_above(axes)
+
+
+def draw_episode_length(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    axes.set_title("Length of an episode")
+    steps, means = data.series("episode/length_mean")
+    curve(axes, steps, means, theme.stages[3], "mean")
+    axes.set(xlabel="episode", ylabel="steps", ylim=(0, max(means) * 1.1))
+
+
+def draw_planning(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    axes.set_title("Value of the start while planning")
+    steps, values = data.series("planning/start_value")
+    curve(axes, steps, values, theme.after, "value")
+    after = data.after_in_environment
+    if after is not None and after.optimal_return is not None:
+        axes.axhline(after.optimal_return, color=theme.ink, lw=1.2, ls="--", label=f"optimum {after.optimal_return:.4f}")
+    axes.set(xlabel="sweep", ylabel="discounted return")
+    legend_above(axes)
+
+
+def draw_grid(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    """Values as colours and numbers, the learned policy as arrows."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    assert data.after_in_environment is not None, "such runs have no map"
+    grid = data.after_in_environment.grid
+    assert grid is not None, "such runs have no map"
+    axes.set_title("Values and greedy actions")
+    cells, values = np.array(grid.cells), np.array(grid.values)
+    decided = np.array(grid.arrows) != ""
+    colours = LinearSegmentedColormap.from_list("values", [theme.background, theme.after])
+    axes.imshow(np.where(decided, values, np.nan), cmap=colours, alpha=0.55, aspect="equal")
+    size = min(MAX_LETTER_POINTS, LETTER_FRAC * _cell_points(axes, cells.shape))
+    for (row, column), letter in np.ndenumerate(cells):
+        if letter in LETTERS:
+            shown, colour = LETTERS[letter], theme.accent if letter == "G" else theme.faint
+            where = (column, row) if not decided[row, column] else (column - 0.46, row - 0.38)
+            alignment = {"ha": "center", "va": "center"} if not decided[row, column] else {"ha": "left", "va": "center"}
+            axes.text(*where, shown, color=colour, fontsize=size * 0.8, fontweight="bold", **alignment)
+        if decided[row, column]:
+            _draw_decision(axes, row, column, grid.arrows[row][column], grid.values[row][column], theme, size=size)
+    axes.set_xticks(np.arange(-0.5, cells.shape[1]), labels=[])
+    axes.set_yticks(np.arange(-0.5, cells.shape[0]), labels=[])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+
+
+def _cell_points(axes: "Axes", shape: tuple[int, ...]) -> float:
+    """Height and width of a cell on paper, in points of 1/72 inch."""
+    figure = axes.get_figure()
+    assert figure is not None, "a panel is drawn in a figure"
+    width, height = axes.get_window_extent().size * 72 / figure.dpi
+    return float(min(width / shape[1], height / shape[0]))
+
+
+def _draw_decision(axes: "Axes", row: int, column: int, arrow: str, value: float, theme: Theme, *, size: float) -> None:
+    right, down = ARROWS[arrow]
+    start = (column - right * ARROW_LENGTH, row - down * ARROW_LENGTH - 0.08)
+    end = (column + right * ARROW_LENGTH, row + down * ARROW_LENGTH - 0.08)
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": theme.ink, "lw": 1.1, "mutation_scale": size})
+    axes.text(column, row + 0.36, f"{value:.2g}", color=theme.ink, fontsize=size * 0.8, ha="center", va="center")

@@ -1,0 +1,1 @@
+"""Runs that learn in a Gymnasium environment."""

@@ -1,0 +1,1 @@
+"""Tables of values and policies: planning with a model, and learning from episodes."""
