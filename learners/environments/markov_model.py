@@ -41,7 +41,8 @@ class MarkovModel:
 
 def markov_model(environment: Environment) -> MarkovModel | None:
     """From the table `P` of Gymnasium's toy-text environments; None where there is none, or it is too large to be dense."""
-    env, num_states, num_actions = environment.env.unwrapped, environment.num_states, environment.num_actions
+    env: Any = environment.env.unwrapped
+    num_states, num_actions = environment.num_states, environment.num_actions
     start_S = _start_distribution(env, num_states)
     if start_S is None or num_states**2 * num_actions * 8 > MAX_DENSE_BYTES:
         return None
