@@ -32,7 +32,7 @@ def quickstart(
 
 
 def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Train one model. `learner.algorithm` is `reward_model` or a policy-gradient method."""
+    """Train a language model, or a table in a Gymnasium environment: `learner.algorithm` says how."""
     from learners.settings.run import load_run_config
 
     loaded = load_run_config(config, overrides or [])
