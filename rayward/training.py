@@ -70,8 +70,9 @@ def _check_can_start(config: Any) -> None:
     from learners.run.plan import role_requests
 
     check_not_in_use(config.runs_dir, config.name)
-    if cluster_address() is None:
-        check_placement(role_requests(config), this_machine())
+    requests = role_requests(config)
+    if requests and cluster_address() is None:  # without requests a run looks for no cluster
+        check_placement(requests, this_machine())
 
 
 def _report_run(run: Any, *, as_json: bool) -> None:
