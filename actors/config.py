@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, HttpUrl, IPvAnyNetwork, field_validator, model_validator
 
+from actors.replicas import ReplicasConfig
 from actors.user_code.function import user_function_problem
 from cluster.config import StrictConfig
 from cluster.host.processor import multiplies_bfloat16
@@ -169,11 +170,9 @@ GPU_ENGINE_DEFAULTS: dict[str, Any] = {"max_model_tokens": 4096, "max_num_sequen
 GPU_MEMORY_FRAC = 0.9  # of the share of a device that an engine holds; the rest is for CUDA graphs and fragments
 
 
-class GeneratorConfig(StrictConfig):
+class GeneratorConfig(ReplicasConfig):
     """The pool of vLLM engines. Defaults are for CPU; with `num_gpus`, those of `GPU_ENGINE_DEFAULTS` take their place."""
 
-    num_replicas: int = Field(1, ge=1)
-    """Engines, each a Ray actor with a copy of the policy."""
     num_cpus: float = Field(1.0, ge=0)
     """CPUs that Ray reserves for each replica."""
     num_gpus: float = Field(0.0, ge=0)
@@ -195,7 +194,8 @@ class GeneratorConfig(StrictConfig):
     enforce_eager: bool = True
     """False compiles the model and records CUDA graphs: slower to start, faster to generate. False is the default on a GPU."""
     weight_transfer: Literal["shm", "nccl", "ipc"] = "shm"
-    """How new weights reach an engine. shm: a file in shared memory of this host. nccl: between GPUs. ipc: on a shared GPU."""
+    """How new weights reach an engine. shm: a file in shared memory, which other hosts fetch once each. nccl: between GPUs.
+    ipc: on a shared GPU."""
 
     @model_validator(mode="before")
     @classmethod
@@ -208,6 +208,8 @@ class GeneratorConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _backend_fits_the_device(self) -> Self:
+        if self.weight_transfer == "ipc" and self.largest > self.num_replicas:
+            raise ValueError("weight_transfer='ipc' needs a learner rank on each engine's GPU from the start: no max_replicas")
         if self.weight_transfer != "shm" and self.num_gpus == 0:
             raise ValueError(f"weight_transfer={self.weight_transfer!r} needs GPUs, but num_gpus=0; use weight_transfer=shm")
         if 0 < self.num_gpus < self.tensor_parallel_size and self.tensor_parallel_size > 1:
@@ -232,7 +234,7 @@ class SupervisionConfig(StrictConfig):
     """Of one and its replacements, with nothing finished in between; one more ends the run."""
 
 
-class RewardModelScorerConfig(StrictConfig):
+class RewardModelScorerConfig(ReplicasConfig):
     """A reward model: any Hugging Face trunk with a scalar head, with its own tokenizer."""
 
     kind: Literal["reward_model"] = "reward_model"
@@ -242,8 +244,6 @@ class RewardModelScorerConfig(StrictConfig):
     """A folder written by the reward-model learner, or a sequence-classification model with one label."""
     weight: float = 1.0
     """The reward is the sum over scorers of weight times score."""
-    num_replicas: int = Field(1, ge=1)
-    """Ray actors that share the trajectories."""
     num_cpus: float = Field(0.5, ge=0)
     """CPUs that Ray reserves for each replica."""
     num_gpus: float = Field(0.0, ge=0)
@@ -261,13 +261,11 @@ class RewardModelScorerConfig(StrictConfig):
     are judged, as in training, and the log counts such texts."""
 
 
-class RewardFunctionScorerConfig(StrictConfig):
+class RewardFunctionScorerConfig(ReplicasConfig):
     """What the scorers have that hold no model: functions of ours, of the user, or behind HTTP."""
 
     weight: float = 1.0
     """The reward is the sum over scorers of weight times score."""
-    num_replicas: int = Field(1, ge=1)
-    """Ray actors that share the trajectories."""
     num_cpus: float = Field(0.1, ge=0)
     """CPUs that Ray reserves for each replica."""
 

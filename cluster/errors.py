@@ -33,12 +33,24 @@ class WeightMismatchError(RaywardError):
     """A generator does not hold the weights that the learner published."""
 
 
+class WeightsLostError(WeightMismatchError):
+    """Published weights are gone, with their host or because newer ones took their place; publish again."""
+
+
 class StaleLinkError(RaywardError):
     """Weights came over a link that a newer one has replaced."""
 
 
 class ActorLostError(RaywardError):
     """An actor lives, but what it works with has died, for example its engine; it must be replaced."""
+
+
+class SamplesLostError(RaywardError):
+    """What generators made is lost with the node on which it lay; sample it again."""
+
+
+class BatchLostError(SamplesLostError):
+    """The same, known to all ranks of a learner before any of them has changed anything; they wait for the next call."""
 
 
 class LearnerRestartedError(RaywardError):

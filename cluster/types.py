@@ -322,9 +322,43 @@ class WeightFile:
     """Weights that wait in shared memory. Produced by the learner, consumed by every generator, which loads them."""
 
     policy_version: int
-    path: str  # a safetensors file with Hugging Face names
+    node_id: str  # Ray's, of the host whose shared memory holds it; others fetch it from there. Empty outside Ray
+    path: str  # a safetensors file with Hugging Face names, in a folder of that node's own
     checksum: str  # sha256 hex of the file
     stamp: FileStamp  # of the file as it was when `checksum` was taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterProbe:
+    """Contexts by which a generator sees that it samples with an adapter. Made by the learner, part of an `AdapterFile`."""
+
+    contexts: tuple[tuple[int, ...], ...]  # token ids
+    logprobs: tuple[Mapping[int, float], ...]  # after each: of the likeliest next tokens, nats at temperature 1
+    start_logprobs: tuple[Mapping[int, float], ...]  # of the same tokens without the adapter
+    max_mismatch: float  # mean absolute difference, in nats, up to which an engine's log-probabilities count as the learner's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile:
+    """A low-rank adapter that waits in shared memory. Produced by the learner, consumed by every generator, which loads it."""
+
+    weights: WeightFile  # as peft writes them
+    config: str  # what peft has beside them in `adapter_config.json`
+    probe: AdapterProbe
+
+    @property
+    def policy_version(self) -> int:
+        return self.weights.policy_version
+
+    @property
+    def path(self) -> str:
+        """Of the tensors."""
+        return self.weights.path
+
+    @property
+    def checksum(self) -> str:
+        """Of the tensors."""
+        return self.weights.checksum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,7 +369,7 @@ class SentWeights:
     checksum: str  # hex, of the tensors as they were sent: `actors.device_wire.BitChecksum`
 
 
-PublishedWeights = WeightFile | SentWeights
+PublishedWeights = WeightFile | AdapterFile | SentWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from rayward.output import report
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    for command in (quickstart, train, resume, plan):
+    for command in (quickstart, train, resume, scale, plan):
         app.command(rich_help_panel=TRAINING)(command)
 
 
@@ -55,12 +55,32 @@ def resume(
     _report_run(resume_run(run, overrides or [], fresh=fresh), as_json=as_json)
 
 
-def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show the placement, memory and batch sizes of a run before anything starts."""
-    from learners.run.plan import plan_run, plan_table
+def scale(
+    run: Run,
+    numbers: Annotated[list[str], typer.Argument(help="generators=6, scorers.NAME=2", metavar="ROLE=N")],
+    as_json: AsJson = False,
+) -> None:
+    """Change how many generators or scorers a living run has, up to their max_replicas, from its next step on."""
+    from learners.run.scale_request import request_scale
+
+    report("scale", request_scale(run, numbers), _numbers, as_json=as_json)
+
+
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    node: Annotated[
+        list[str] | None,
+        typer.Option(help="CPUs and GPUs of one node of a cluster, as 16,4; once for each. Default: this machine."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the placement, memory and batch sizes of a run before anything starts, on this machine or node by node."""
+    from learners.run.plan import parse_nodes, plan_run, plan_table
     from learners.settings.run import load_run_config
 
-    report("plan", plan_run(load_run_config(config, overrides or [])), plan_table, as_json=as_json)
+    planned = plan_run(load_run_config(config, overrides or []), parse_nodes(node or []))
+    report("plan", planned, plan_table, as_json=as_json)
 
 
 def _check_can_start(config: Any) -> None:
@@ -73,6 +93,10 @@ def _check_can_start(config: Any) -> None:
     requests = role_requests(config)
     if requests and cluster_address() is None:  # without requests a run looks for no cluster
         check_placement(requests, this_machine())
+
+
+def _numbers(numbers: dict[str, int]) -> str:
+    return "wanted from the next step on: " + ", ".join(f"{name}={number}" for name, number in numbers.items())
 
 
 def _report_run(run: Any, *, as_json: bool) -> None:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from actors.sources.adapters import is_adapter, merged_model
 from actors.sources.tensor_shapes import WEIGHT_PATTERN, TensorShapes, differing_tensors, folder_tensor_shapes
 from cluster.errors import ConfigError, DataError, WeightMismatchError
 from cluster.storage.policy_folders import VERSION_FOLDER, version_folders
@@ -16,7 +17,7 @@ TOKENIZER_PATTERNS = ("tokenizer*", "chat_template*", "special_tokens_map.json")
 class PolicyFolder:
     """A complete Hugging Face folder. Produced by `resolve_policy`, consumed by `serve_policy`."""
 
-    path: Path
+    path: Path  # of an adapter, that of the model with the adapter merged into it
     name: str  # of its run, or of the folder where it belongs to no run
     policy_version: int | None  # None: the folder is no version of a run
 
@@ -31,7 +32,8 @@ class ServedModel:
 
 
 def resolve_policy(model: str) -> PolicyFolder:
-    """The folder itself, or the newest complete `policies/v*` of a run directory. Raises `DataError` if there is none."""
+    """The folder itself, or the newest complete `policies/v*` of a run directory; an adapter is merged into its model, which
+    takes a while the first time. Raises `DataError` if there is none."""
     path = Path(model).expanduser().resolve()
     if not path.is_dir():
         raise DataError(f"model {model!r}: no such folder; give a policy folder or a run directory")
@@ -42,11 +44,15 @@ def resolve_policy(model: str) -> PolicyFolder:
             raise DataError(
                 f"{path} is no policy folder: it has no {', '.join(missing)}; nor is it a run directory with policies/"
             )
-        return policy_folder(path)
+        return _whole(policy_folder(path))
     complete = [folder for _, folder in version_folders(policies) if not missing_parts(folder)]
     if not complete:
         raise DataError(f"{policies} holds no complete policy; has the run finished its first step?")
-    return policy_folder(complete[-1])
+    return _whole(policy_folder(complete[-1]))
+
+
+def _whole(policy: PolicyFolder) -> PolicyFolder:
+    return replace(policy, path=merged_model(policy.path)) if is_adapter(policy.path) else policy
 
 
 def served_model(folder: Path) -> ServedModel:
@@ -95,8 +101,11 @@ def check_max_model_tokens(policy: PolicyFolder, max_model_tokens: int) -> None:
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """A policy is moved into place whole, so these parts stand for all; a folder copied by hand may lack them."""
-    parts = {"config.json": "config.json", WEIGHT_PATTERN: WEIGHT_PATTERN, "tokenizer": "tokenizer*"}
+    """A policy is moved into place whole, so these parts stand for all; a folder copied by hand may lack them. What an adapter
+    lacks, its model has."""
+    parts = {WEIGHT_PATTERN: WEIGHT_PATTERN}
+    if not is_adapter(folder):
+        parts = {"config.json": "config.json", **parts, "tokenizer": "tokenizer*"}
     return [name for name, pattern in parts.items() if not any(folder.glob(pattern))]
 
 

@@ -1,17 +1,19 @@
 """Records of trajectories for tests, from the few numbers that a test cares about."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
 
+from cluster.errors import SamplesLostError
 from cluster.types import (
     Completion,
     FinishReason,
     GroupTexts,
     Prompt,
+    ScoredBatch,
     Segment,
     Stored,
     Stretch,
@@ -34,6 +36,14 @@ class Kept(Stored[ValueT]):
 
     def fetch(self) -> ValueT:
         return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Gone(Stored[ValueT]):
+    """A stored object that was lost with its node."""
+
+    def fetch(self) -> ValueT:
+        raise SamplesLostError("samples are lost with the node on which they lay")
 
 
 def completion(*token_ids: int, text: str = "text", finish_reason: FinishReason = "stop") -> Completion:
@@ -91,3 +101,9 @@ def group_of(
 def arrived(results: Iterator[EachT | None]) -> Iterator[EachT]:
     """What came, without the moments in which nothing did."""
     return (each for each in results if each is not None)
+
+
+def without_the_first(batch: ScoredBatch) -> ScoredBatch:
+    """The same batch, but for the tokens of its first group, which are lost."""
+    first, *others = batch.groups
+    return replace(batch, groups=(replace(first, group=replace(first.group, tokens=Gone())), *others))

@@ -18,7 +18,22 @@ from rayward import app, main
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 HEAVY = ("ray", "torch", "vllm", "transformers", "numpy")
-VERBS = ("quickstart", "train", "resume", "plan", "serve", "runs", "show", "doctor", "models", "data", "config", "submit", "chat")
+VERBS = (
+    "quickstart",
+    "train",
+    "resume",
+    "scale",
+    "plan",
+    "serve",
+    "runs",
+    "show",
+    "doctor",
+    "models",
+    "data",
+    "config",
+    "submit",
+    "chat",
+)
 MAX_TOLD_S = 20.0  # a mistake is told in two seconds; the rest is for loaded test machines
 
 

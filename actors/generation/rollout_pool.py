@@ -7,7 +7,7 @@ from ray import ObjectRef
 
 from actors.config import SupervisionConfig
 from actors.generation.generator import Generated, HeldWeights
-from cluster.errors import WeightMismatchError
+from cluster.errors import WeightMismatchError, WeightsLostError
 from cluster.processes.object_store import StoredObject
 from cluster.processes.pool import ActorPool
 from cluster.processes.supervision import PROGRESS_GROUP, Supervision
@@ -33,7 +33,7 @@ class RolloutPool:
         note: Callable[[str], None],
     ) -> None:
         """`start(name)` returns a new Ray actor of a `Generator`. Without `supervision` a lost generator is an error."""
-        names = [f"generator {index}" for index in range(num_replicas)]
+        names = [_name(index) for index in range(num_replicas)]
         self._generators = ActorPool(
             {name: start(name) for name in names},
             None
@@ -61,6 +61,18 @@ class RolloutPool:
     @property
     def actors(self) -> Mapping[str, Any]:
         return self._generators.actors
+
+    def num_replicas(self) -> int:
+        """Generators that take work, or are on their way."""
+        return len(self._generators.names)
+
+    def num_coming(self) -> int:
+        """Of these, those that are on their way."""
+        return len(self._generators.names) - len(self._generators)
+
+    def resize(self, num_replicas: int) -> None:
+        """Start generators, which take work once they hold the newest weights, or let some go when they have done their work."""
+        self._generators.resize(num_replicas, _name)
 
     def pending(self) -> list[Pending]:
         """What the generators owe: the ids of prompts, or an answer. May be asked from any thread."""
@@ -130,7 +142,8 @@ class RolloutPool:
         """Load `weights` into every generator; returns only when all of them report this version and this checksum.
 
         One that was lost and is on its way back loads the weights that are the newest when it comes. Where all were lost, this
-        waits for the first of them: what nobody holds is not published.
+        waits for the first of them: what nobody holds is not published. Raises `WeightsLostError` where one cannot have them any
+        more: publish again.
         """
         self._published = weights
         self._generators.broadcast(
@@ -148,7 +161,8 @@ class RolloutPool:
     def _admission(self, generator: Any) -> Generator[ObjectRef, Any, None]:
         """A new generator holds the start's weights: it takes work once it holds what the others hold.
 
-        Weights that are gone when it comes to load them were followed by newer ones.
+        Weights that are gone when it comes to load them were followed by newer ones, or the learner will publish again: what is
+        lost with its host is asked for until then.
         """
         yield generator.ready.remote()
         held = None
@@ -158,6 +172,8 @@ class RolloutPool:
             weights = self._published
             try:
                 yield generator.load_weights.remote(weights)
+            except WeightsLostError:
+                continue
             except WeightMismatchError:
                 if self._published is weights:
                     raise
@@ -167,6 +183,10 @@ class RolloutPool:
     def shutdown(self) -> None:
         """Stop the engines, as far as they answer; the actors themselves stay until Ray ends them."""
         self._generators.shut_down(lambda generator: generator.shutdown.remote(), timeout_s=SHUTDOWN_S)
+
+
+def _name(index: int) -> str:
+    return f"generator {index}"
 
 
 def _held(weights: PublishedWeights) -> HeldWeights:

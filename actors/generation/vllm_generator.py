@@ -6,6 +6,7 @@ vLLM runs an engine process and worker processes of its own; this class only tal
 import asyncio
 import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,8 +20,8 @@ from actors.sources.tensor_shapes import TensorShapes, differing_tensors, folder
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError, WeightMismatchError
 from cluster.host.cpu_engine import cpu_engine_environment
 from cluster.processes.collector_pause import collector_paused
+from cluster.processes.hosts.weights import weights_here
 from cluster.seeding import derive_seed
-from cluster.storage.weight_file import check_weights
 from cluster.types import (
     Completion,
     FinishReason,
@@ -38,7 +39,8 @@ from cluster.types import (
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.outputs import CompletionOutput
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.executor import Executor
 
@@ -76,7 +78,7 @@ class VLLMGenerator:
             from actors.generation.step_counter import StepCounter
 
             self._steps = StepCounter()
-            self._engine: AsyncLLM | None = _build_engine(model_path, config, self._steps)
+            self._engine: AsyncLLM | None = _build_engine(model_path, config, self._steps, **self._engine_arguments())
         self._tensor_shapes = folder_tensor_shapes(Path(model_path))
         if self._engine.model_config.hf_config.tie_word_embeddings:
             self._tensor_shapes.pop(TIED_HEAD, None)
@@ -101,12 +103,12 @@ class VLLMGenerator:
         outcomes = await asyncio.gather(
             *(self._complete(prompt, sampling, index) for index in range(sampling.samples_per_prompt))
         )
-        sampled = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, _Sampled)]
-        if not sampled:
+        completed = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Sampled)]
+        if not completed:
             await self._check_engine_answers(sampling)
         return Generated(
             numbers=GroupNumbers(
-                samples=tuple(sample_of(index, each.tokens, each.completion.finish_reason) for index, each in sampled),
+                samples=tuple(sample_of(index, each.tokens, each.completion.finish_reason) for index, each in completed),
                 failures={
                     index: str(outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, RequestFailedError)
                 },
@@ -114,10 +116,10 @@ class VLLMGenerator:
             texts=GroupTexts(
                 prompt=prompt,
                 trajectories=tuple(
-                    Trajectory(prompt=prompt, sample_index=index, completion=each.completion) for index, each in sampled
+                    Trajectory(prompt=prompt, sample_index=index, completion=each.completion) for index, each in completed
                 ),
             ),
-            tokens=tuple(each.tokens for _, each in sampled),
+            tokens=tuple(each.tokens for _, each in completed),
         )
 
     async def progress(self) -> int:
@@ -127,14 +129,15 @@ class VLLMGenerator:
     async def load_weights(self, weights: PublishedWeights) -> int:
         """Take over published weights. Running requests finish on the old weights first, or rest and go on with the new ones.
 
-        A file that is not what was published is refused before the engine is touched. A failure after that leaves weights that
+        From another host they are fetched first, once for all generators of this one. What is not what was published is refused
+        before the engine is touched. A failure after that leaves weights that
         nobody knows, so the engine is stopped and the actor must be replaced.
         """
-        assert isinstance(weights, WeightFile), "weights that go over devices are for a DeviceFedGenerator"
+        assert isinstance(weights, WeightFile), "other generators take what does not come as one file"
         async with self._publication:
-            await asyncio.to_thread(self._check_published, weights)
+            here = await asyncio.to_thread(self._checked, weights)
             try:
-                await self._replace_weights(self._running_engine(), weights)
+                await self._replace_weights(self._running_engine(), here)
             except Exception as error:
                 await self.shutdown()
                 raise ActorLostError(f"weights of version {weights.policy_version} did not arrive whole: {error!r}") from error
@@ -152,17 +155,31 @@ class VLLMGenerator:
         if engine is not None:
             await asyncio.to_thread(engine.shutdown, END_GRACE_S)
 
+    def _engine_arguments(self) -> dict[str, Any]:
+        """What the engine is told besides its configuration."""
+        return {}
+
     def _running_engine(self) -> "AsyncLLM":
         if self._engine is None:
             raise ActorLostError("this generator's engine was stopped; replace the actor")
         return self._engine
 
-    async def _complete(self, prompt: Prompt, sampling: SamplingParameters, sample_index: int) -> "_Sampled | RequestFailedError":
+    async def _complete(self, prompt: Prompt, sampling: SamplingParameters, sample_index: int) -> "Sampled | RequestFailedError":
         parameters = _sampling_params(sampling, derive_seed(sampling.seed, prompt.task.task_id, sample_index))
         try:
-            return _sampled(prompt, await self._finished_output(prompt.token_ids, parameters))
+            return await self._sample(prompt, parameters)
         except RequestFailedError as error:
             return error
+
+    async def _sample(self, prompt: Prompt, parameters: "SamplingParams") -> "Sampled":
+        """One completion, with the weights that the engine says have sampled it."""
+        output = await self._finished_output(prompt.token_ids, parameters)
+        spans = output.outputs[0].weight_versions or ()
+        return sampled(
+            prompt,
+            output.outputs[0],
+            tuple(Stretch(num_tokens=span.end - span.start, policy_version=_version(span.version)) for span in spans),
+        )
 
     async def _check_engine_answers(self, sampling: SamplingParameters) -> None:
         """Raise `ActorLostError` unless a request for one token succeeds, sampled like those that failed."""
@@ -172,7 +189,9 @@ class VLLMGenerator:
         except RequestFailedError as error:
             raise ActorLostError(f"its engine fails every request: {error}") from error
 
-    async def _finished_output(self, token_ids: tuple[int, ...], parameters: "SamplingParams") -> "CompletionOutput":
+    async def _finished_output(
+        self, token_ids: Sequence[int], parameters: "SamplingParams", adapter: "LoRARequest | None" = None
+    ) -> "RequestOutput":
         """Run one request to its end; the parameters ask for the final output only.
 
         Raises `RequestFailedError` where the engine lives, `ActorLostError` where it does not.
@@ -185,22 +204,24 @@ class VLLMGenerator:
         request_id = str(next(self._request_numbers))
         try:
             async for output in engine.generate(
-                TokensPrompt(prompt_token_ids=list(token_ids)), parameters, request_id=request_id
+                TokensPrompt(prompt_token_ids=list(token_ids)), parameters, request_id=request_id, lora_request=adapter
             ):
-                last = output.outputs[0]
+                last = output
         except VLLMError as error:
             reason = repr(error.__cause__ or error)  # an EngineGenerateError has its cause alone
             if isinstance(error, EngineDeadError) or engine.errored:
                 raise ActorLostError(f"its engine has died: {reason}") from error
             raise RequestFailedError(f"its request failed: {reason}") from error
         assert last is not None, "vLLM ends every request with an output"
-        if last.finish_reason not in FINISH_REASONS:
-            raise RequestFailedError(f"its request failed: vLLM ended it with {last.finish_reason!r}")
+        if last.outputs[0].finish_reason not in FINISH_REASONS:
+            raise RequestFailedError(f"its request failed: vLLM ended it with {last.outputs[0].finish_reason!r}")
         return last
 
-    def _check_published(self, weights: WeightFile) -> None:
-        check_weights(weights)
-        self._check_shapes(tensor_shapes(Path(weights.path)), weights.path)
+    def _checked(self, weights: WeightFile) -> WeightFile:
+        """In a file of this host."""
+        here = weights_here(weights)
+        self._check_shapes(tensor_shapes(Path(here.path)), here.path)
+        return here
 
     def _check_shapes(self, shapes: TensorShapes, source: str) -> None:
         differing = differing_tensors(shapes, self._tensor_shapes)
@@ -237,7 +258,7 @@ def _process_environment(config: GeneratorConfig) -> dict[str, str]:
     return environment | cpu_engine_environment(config.num_threads, eager=config.enforce_eager)
 
 
-def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter") -> "AsyncLLM":
+def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter", **more: Any) -> "AsyncLLM":
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
     from vllm.plugins import load_plugins_by_group
@@ -260,6 +281,7 @@ def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter"
         weight_transfer_config=WeightTransferConfig(backend=ENGINE_BACKENDS[config.weight_transfer]),
         disable_log_stats=True,
         **_device_arguments(config),
+        **more,
     )
     return AsyncLLM.from_engine_args(arguments, stat_loggers=[steps.logger])
 
@@ -301,16 +323,16 @@ def _sampling_params(sampling: SamplingParameters, seed: int) -> "SamplingParams
     )
 
 
-class _Sampled(NamedTuple):
+class Sampled(NamedTuple):
     """One completion, for those who read it and for the learner."""
 
     completion: Completion
     tokens: TrajectoryTokens
 
 
-def _sampled(prompt: Prompt, output: "CompletionOutput") -> _Sampled:
-    spans = output.weight_versions or ()
-    if not spans or output.logprobs is None:
+def sampled(prompt: Prompt, output: "CompletionOutput", stretches: tuple[Stretch, ...]) -> Sampled:
+    """`stretches`: which weights sampled the tokens."""
+    if not stretches or output.logprobs is None:
         raise RaywardError(
             f"task {prompt.task.task_id!r}: vLLM does not say which weights sampled, or how likely its tokens were"
         )
@@ -320,9 +342,9 @@ def _sampled(prompt: Prompt, output: "CompletionOutput") -> _Sampled:
         token_ids=np.concatenate([np.array(prompt.token_ids, np.int32), token_ids]),
         action_mask=np.arange(len(prompt.token_ids) + len(token_ids)) >= len(prompt.token_ids),
         rollout_logprobs=np.array(logprobs, np.float32),
-        stretches=tuple(Stretch(num_tokens=span.end - span.start, policy_version=_version(span.version)) for span in spans),
+        stretches=stretches,
     )
-    return _Sampled(
+    return Sampled(
         completion=Completion(token_ids=token_ids, text=output.text, finish_reason=FINISH_REASONS[str(output.finish_reason)]),
         tokens=TrajectoryTokens(segments=(segment,)),
     )

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -63,6 +64,18 @@ class ScorerPools:
     def pending(self) -> list[Pending]:
         """What the scorers owe: the ids of prompts whose completions they judge. May be asked from any thread."""
         return [pending for scorer in self._scorers.values() for pending in scorer.pool.pending()]
+
+    def num_replicas(self, name: str) -> int:
+        """Of one scorer: those that take work, or are on their way."""
+        return len(self._scorers[name].pool.names)
+
+    def num_coming(self, name: str) -> int:
+        """Of these, those that are on their way."""
+        return len(self._scorers[name].pool.names) - len(self._scorers[name].pool)
+
+    def resize(self, name: str, num_replicas: int) -> None:
+        """Start replicas of one scorer, or let some go when they have done their work."""
+        self._scorers[name].pool.resize(num_replicas, partial(_actor_name, name))
 
     def wait_until_ready(self) -> None:
         """Return when every scorer answers; raises with the name of one that does not start."""
@@ -212,9 +225,8 @@ def build_scorer_pools(
     scorers = {}
     for config in configs:
         start = _starter(config, prompt_format)
-        names = [f"scorer {config.name} {index}" for index in range(config.num_replicas)]
         pool = ActorPool(
-            {name: start(name) for name in names},
+            {name: start(name) for name in map(partial(_actor_name, config.name), range(config.num_replicas))},
             Supervision(
                 start=start,
                 admission=_admission,
@@ -228,6 +240,10 @@ def build_scorer_pools(
         )
         scorers[config.name] = WeightedScorer(weight=config.weight, pool=pool)
     return ScorerPools(scorers)
+
+
+def _actor_name(scorer: str, index: int) -> str:
+    return f"scorer {scorer} {index}"
 
 
 def longest_wait_s(config: ScorerConfig) -> float:

@@ -21,7 +21,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cluster.errors import ActorLostError
+from cluster.errors import ActorLostError, RaywardError
 
 LOSSES = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError, RaySystemError)
 MEMORY_WORDS = ("memory monitor", "running low on memory")  # not "OOM", which Ray guesses for any process that ends
@@ -108,3 +108,11 @@ def _raised_at_the_end(traceback: str) -> str:
 def first_line(error: BaseException) -> str:
     """Of the message; the name of its class where there is none."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def failure_of(name: str, error: RayError) -> RaywardError:
+    """What people are told of an actor whose call cannot succeed."""
+    verb = "failed" if isinstance(error, RayTaskError) else "is lost"
+    failure = RaywardError(f"actor {name!r} {verb}: {reason_of(error)}")
+    failure.__cause__ = error
+    return failure

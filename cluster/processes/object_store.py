@@ -6,7 +6,10 @@ from typing import TypeVar
 
 import ray
 from ray import ObjectRef
+from ray.exceptions import ObjectLostError
 
+from cluster.errors import SamplesLostError
+from cluster.processes.losses import LOSSES, reason_of
 from cluster.types import Stored
 
 ValueT = TypeVar("ValueT", covariant=True)
@@ -19,8 +22,22 @@ class StoredObject(Stored[ValueT]):
     ref: "ObjectRef[ValueT]"
 
     def fetch(self) -> ValueT:
-        """The object; arrays are read where they lie if that is this node. Raises Ray's error where it is lost."""
-        return ray.get(self.ref)
+        """The object; arrays are read where they lie if that is this node. Raises `SamplesLostError` where it is lost."""
+        try:
+            return ray.get(self.ref)
+        except (ObjectLostError, *LOSSES) as error:
+            raise SamplesLostError(f"samples are lost with the node on which they lay: {reason_of(error)}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class HeldObject(Stored[ValueT]):
+    """An object that this process holds, whatever becomes of others."""
+
+    value: ValueT
+
+    def fetch(self) -> ValueT:
+        """The object."""
+        return self.value
 
 
 def fetch_all(stored: Sequence[Stored[ValueT]]) -> list[ValueT]:

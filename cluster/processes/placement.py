@@ -97,24 +97,32 @@ def check_placement(requests: Sequence[RoleRequest], machine: Machine) -> None:
         raise ConfigError(problems)
 
 
-def check_nodes(requests: Sequence[RoleRequest], nodes: Sequence[Machine]) -> None:
-    """Raise `ConfigError` where processes fit the cluster in sum, but one of them finds no node with enough left.
+def place_on_nodes(requests: Sequence[RoleRequest], nodes: Sequence[Machine]) -> list[dict[str, int]]:
+    """How many processes of each role each node holds: largest first, each on the first node with enough left.
 
-    Largest first, each on the first node that holds it. Ray places them one by one as well, and moves none afterwards.
+    Ray places them one by one as well, and moves none afterwards; its order is its own. Raises `ConfigError` where processes fit
+    the cluster in sum, but one of them finds no node.
     """
     left = [[node.num_cpus, node.num_gpus] for node in nodes]
+    placed: list[dict[str, int]] = [{} for _ in nodes]
     for request in sorted(requests, key=lambda request: (request.num_gpus, request.num_cpus), reverse=True):
         for number in range(1, request.count + 1):
             need = (request.num_cpus, request.num_gpus)
-            fitting = (free for free in left if all(have + 1e-9 >= want for have, want in zip(free, need, strict=True)))
-            node = next(fitting, None)
-            if node is None:
+            fitting = (
+                index
+                for index, free in enumerate(left)
+                if all(have + 1e-9 >= want for have, want in zip(free, need, strict=True))
+            )
+            index = next(fitting, None)
+            if index is None:
                 raise ConfigError(
                     f"placement: {request.role} {number} of {request.count} needs {request.num_cpus:g} CPUs and "
                     f"{request.num_gpus:g} GPUs on one node, and beside the larger processes none has so much; lower "
                     f"{_remedy(request, 'GPU' if request.num_gpus else 'CPU')}; nodes: {', '.join(map(_described, nodes))}"
                 )
-            node[0], node[1] = node[0] - need[0], node[1] - need[1]
+            left[index] = [have - want for have, want in zip(left[index], need, strict=True)]
+            placed[index][request.role] = placed[index].get(request.role, 0) + 1
+    return placed
 
 
 def _described(node: Machine) -> str:

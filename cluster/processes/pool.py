@@ -8,11 +8,11 @@ An actor is lost when its process or its engine has died, or when it has work an
 only after it was admitted. A call that failed for a passing reason ends as `AGAIN`, and its actor stays.
 """
 
+import itertools
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar, cast
 
 import ray
@@ -22,7 +22,8 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.errors import ConfigError, RaywardError
 from cluster.processes.dispatch.arrivals import Arrivals
 from cluster.processes.dispatch.call_book import Call, CallBook
-from cluster.processes.losses import Outcome, is_out_of_memory, outcome_of, reason_of
+from cluster.processes.dispatch.newcomers import Newcomer, Newcomers
+from cluster.processes.losses import Outcome, failure_of, is_out_of_memory, outcome_of, reason_of
 from cluster.processes.supervision import START_DEADLINE, ActorT, Pulse, Supervision, not_started
 from cluster.processes.watchdog import Pending
 
@@ -37,14 +38,6 @@ MAX_BLIPS = 20  # moments in a row in which an actor is out of reach, before it 
 BLIP_PAUSE_S = 0.5  # before calls are made again; failures within it are one moment
 
 
-@dataclass(slots=True)
-class _Joining(Generic[ActorT]):
-    name: str
-    actor: ActorT
-    admission: Generator[ObjectRef, Any, None]
-    since_s: float
-
-
 class ActorPool(Generic[ActorT]):
     """Actors by name, with the calls that each of them has in flight. For one thread of the driver."""
 
@@ -54,7 +47,7 @@ class ActorPool(Generic[ActorT]):
         self._supervision = supervision
         self._calls = CallBook(actors)
         self._arrivals = Arrivals()
-        self._joining: dict[ObjectRef, _Joining[ActorT]] = {}
+        self._newcomers = None if supervision is None else Newcomers(supervision, self._arrivals)
         self._pulses: dict[str, Pulse[ActorT]] = {}
         self._next_look_s = math.inf  # at actors that have work, and at those that are to join
         self._has_answered: set[str] = set()  # before, it may still be loading: the deadline of a start holds
@@ -71,17 +64,30 @@ class ActorPool(Generic[ActorT]):
         """Those that take work; one that is lost is missing until its replacement is admitted."""
         return self._calls.actors
 
+    @property
+    def names(self) -> list[str]:
+        """Of those that take work, and of those that are on their way."""
+        return [*self.actors, *(self._newcomers.names if self._newcomers else [])]
+
+    def resize(self, num_actors: int, name_of: Callable[[int], str]) -> None:
+        """Grow or shrink to so many, those that are on their way among them. `name_of`: of the one with an index.
+
+        A further one takes work once it is admitted; that one does not come is no loss. One too many is ended, and what it has in
+        flight ends as `AGAIN`.
+        """
+        for name in self.names[num_actors:]:
+            self._retire(name)
+        unused = (name for index in itertools.count() if (name := name_of(index)) not in self.names)
+        while len(self.names) < num_actors:
+            self._start(next(unused), is_further=True)
+
     def loads(self) -> dict[str, int]:
         """Calls in flight, by actor name."""
         return self._calls.loads.by_name()
 
     def pending(self) -> list[Pending]:
         """What is in flight, and who is to join. May be asked from any thread."""
-        joining = [
-            Pending(whom=f"the new {joining.name}", what="its start", since_s=joining.since_s)
-            for joining in list(self._joining.values())
-        ]
-        return self._calls.pending() + joining
+        return self._calls.pending() + (self._newcomers.pending() if self._newcomers else [])
 
     def map_unordered(
         self,
@@ -201,7 +207,7 @@ class ActorPool(Generic[ActorT]):
     def wait_for_an_actor(self) -> None:
         """Return once one actor takes work. Raises where none is left and none is on its way."""
         while not self.actors:
-            if not self._joining:
+            if not self._newcomers:
                 raise RaywardError("every actor is lost, and none is on its way")
             self.finished([])
 
@@ -211,10 +217,10 @@ class ActorPool(Generic[ActorT]):
         What does not answer is left to the end of Ray; replacements on their way are ended. Never raises for a lost actor: the
         error that ends a run says more.
         """
-        self._supervision, self._next_look_s = None, math.inf
-        for joining in self._joining.values():
-            ray.kill(joining.actor)
-        self._joining.clear()
+        self._next_look_s = math.inf
+        if self._newcomers:
+            self._newcomers.end()
+        self._supervision = self._newcomers = None
         refs = [call(actor) for actor in self.actors.values()]
         ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
 
@@ -229,7 +235,7 @@ class ActorPool(Generic[ActorT]):
         until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             num_actors = len(self)
-            is_waiting = (refs or self._joining) and not self._calls.has_ended(refs, caller)
+            is_waiting = (refs or self._newcomers) and not self._calls.has_ended(refs, caller)
             self._receive(until_s if is_waiting else -math.inf)
             ended = self._outcomes(refs, caller)
             if any(result is AGAIN for _, result in ended):
@@ -238,7 +244,7 @@ class ActorPool(Generic[ActorT]):
                 self._look()
                 ended += self._outcomes(refs, caller)
             has_joined, is_late = len(self) > num_actors, time.monotonic() >= until_s
-            if ended or has_joined or is_late or not (refs or self._joining):
+            if ended or has_joined or is_late or not (refs or self._newcomers):
                 return ended
 
     def _receive(self, until_s: float) -> None:
@@ -248,16 +254,27 @@ class ActorPool(Generic[ActorT]):
         for ref in arrived:
             self._calls.end(ref)
         for ref in arrived:
-            if ref in self._joining:
-                self._admit(ref)
+            if self._newcomers and ref in self._newcomers:
+                self._admit(self._newcomers.proceed(ref))
+
+    def _retire(self, name: str) -> None:
+        if not (self._newcomers and self._newcomers.end(name)):
+            self._calls.take_back(self.actors[name])
+            ray.kill(self._calls.dismiss(name))
 
     def _outcomes(self, refs: Collection[ObjectRef], caller: Hashable) -> list[tuple[ObjectRef, Any]]:
-        return [(ref, LOST if call.is_lost else self._result(ref, call)) for ref, call in self._calls.take(refs, caller)]
+        """What the caller's calls came to; those that were lost or taken back may never resolve."""
+        taken = self._calls.take(refs, caller)
+        return [(ref, LOST if call.is_lost else AGAIN if call.is_taken_back else self._result(ref, call)) for ref, call in taken]
+
+    @property
+    def _supervised(self) -> Supervision[ActorT]:
+        assert self._supervision is not None, "without one nobody has a deadline, is replaced, or comes later"
+        return self._supervision
 
     def _check_attempts(self, item: str, attempt: int) -> None:
         """An item that takes every actor with it would otherwise be handed on for ever, while others finish in between."""
-        assert self._supervision is not None, "without one a loss is an error"
-        if attempt > self._supervision.max_losses:
+        if attempt > self._supervised.max_losses:
             raise RaywardError(f"{attempt} actors were lost while they worked on {item}")
 
     def _result(self, ref: ObjectRef, call: Call[ActorT]) -> Any:
@@ -283,7 +300,7 @@ class ActorPool(Generic[ActorT]):
                 return AGAIN
         if outcome is Outcome.FAILED or self._supervision is None:
             cause = error.cause if isinstance(error, RayTaskError) else None
-            return cause if isinstance(cause, RaywardError) else _failure(call.name, error)
+            return cause if isinstance(cause, RaywardError) else failure_of(call.name, error)
         if self.actors.get(call.name) is call.actor:
             self._lose(call.name, self._why_lost(error))
         return LOST
@@ -305,90 +322,72 @@ class ActorPool(Generic[ActorT]):
 
         Where the caller was away, the look is late and nobody was asked for long: what they answer now counts at the next one.
         """
-        assert self._supervision is not None, "without one there is no deadline"
-        is_late = time.monotonic() - self._next_look_s > self._supervision.look_s
+        is_late = time.monotonic() - self._next_look_s > self._supervised.look_s
         self._next_look_s = math.inf
         own_deadlines_s = self._calls.own_deadlines_s()
         for name in [name for name, load in self.loads().items() if load]:
             self._pulses[name].listen()
             left_s = self._ends_s(name, own_deadlines_s.get(name, 0.0)) - time.monotonic()
             if is_late:
-                self._look_after(self._supervision.look_s)
+                self._look_after(self._supervised.look_s)
             elif left_s < 0:
                 self._lose(name, self._why_it_hangs(name, self._calls.lose(self.actors[name])))
             else:
-                self._look_after(min(left_s, self._supervision.look_s))
-        start_deadline_s = self._supervision.start_deadline_s
-        for ref, joining in list(self._joining.items()):
-            left_s = joining.since_s + start_deadline_s - time.monotonic()
-            if left_s < 0:
-                del self._joining[ref]
-                self._replace(joining.name, joining.actor, not_started(start_deadline_s, setting=START_DEADLINE))
-            else:
-                self._look_after(min(left_s, self._supervision.look_s))
+                self._look_after(min(left_s, self._supervised.look_s))
+        assert self._newcomers is not None, "they come with a supervision"
+        for late in self._newcomers.take_late():
+            self._has_not_come(late, not_started(self._supervised.start_deadline_s, setting=START_DEADLINE))
+        if self._newcomers:
+            self._look_after(self._newcomers.next_look_s())
 
     def _ends_s(self, name: str, own_s: float) -> float:
         """When an actor at work counts as lost, unless it makes progress before. `own_s`: the longest deadline of its calls."""
-        assert self._supervision is not None, "without one there is no deadline"
-        supervision = self._supervision
+        supervision = self._supervised
         deadline_s = supervision.deadline_s if name in self._has_answered else supervision.start_deadline_s
         return self._pulses[name].moved_s + max(deadline_s, own_s)
 
     def _why_lost(self, error: RayError | RaywardError) -> str:
-        assert self._supervision is not None, "without one a loss is an error"
-        advice = f"; {self._supervision.memory_advice}" if is_out_of_memory(error) else ""
+        advice = f"; {self._supervised.memory_advice}" if is_out_of_memory(error) else ""
         return reason_of(error) + advice
 
     def _why_it_hangs(self, name: str, num_calls: int) -> str:
-        assert self._supervision is not None, "without one there is no deadline"
         pulse = self._pulses[name]
         if name not in self._has_answered:
-            return not_started(self._supervision.start_deadline_s, setting=START_DEADLINE, is_up=pulse.is_heard)
+            return not_started(self._supervised.start_deadline_s, setting=START_DEADLINE, is_up=pulse.is_heard)
         return f"{num_calls} calls in flight, and no progress for {time.monotonic() - pulse.moved_s:.0f} s"
 
     def _lose(self, name: str, reason: str) -> None:
         self._replace(name, self._calls.dismiss(name), reason)
 
     def _replace(self, name: str, actor: ActorT, reason: str) -> None:
-        assert self._supervision is not None, "the caller knows"
         ray.kill(actor)  # it may still run, and its successor needs its place
         self.num_lost += 1
         self._losses[name] += 1
-        if self._losses[name] > self._supervision.max_losses:
+        if self._losses[name] > self._supervised.max_losses:
             raise RaywardError(f"{name} was lost {self._losses[name]} times in a row, the last time because: {reason}")
-        self._supervision.note(f"{name} is lost ({reason}); a replacement is starting")
-        successor = self._supervision.start(name)
-        admission = self._supervision.admission(successor)
-        self._join(_Joining(name, successor, admission, time.monotonic()), next(admission))
-        self._look_after(self._supervision.look_s)
+        self._supervised.note(f"{name} is lost ({reason}); a replacement is starting")
+        self._start(name)
 
-    def _join(self, joining: _Joining[ActorT], following: ObjectRef) -> None:
-        self._joining[following] = joining
-        self._arrivals.expect(following)
+    def _start(self, name: str, *, is_further: bool = False) -> None:
+        assert self._newcomers is not None, "they come with a supervision"
+        self._newcomers.start(name, is_further=is_further)
+        self._look_after(self._supervised.look_s)
 
-    def _admit(self, ref: ObjectRef) -> None:
-        """One more answer of a replacement; after the last it takes work. An error of ours is the admission's to judge."""
-        assert self._supervision is not None, "only a supervised pool has replacements"
-        joining = self._joining.pop(ref)
-        try:
-            try:
-                answer = ray.get(ref)
-            except RayTaskError as error:
-                if not isinstance(error.cause, RaywardError):
-                    raise
-                self._join(joining, joining.admission.throw(error.cause))
-            else:
-                self._join(joining, joining.admission.send(answer))
-        except StopIteration:
-            self._calls.admit(joining.name, joining.actor)
-            self._has_answered.add(joining.name)
-            self._supervision.note(f"{joining.name} is back")
-        except (RayError, RaywardError) as error:
-            self._replace(joining.name, joining.actor, self._why_lost(error))
+    def _has_not_come(self, newcomer: Newcomer[ActorT], reason: str) -> None:
+        if not newcomer.is_further:
+            self._replace(newcomer.name, newcomer.actor, reason)
+            return
+        ray.kill(newcomer.actor)
+        self._supervised.note(f"{newcomer.name} has not come ({reason}); the run goes on without it")
 
-
-def _failure(name: str, error: RayError) -> RaywardError:
-    verb = "failed" if isinstance(error, RayTaskError) else "is lost"
-    failure = RaywardError(f"actor {name!r} {verb}: {reason_of(error)}")
-    failure.__cause__ = error
-    return failure
+    def _admit(self, ended: tuple[Newcomer[ActorT], RayError | RaywardError | None] | None) -> None:
+        """After its last answer a newcomer takes work."""
+        if ended is None:
+            return
+        newcomer, problem = ended
+        if problem is not None:
+            self._has_not_come(newcomer, self._why_lost(problem))
+            return
+        self._calls.admit(newcomer.name, newcomer.actor)
+        self._has_answered.add(newcomer.name)
+        self._supervised.note(f"{newcomer.name} {'has joined' if newcomer.is_further else 'is back'}")

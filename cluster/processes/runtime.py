@@ -80,11 +80,6 @@ def cluster_nodes() -> list[Machine]:
     ]
 
 
-def num_nodes() -> int:
-    """Of the connected cluster, those that live."""
-    return sum(node["Alive"] for node in ray.nodes())
-
-
 @contextmanager
 def ray_session(
     *,

@@ -92,9 +92,11 @@ def not_started(deadline_s: float, *, setting: str, is_up: bool = False) -> str:
     """
     if is_up:
         return f"it has not started within {deadline_s:g} s: its process is up, and its first call does not end"
+    return f"it has not started within {deadline_s:g} s: {loads_or_has_no_room()}; raise {setting} for a model that loads longer"
+
+
+def loads_or_has_no_room() -> str:
+    """What an actor may be at that does not answer yet, with what is free for it."""
     available, resources = ray.available_resources(), ray.cluster_resources()
     free = ", ".join(f"{available.get(kind, 0):g} of {resources[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in resources)
-    return (
-        f"it has not started within {deadline_s:g} s: it still loads its model, or no node has room for it"
-        f" (free in the cluster: {free}); raise {setting} for a model that loads longer"
-    )
+    return f"it still loads its model, or no node has room for it (free in the cluster: {free})"

@@ -1,4 +1,4 @@
-"""Writes the ledger beside the steps, so that no step waits for its texts: one thread, one step after the other."""
+"""Writes the ledger beside the steps: one thread, one step after the other. The texts are there before a step is learned from."""
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor

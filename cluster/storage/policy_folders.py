@@ -5,11 +5,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from cluster.errors import DataError
 from cluster.storage.atomic_file import write_errors_explained
 
 VERSION_FOLDER = re.compile(r"v(\d+)")
+
+# What a policy folder holds besides weights and config.json, by how the names begin.
+TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
+SENTENCEPIECE_SUFFIX = ".model"
+# Those of a low-rank adapter, by peft's names; the tensors in the only form that is read, for the other one is a pickle.
+ADAPTER_CONFIG: Final = "adapter_config.json"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 
 
 def version_folder(policies: Path, policy_version: int) -> Path:
@@ -33,6 +41,13 @@ def remove_old_versions(policies: Path, *, keep: int) -> None:
         folder.rename(folder.with_name(f".{folder.name}.removed"))
     for removed in policies.glob(".v*.removed"):
         shutil.rmtree(removed, ignore_errors=True)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """With what else belongs to a model and not to its weights. Raises `OSError`."""
+    for file in source.iterdir():
+        if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == SENTENCEPIECE_SUFFIX):
+            shutil.copy(file, folder / file.name)
 
 
 @contextmanager

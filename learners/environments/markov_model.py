@@ -48,7 +48,7 @@ def markov_model(environment: Environment) -> MarkovModel | None:
         return None
     transitions_SAS = np.zeros((num_states, num_actions, num_states))
     rewards_SA = np.zeros((num_states, num_actions))
-    for state, actions in env.P.items():
+    for state, actions in env.get_wrapper_attr("P").items():
         for action, outcomes in actions.items():
             for probability, next_state, reward, is_terminal in outcomes:
                 rewards_SA[state, action] += probability * reward

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from cluster.errors import SamplesLostError
 from cluster.types import Prompt, SamplingParameters, ScoredGroup, Trajectory
 from learners.evaluation.results import EvaluatedCompletion
 from learners.steps.collection import Rollouts, Scoring, in_order
+
+MAX_LOST_ROUNDS = 5  # each with a node or more
 
 
 class StartKL(Protocol):
@@ -37,7 +40,15 @@ class Evaluator:
         self._sampling = sampling
 
     def run(self) -> list[EvaluatedCompletion]:
-        """One entry a completion, in the order of the prompts."""
+        """One entry a completion, in the order of the prompts. What is lost with a node on the way is drawn again."""
+        for _ in range(MAX_LOST_ROUNDS - 1):
+            try:
+                return self._draw()
+            except SamplesLostError:
+                continue  # the pool has told of the generator that is lost
+        return self._draw()
+
+    def _draw(self) -> list[EvaluatedCompletion]:
         scored = in_order(self._scoring.score_stream(self._rollouts.collect(self._prompts, self._sampling)), self._prompts)
         judged = [
             (trajectory, reward.total)

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.errors import BatchLostError, SamplesLostError
 from cluster.processes.object_store import fetch_all
 from cluster.types import Stored, TrajectoryTokens
+from learners.network.collectives import sum_over_ranks
 
 PADDING_ID = 0  # never attended to by a valid token, for attention is causal and padding is on the right
 
@@ -133,6 +135,21 @@ def rollout_logprobs(tokens: TokenBatch, own_rows: Sequence[int]) -> Tensor:
     for row, trajectory in zip(own_rows, tokens.rows.of(own_rows), strict=True):
         logprobs_BT[row, : len(trajectory.rollout_logprobs)] = trajectory.rollout_logprobs
     return torch.from_numpy(logprobs_BT).to(tokens.mask_BT.device)
+
+
+def fetch_on_all_ranks(tokens: TokenBatch, own_rows: Sequence[int], world_size: int) -> None:
+    """Fetch a rank's rows; call it on every rank. Raises `BatchLostError` on all of them where one cannot have its own.
+
+    Else the others would wait for it in their next sum, for ever.
+    """
+    num_lost = torch.zeros(1, device=tokens.mask_BT.device)
+    try:
+        tokens.rows.of(own_rows)
+    except SamplesLostError:
+        num_lost += 1
+    sum_over_ranks(num_lost, world_size)
+    if num_lost.item():
+        raise BatchLostError(f"{num_lost.item():.0f} of {world_size} learner ranks cannot have their samples any more")
 
 
 def shard(rows: Sequence[int], rank: int, world_size: int) -> list[int]:

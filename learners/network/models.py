@@ -6,7 +6,6 @@ under autocast, and so do the reference's, with the same roundings: where weight
 """
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,7 +18,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from actors.config import DType
 from cluster.errors import ConfigError, DataError
+from cluster.storage.policy_folders import copy_tokenizer
 from learners.algorithms.logprobs import gather_logprobs
+from learners.network.lora import adapter_off, is_of_adapter, plain_name
 from learners.network.micro_batch import MicroBatch
 from learners.network.sharding import GatheredTensors, Shard, local_part
 from learners.network.tensor_files import TensorFiles, write_tensors
@@ -27,10 +28,6 @@ from learners.network.trunk import ForwardSettings, TrunkParts, cut_trunk, hidde
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD_PROBE_TOLERANCE = 1e-3  # relative; float32 rounding stays far below, a scaled or capped head far above
-
-# What a policy folder holds besides weights and config.json, by how the names begin.
-TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
-SENTENCEPIECE_SUFFIX = ".model"
 
 T = TypeVar("T")
 
@@ -98,6 +95,13 @@ class PolicyWithCritic(nn.Module):
     def ask_policy(self, question: Callable[[PreTrainedModel], T]) -> T:
         """What `question` makes of the policy. Where that is sharded, its parts outside the layers are whole meanwhile."""
         return question(self.policy)
+
+    @torch.no_grad()
+    def start_logprobs(self, batch: MicroBatch, below_RSD: Tensor | None) -> Tensor:
+        """logprobs_N of the policy with its adapter switched off, which is its start; as `Reference` gives them."""
+        with adapter_off(self.policy):
+            hidden_RSD = _continued(self.policy, self.parts, batch, below_RSD, self._settings)
+            return _head_logprobs(self.policy, hidden_RSD, batch, self._settings, with_entropy=False)[0]
 
     @torch.no_grad()
     def set_value_unit(self, mean: float, std: float) -> None:
@@ -169,12 +173,16 @@ def empty_critic_trunk(folder: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def read_part(model: PreTrainedModel, folder: str, shard: Shard) -> None:
-    """Fill a sharded model from a folder's safetensors: this rank's rows alone are read, and no other is ever in memory."""
+    """Fill a sharded model from a folder's safetensors: this rank's rows alone are read, and no other is ever in memory.
+
+    An adapter, of which the folder knows nothing, is left to `fill_adapter`.
+    """
     tied = set(model.all_tied_weights_keys)
     with _folder_files(folder) as files:
-        for name, tensor in model.state_dict().items():
-            if name in tied:
+        for name_in_memory, tensor in model.state_dict().items():
+            if name_in_memory in tied or is_of_adapter(name_in_memory):
                 continue
+            name = plain_name(name_in_memory)
             of_whole_model = f"{model.base_model_prefix}.{name}"  # for a trunk, in the folder of a model with a head
             stored = name if name in files else of_whole_model
             if stored not in files:
@@ -237,9 +245,7 @@ def freeze_lowest_layers(model: PreTrainedModel, num_layers: int, compute_dtype:
 
 def write_policy(policy: PreTrainedModel, start_folder: Path, folder: Path, tensors: GatheredTensors) -> None:
     """Fill a folder that transformers and vLLM load as it is: weights, config, the start's tokenizer."""
-    for file in start_folder.iterdir():
-        if file.is_file() and (file.name.startswith(TOKENIZER_FILES) or file.suffix == SENTENCEPIECE_SUFFIX):
-            shutil.copy(file, folder / file.name)
+    copy_tokenizer(start_folder, folder)
     config = copy.deepcopy(policy.config)
     config.dtype = next(iter(tensors.like.values())).dtype
     config.architectures = [type(policy).__name__]

@@ -110,7 +110,7 @@ class GuardedAdamW:
             raise CannotResumeError(
                 f"the checkpoint's optimizer does not fit the configuration: {'; '.join(problems[:3])}"
                 f"{f'; and {len(problems) - 3} more' if len(problems) > 3 else ''}; resume with the settings that wrote it "
-                "(num_frozen_layers, critic)"
+                "(num_frozen_layers, lora, critic)"
             )
 
 

@@ -5,11 +5,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.config import DType
+from cluster.processes.hosts.folder import host_folder
 from cluster.storage.serving_contract import ContractText
-from cluster.types import FloatArray, ScoredBatch, ScoredGroup, SentWeights, TrajectoryGroup, UpdateResult, WeightFile
+from cluster.types import (
+    AdapterFile,
+    FloatArray,
+    ScoredBatch,
+    ScoredGroup,
+    SentWeights,
+    TrajectoryGroup,
+    UpdateResult,
+    WeightFile,
+)
 from learners.policy.start import StartingPoint
 from learners.ranks.loop import Worker
 from learners.settings.policy import PolicyLearnerConfig
+from learners.settings.training import ExportedWeights
 from learners.weights.link import GeneratorLink
 
 if TYPE_CHECKING:
@@ -53,19 +64,21 @@ def send_weights(worker: Worker) -> SentWeights:
     return _learner(worker).send_weights()
 
 
-def publish(worker: Worker, directory: Path, dtype: DType) -> WeightFile | None:
-    """Write weights for generators, on rank 0."""
+def publish(worker: Worker, directory: Path, dtype: DType, probe: Sequence[int] = ()) -> WeightFile | AdapterFile | None:
+    """Write weights for generators, on rank 0. `directory`: the run's in shared memory, the same on all hosts."""
     if worker.rank == 0:
-        return _learner(worker).publish(directory, dtype)
-    _learner(worker).files.hand_over(dtype)
+        return _learner(worker).publish(host_folder(directory), dtype, probe)
+    _learner(worker).files.hand_over(dtype, probe)
     return None
 
 
-def export(worker: Worker, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str | None:
+def export(
+    worker: Worker, directory: Path, dtype: DType, texts: Sequence[ContractText], weights: ExportedWeights = "merged"
+) -> str | None:
     """Write a policy folder with its serving contract, on rank 0; why that failed, empty where it did not."""
     if worker.rank == 0:
-        return _learner(worker).export(directory, dtype, texts)
-    _learner(worker).files.hand_over_export(dtype, texts)
+        return _learner(worker).export(directory, dtype, texts, weights)
+    _learner(worker).files.hand_over_export(dtype, texts, weights)
     return None
 
 

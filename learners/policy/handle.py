@@ -17,6 +17,7 @@ from learners.policy.start import StartingPoint
 from learners.ranks.handle import RanksHandle, RanksPlan
 from learners.ranks.mailbox import Call, CheckpointPlan
 from learners.settings.policy import PolicyLearnerConfig
+from learners.settings.training import ExportedWeights
 from learners.weights.link import GeneratorLink, LinkPlan
 
 LINK_CALLS = (commands.link_epoch, commands.connect, commands.send_weights)
@@ -24,11 +25,13 @@ LINK_CALLS = (commands.link_epoch, commands.connect, commands.send_weights)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerFolders:
-    """Where a learner writes. Produced by `learners.run.composition`, consumed by `PolicyLearnerHandle`."""
+    """Where a learner writes, and what. Produced by `learners.run.composition`, consumed by `PolicyLearnerHandle`."""
 
     storage: Path  # Ray Train's own records
-    weights: Path  # published weights, in shared memory of the generators' host
+    weights: Path  # the run's folder in shared memory, where each host has its published weights
     weights_dtype: DType  # of published and exported weights: what generators compute in
+    exported: ExportedWeights = "merged"
+    probe: tuple[int, ...] = ()  # token ids by which generators of an adapter see that they sample with it
 
 
 class PolicyLearnerHandle(RanksHandle):
@@ -47,7 +50,8 @@ class PolicyLearnerHandle(RanksHandle):
             )
         )
         self._folders = folders
-        self._publish = Call(function=commands.publish, arguments=(folders.weights.absolute(), folders.weights_dtype))
+        to_publish = (folders.weights.absolute(), folders.weights_dtype, folders.probe)
+        self._publish = Call(function=commands.publish, arguments=to_publish)
         self._published: PublishedWeights | None = None
         self._plan_of_links: LinkPlan | None = None
         self._link: GeneratorLink | None = None
@@ -132,6 +136,6 @@ class PolicyLearnerHandle(RanksHandle):
 
         Returns why it could not be written; empty where it was.
         """
-        arguments = (directory.absolute(), self._folders.weights_dtype, tuple(texts))
+        arguments = (directory.absolute(), self._folders.weights_dtype, tuple(texts), self._folders.exported)
         problem: str = self.call(Call(function=commands.export, arguments=arguments))
         return problem

@@ -19,15 +19,25 @@ from torch import Tensor
 from actors.config import DType
 from cluster.seeding import derive_seed
 from cluster.storage.serving_contract import ContractText
-from cluster.types import FloatArray, ScoredBatch, ScoredGroup, SentWeights, TrajectoryGroup, UpdateResult, WeightFile
+from cluster.types import (
+    AdapterFile,
+    FloatArray,
+    ScoredBatch,
+    ScoredGroup,
+    SentWeights,
+    TrajectoryGroup,
+    UpdateResult,
+    WeightFile,
+)
 from learners.algorithms.masking import masked_mean, masked_sum, masked_variance
 from learners.algorithms.mismatch import mismatch_metrics
 from learners.network.activation_checkpointing import recompute_activations
-from learners.network.assembly import sharded_networks, whole_networks
+from learners.network.assembly import ReferencePass, sharded_networks, whole_networks
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.frozen_layers import FrozenStates
-from learners.network.micro_batch import RankShare, TokenBatch, rollout_logprobs
-from learners.network.models import TORCH_DTYPES, PolicyWithCritic, Reference
+from learners.network.lora import adapter_tensors
+from learners.network.micro_batch import RankShare, TokenBatch, fetch_on_all_ranks, rollout_logprobs
+from learners.network.models import TORCH_DTYPES, PolicyWithCritic
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
 from learners.network.sharding import shard_of
 from learners.network.trunk import ForwardSettings
@@ -39,6 +49,7 @@ from learners.policy.start import StartingPoint
 from learners.policy.state import LearnerState
 from learners.ranks.checkpoint import RANDOM_STATE, LearnerSnapshot, copied, copy_into, section
 from learners.settings.policy import PolicyLearnerConfig
+from learners.settings.training import ExportedWeights
 from learners.weights.file import untied_tensors
 from learners.weights.link import GeneratorLink
 
@@ -67,11 +78,12 @@ class PolicyLearner:
         self.shard = shard_of(config.workers, rank)
         self._share = RankShare(rank, world_size, max_tokens=config.workers.micro_batch_tokens, in_step=self.shard.count > 1)
         networks = (
-            whole_networks(start.model_path, config, settings, self.device)
+            whole_networks(start.model_path, config, settings, self.device, seed=start.seed)
             if config.workers.sharding == "none"
-            else sharded_networks(start.model_path, config, settings, self.device, rank=rank)
+            else sharded_networks(start.model_path, config, settings, self.device, rank=rank, seed=start.seed)
         )
         self._network, self._reference, self._start_policy = networks.trained, networks.reference, networks.start_policy
+        self._moving_reference = networks.moving
         if config.workers.activation_checkpointing:
             for trunk in self._network.trunks:
                 recompute_activations(trunk)
@@ -93,14 +105,9 @@ class PolicyLearner:
 
     def snapshot(self) -> LearnerSnapshot:
         """Everything that the next step depends on; of tensors, this rank's part."""
-        tensors = copied(untied_tensors(self._network.policy), under="policy")
-        if self._network.critic_trunk is not None:
-            tensors |= copied(self._network.critic_trunk.state_dict(), under="critic_trunk")
-        if self._network.value_head is not None:
-            tensors |= copied(self._network.value_head.state_dict(), under="value_head")
-        if self._config.kl.refresh_reference_steps:
-            tensors |= copied(untied_tensors(self._reference.policy), under="reference")
-        tensors |= copied(self._optimizer.state(), under="optimizer")
+        tensors = copied(self._optimizer.state(), under="optimizer")
+        for part, learned in self._learned_tensors().items():
+            tensors |= copied(learned, under=part)
         if self.shard.index == 0:
             tensors |= copied({"torch": torch.get_rng_state()}, under=RANDOM_STATE)
         return LearnerSnapshot(
@@ -117,21 +124,28 @@ class PolicyLearner:
     def restore(self, snapshot: LearnerSnapshot) -> None:
         """Become the learner that the snapshot was taken of."""
         tensors, numbers = snapshot.tensors, snapshot.numbers
-        copy_into(untied_tensors(self._network.policy), section(tensors, under="policy"), what="policy")
-        if self._network.critic_trunk is not None:
-            copy_into(self._network.critic_trunk.state_dict(), section(tensors, under="critic_trunk"), what="critic")
-        if self._network.value_head is not None:
-            copy_into(self._network.value_head.state_dict(), section(tensors, under="value_head"), what="value head")
-        if self._config.kl.refresh_reference_steps:
-            copy_into(untied_tensors(self._reference.policy), section(tensors, under="reference"), what="reference")
+        for part, learned in self._learned_tensors().items():
+            copy_into(learned, section(tensors, under=part), what=part.removesuffix("_trunk").replace("_", " "))
         self._optimizer.restore(section(tensors, under="optimizer"), num_steps=numbers["num_optimizer_steps"])
         torch.set_rng_state(tensors[f"{RANDOM_STATE}/torch"])
         self._network.value_mean, self._network.value_std = numbers["value_mean"], numbers["value_std"]
         self._state = LearnerState.from_numbers(numbers["state"])
         self.num_steps_done = numbers["num_steps_done"]
 
+    def _learned_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What the start does not say, by part: of an adapted trunk its adapter alone."""
+        network, moving = self._network, self._moving_reference
+        tensors = {"policy": adapter_tensors(network.policy) or untied_tensors(network.policy)}
+        if network.critic_trunk is not None:
+            tensors["critic_trunk"] = adapter_tensors(network.critic_trunk) or network.critic_trunk.state_dict()
+        if network.value_head is not None:
+            tensors["value_head"] = network.value_head.state_dict()
+        if moving is not None:
+            tensors["reference"] = untied_tensors(moving.policy)
+        return tensors
+
     def update(self, batch: ScoredBatch) -> UpdateResult:
-        """All epochs over one batch."""
+        """All epochs over one batch. Raises `BatchLostError`, and changes nothing, where tokens of it are lost."""
         started = time.perf_counter()
         if self._config.reward.truncation == "bootstrap":
             check_bootstrap(batch)
@@ -171,13 +185,13 @@ class PolicyLearner:
         frozen = self._frozen_pass(tokens, self._share.deal_all(tokens), with_policy=True, reference=self._start_policy)
         return tuple((frozen.old_logprobs_BT - frozen.ref_logprobs_BT).sum(1).tolist())
 
-    def publish(self, directory: Path, dtype: DType) -> WeightFile:
+    def publish(self, directory: Path, dtype: DType, probe: Sequence[int] = ()) -> WeightFile | AdapterFile:
         """As in `PolicyFiles`, of the version as it is now."""
-        return self.files.publish(directory, dtype, policy_version=self.policy_version)
+        return self.files.publish(directory, dtype, probe, policy_version=self.policy_version)
 
-    def export(self, directory: Path, dtype: DType, texts: Sequence[ContractText]) -> str:
+    def export(self, directory: Path, dtype: DType, texts: Sequence[ContractText], weights: ExportedWeights = "merged") -> str:
         """As in `PolicyFiles`, of the version as it is now."""
-        return self.files.export(directory, dtype, texts, policy_version=self.policy_version)
+        return self.files.export(directory, dtype, texts, weights, policy_version=self.policy_version)
 
     @property
     def link_epoch(self) -> int:
@@ -209,18 +223,18 @@ class PolicyLearner:
         if self._config.kl.is_used:
             kl = metrics["policy/ref_kl_nats_per_completion"]
             self._state = self._state.with_kl(kl, num_completions=num_completions, config=self._config.kl)
-        refresh_steps = self._config.kl.refresh_reference_steps
-        if refresh_steps and (step + 1) % refresh_steps == 0:
-            self._reference.refresh(self._network.policy)
+        if self._moving_reference is not None and (step + 1) % self._config.kl.refresh_reference_steps == 0:
+            self._moving_reference.refresh(self._network.policy)
 
     @torch.no_grad()
     def _frozen_pass(
-        self, tokens: TokenBatch, dealt: Sequence[list[int]], *, with_policy: bool, reference: Reference | None
+        self, tokens: TokenBatch, dealt: Sequence[list[int]], *, with_policy: bool, reference: ReferencePass | None
     ) -> FrozenPass:
         """Policy with critic, and `reference`, on all rows; each rank computes its own, all ranks get everything.
 
-        `dealt`: the rows of each rank.
+        `dealt`: the rows of each rank. Raises `BatchLostError` on all ranks before it computes anything.
         """
+        fetch_on_all_ranks(tokens, self._share.own(dealt), self._world_size)
         rollout_logprobs_BT = rollout_logprobs(tokens, self._share.own(dealt))
         old_logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout_logprobs_BT) for _ in range(3))
         final_values_B = torch.zeros_like(old_logprobs_BT[:, 0])

@@ -13,9 +13,11 @@ from typing import Any, Self
 import ray
 from ray.train import UserCallback
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError
 from cluster.processes.collector_pause import collector_paused
+from cluster.processes.hosts.folder import this_node
 from cluster.processes.losses import is_out_of_memory, reason_of
 from learners.settings.training import WorkerConfig
 
@@ -29,6 +31,7 @@ TRAIN_ENVIRONMENT: Mapping[str, str] = {
 """Defaults for Ray Train, read where `fit` runs; a value that the user has set stays."""
 
 
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # 60 s by Ray's own choice, also where a lost node is to be replaced
 FOUND_OF_A_RANK = "health_check_failure"  # in Ray Train's own error about a rank that does not answer: Ray's error
 MEMORY_ADVICE = "lower micro_batch_tokens or logprob_chunk_tokens of learner.workers; `rayward plan` shows what each role takes"
 
@@ -58,7 +61,8 @@ class TrainGroup:
     @classmethod
     def start(cls, plan: GroupPlan) -> Self:
         """Returns at once; whether the ranks come up shows in what they say, or in `end`."""
-        fit = ray.remote(_fit).options(num_cpus=0, max_retries=0, name=f"ray train: {plan.name}")
+        here = NodeAffinitySchedulingStrategy(this_node(), soft=False)  # the driver's: if that node is lost, so is the run
+        fit = ray.remote(_fit).options(num_cpus=0, max_retries=0, scheduling_strategy=here, name=f"ray train: {plan.name}")
         return cls(plan, fit.remote(plan), set(placement_group_table()))
 
     def has_ended(self) -> bool:
@@ -103,7 +107,8 @@ class TrainGroup:
 
 def _fit(plan: GroupPlan) -> RaywardError | None:
     """Run the ranks to their end, in a process of its own; returns what ended them."""
-    for name, value in TRAIN_ENVIRONMENT.items():
+    start = {START_TIMEOUT: f"{plan.workers.start_deadline_s:g}"}
+    for name, value in {**TRAIN_ENVIRONMENT, **start}.items():
         os.environ.setdefault(name, value)
     try:
         build_trainer(plan).fit()

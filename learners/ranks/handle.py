@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.errors import ActorLostError, LearnerRestartedError, RaywardError
+from cluster.errors import ActorLostError, BatchLostError, LearnerRestartedError, RaywardError
+from cluster.processes.hosts.folder import this_node
 from cluster.processes.losses import reason_of
 from cluster.processes.supervision import not_started
 from cluster.processes.watchdog import Pending
@@ -104,7 +106,7 @@ class RanksHandle:
 
     def call(self, call: Call | None, meanwhile: Callable[[], object] | None = None) -> Any:
         """Ask the ranks; None ends them. What they run in, and Ray Train beside them, is started anew where it is lost, as often
-        as ranks are: then `LearnerRestartedError` is raised.
+        as ranks are: then `LearnerRestartedError` is raised. Raises `BatchLostError` where samples are lost.
 
         `meanwhile`: called again and again until they answer; it should take a fraction of a second.
         """
@@ -123,7 +125,9 @@ class RanksHandle:
             ) from error
 
     def _new_mailbox(self) -> "ray.actor.ActorHandle":
-        return ray.remote(Mailbox).options(num_cpus=0).remote(self._plan.workers.num_workers)
+        """On the driver's node, without which there is no run: the loss of any other costs no more than the ranks there."""
+        here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+        return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote(self._plan.workers.num_workers)
 
     def _running(self) -> TrainGroup:
         if self._group is None:
@@ -159,6 +163,8 @@ class RanksHandle:
                 )
             case Answer(outcome="failed", reply=error):
                 raise error
+            case Answer(reply=BatchLostError() as lost):
+                raise lost
         return answer.reply
 
 

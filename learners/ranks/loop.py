@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
-from cluster.errors import CannotResumeError, ConfigError, DataError
+from cluster.errors import BatchLostError, CannotResumeError, ConfigError, DataError
 from cluster.processes.collector_pause import collector_paused
 from cluster.types import SaveReport
 from learners.ranks.mailbox import Call, CheckpointPlan
@@ -68,9 +68,12 @@ def finish_saving(worker: Worker) -> SaveReport | None:
 
 
 def execute(call: Call, worker: Worker) -> Any:
-    """What the call's function returns on this rank."""
+    """What the call's function returns on this rank, or the `BatchLostError` that it raises on every one."""
     arguments = [ray.get(argument) if isinstance(argument, ray.ObjectRef) else argument for argument in call.arguments]
-    return call.function(worker, *arguments)
+    try:
+        return call.function(worker, *arguments)
+    except BatchLostError as error:
+        return error
 
 
 def _serve(setup: LoopSetup) -> None:

@@ -20,6 +20,7 @@ from cluster.storage.policy_folders import new_folder
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.network.activation_checkpointing import recompute_activations
 from learners.network.collectives import sum_gradients, sum_over_ranks
+from learners.network.lora import add_adapter, fill_adapter, is_of_adapter
 from learners.network.micro_batch import Pack, packs_of_rank, shard
 from learners.network.models import TORCH_DTYPES, empty_model, freeze_lowest_layers, read_part, write_policy
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
@@ -63,36 +64,55 @@ class RewardModelLearner:
 
     def _whole_scorer(self) -> "TextScorer":
         config = self._config
-        model = start_reward_model(self._job.model_path, dtype="float32", num_layers=config.num_layers).to(self.device)
+        model = start_reward_model(self._job.model_path, dtype="float32", num_layers=config.num_layers)
+        self._freeze(model)
+        if config.lora is not None:
+            fill_adapter(model, self._job.seed)
+        return TextScorer(model.to(self.device))
+
+    def _freeze(self, model: PreTrainedModel) -> None:
+        """What is not trained; the head is."""
+        config = self._config
         freeze_lowest_layers(model, config.num_frozen_layers, self._compute_dtype)
-        return TextScorer(model)
+        if config.lora is not None:
+            add_adapter(model, config.lora, num_frozen_layers=config.num_frozen_layers, compute_dtype=self._compute_dtype)
+            model.score.requires_grad_(True)
 
     def _sharded_scorer(self) -> "TextScorer":
         """Every rank reads its part; call it on every rank."""
         config, path = self._config, self._job.model_path
         num_layers = layers_to_load(path, config.num_layers)
         model = empty_model(AutoModelForSequenceClassification, path, num_labels=1, num_hidden_layers=num_layers)
-        freeze_lowest_layers(model, config.num_frozen_layers, self._compute_dtype)
+        self._freeze(model)
         scorer = TextScorer(model)
         mesh = rank_mesh(config.workers, self.device)
         shard_network(scorer, [model.base_model], mesh, compute_dtype=self._compute_dtype)
         read_part(model.base_model, path, self.shard)
         torch.nn.init.zeros_(model.score.weight)
+        if config.lora is not None:
+            fill_adapter(model, self._job.seed, self.shard)
         return scorer
 
     def snapshot(self) -> LearnerSnapshot:
         """Everything that the next step depends on; of tensors, this rank's part."""
         return LearnerSnapshot(
-            tensors=copied(self._model.state_dict(), under="model") | copied(self._optimizer.state(), under="optimizer"),
+            tensors=copied(self._learned_tensors(), under="model") | copied(self._optimizer.state(), under="optimizer"),
             numbers={"num_steps_done": self.num_steps_done, "num_optimizer_steps": self._optimizer.num_steps},
         )
 
     def restore(self, snapshot: LearnerSnapshot) -> None:
         """Become the learner that the snapshot was taken of."""
-        copy_into(self._model.state_dict(), section(snapshot.tensors, under="model"), what="reward model")
+        copy_into(self._learned_tensors(), section(snapshot.tensors, under="model"), what="reward model")
         num_steps = snapshot.numbers["num_optimizer_steps"]
         self._optimizer.restore(section(snapshot.tensors, under="optimizer"), num_steps=num_steps)
         self.num_steps_done = snapshot.numbers["num_steps_done"]
+
+    def _learned_tensors(self) -> dict[str, Tensor]:
+        """What the start does not say; of an adapted trunk its adapter alone."""
+        state: dict[str, Tensor] = self._model.state_dict()
+        if self._config.lora is None:
+            return state
+        return {name: tensor for name, tensor in state.items() if is_of_adapter(name) or name.startswith("score.")}
 
     def batches(self) -> Iterator[list[int]]:
         """Texts of each optimizer step still to do: every pass over the texts is one permutation, drawn from (seed, epoch)."""

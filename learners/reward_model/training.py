@@ -1,6 +1,7 @@
 """Training a reward model, as the driver sees it: one call that runs a Ray Train group to its end and reports each step."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.queue import Empty, Queue
 
-from cluster.errors import CannotResumeError, ConfigError, DataError, RaywardError
+from cluster.errors import ActorLostError, CannotResumeError, ConfigError, DataError, RaywardError
 from cluster.processes.collector_pause import collector_paused
+from cluster.processes.supervision import not_started
 from learners.ranks.group import GroupPlan, TrainGroup
 from learners.reward_model.records import RewardModelJob, RewardModelResult
 
@@ -33,6 +35,11 @@ class _StepReport:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The ranks hold their models."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _LoopSetup:
     job: Any  # ObjectRef of a RewardModelJob
@@ -42,7 +49,8 @@ class _LoopSetup:
 def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: StepCallback) -> RewardModelResult:
     """Train, measure, normalise, write `job.output_dir`. `storage_path` is for Ray Train's own records.
 
-    `on_step` is called in this thread. Ray must be running; the group's resources are free again on return.
+    `on_step` is called in this thread. Ray must be running; the group's resources are free again on return. Raises
+    `ActorLostError` where the ranks have not loaded their models in time.
     """
     reports = Queue(actor_options={"num_cpus": 0})
     group = TrainGroup.start(
@@ -57,8 +65,11 @@ def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: Step
         )
     )
     try:
-        while isinstance(report := _next_report(reports, group), _StepReport):
-            on_step(report.step, report.num_steps, report.metrics)
+        report = _next_report(reports, group, start_deadline_s=job.config.workers.start_deadline_s)
+        while isinstance(report, _Loaded | _StepReport):
+            if isinstance(report, _StepReport):
+                on_step(report.step, report.num_steps, report.metrics)
+            report = _next_report(reports, group)
         if isinstance(report, RaywardError):
             raise report
         group.wait()
@@ -70,9 +81,15 @@ def train_reward_model(job: RewardModelJob, *, storage_path: Path, on_step: Step
     return report
 
 
-def _next_report(reports: Queue, group: TrainGroup) -> _StepReport | RewardModelResult | RaywardError:
-    """Wait for rank 0; raises where the ranks have ended without another word."""
+def _next_report(
+    reports: Queue, group: TrainGroup, *, start_deadline_s: float | None = None
+) -> _Loaded | _StepReport | RewardModelResult | RaywardError:
+    """Wait for rank 0; raises where the ranks have ended without another word, or said none until the deadline."""
+    over_s = math.inf if start_deadline_s is None else time.monotonic() + start_deadline_s
     while True:
+        if start_deadline_s is not None and time.monotonic() > over_s:
+            reason = not_started(start_deadline_s, setting="learner.workers.start_deadline_s")
+            raise ActorLostError(f"the reward-model learner has not come: {reason}")
         has_ended = group.has_ended()  # asked first, so that nothing put before the end is missed
         try:
             return reports.get(timeout=REPORT_TIMEOUT_S)
@@ -105,6 +122,8 @@ def _learn(setup: _LoopSetup) -> None:
         learner = RewardModelLearner(job, rank=rank, world_size=world_size)
     restore_newest(learner, job.checkpoints, rank=rank, world_size=world_size)
     writer = checkpoint_writer(job.checkpoints, learner.shard, rank=rank)
+    if rank == 0:
+        setup.reports.put(_Loaded())
     result = _run(learner, job, writer, report=setup.reports.put if rank == 0 else lambda report: None)
     learner.export()  # unless the ranks before these were lost just after they had written it
     if rank == 0:

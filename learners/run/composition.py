@@ -6,25 +6,32 @@ The one file that knows all three.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
-from actors.generation.remote import DeviceFedGeneratorActor, GeneratorActor
+from actors.generation.adapter_generator import AdapterSlots
+from actors.generation.remote import AdapterGeneratorActor, DeviceFedGeneratorActor, GeneratorActor
 from actors.generation.rollout_pool import RolloutPool
 from actors.scoring.stage import ScorerPools, build_scorer_pools
 from actors.sources.models import model_digest
 from cluster.errors import ConfigError
-from cluster.processes.runtime import num_nodes
+from cluster.processes.hosts.weights import check_shared_memory_of_nodes
+from cluster.processes.runtime import SHARED_MEMORY
 from cluster.processes.watchdog import Pending
+from cluster.storage.serving_contract import ContractText
 from cluster.types import Prompt, SamplingParameters
 from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.start import StartingPoint
 from learners.ranks.mailbox import CheckpointPlan
+from learners.run.memory_estimate import local_model_shape, published_bytes
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig
+from learners.steps.driver import publish_newest
 from learners.weights.link import LinkPlan
 
 POLICY_CHECKPOINTS = "checkpoints"
+MAX_PROBE_TOKENS: Final = 32  # asked of every generator at every version, twice
 GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
 
 
@@ -40,7 +47,7 @@ class Roles:
         """What the driver waits for. May be asked from any thread."""
         return [*self.rollouts.pending(), *self.scoring.pending(), *self.learner.pending()]
 
-    def wait_until_ready(self, config: PolicyRunConfig) -> None:
+    def wait_until_ready(self, config: PolicyRunConfig, *, note: Callable[[str], None]) -> None:
         """Return when every role answers and weights can reach the generators."""
         self.rollouts.wait_until_ready()
         self.scoring.wait_until_ready()
@@ -58,19 +65,19 @@ class Roles:
             )
             self.rollouts.feed_new_ones(self.learner.send_again)
         if num_steps_done:  # the generators hold the start's weights, the learner those of its checkpoint
-            self.rollouts.publish(self.learner.publish())
+            publish_newest(self.learner, self.rollouts, note=note)
 
 
-def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, start_policy: str) -> Roles:
-    """Start all roles, which then load side by side; `stack` ends them.
+def start_roles(
+    stack: ExitStack, session: Session, config: PolicyRunConfig, start_policy: str, texts: Sequence[ContractText]
+) -> Roles:
+    """Start all roles, which then load side by side; `stack` ends them. `texts`: of the serving contract.
 
-    Raises `ConfigError` where weights cannot travel as configured.
+    Raises `ConfigError` where a node has too little shared memory for published weights.
     """
-    if config.generator.weight_transfer == "shm" and num_nodes() > 1:
-        raise ConfigError(
-            f"generator.weight_transfer=shm passes weights through one machine's shared memory, and the Ray cluster has"
-            f" {num_nodes()} machines; set generator.weight_transfer=nccl"
-        )
+    if not session.ray.is_local:
+        published = published_bytes(local_model_shape(start_policy), config.generator, config.learner.lora)
+        check_shared_memory_of_nodes(published, SHARED_MEMORY)
     rollouts = _start_generators(start_policy, config, note=session.view.note)
     stack.callback(rollouts.shutdown)
     scoring = build_scorer_pools(
@@ -93,24 +100,51 @@ def start_roles(stack: ExitStack, session: Session, config: PolicyRunConfig, sta
                 storage=session.path / "logs" / "ray_train",
                 weights=session.ray.shared_folder(),
                 weights_dtype=config.generator.dtype,
+                exported=config.export.weights,
+                probe=_probe(texts) if config.learner.lora is not None else (),
             ),
             CheckpointPlan(
                 directory=(session.path / POLICY_CHECKPOINTS).absolute(),
                 keep=config.checkpoint.keep,
-                facts={"model": model_digest(start_policy), "seed": str(config.seed)},
+                facts=_facts(config, start_policy),
             ),
         )
     )
     return Roles(rollouts=rollouts, scoring=scoring, learner=learner)
 
 
+def _facts(config: PolicyRunConfig, start_policy: str) -> dict[str, str]:
+    """What a checkpoint goes on from and does not hold."""
+    critic_model = config.learner.critic.model
+    facts = {"model": model_digest(start_policy), "seed": str(config.seed)}
+    if config.learner.lora is None or critic_model is None:
+        return facts
+    return {**facts, "critic_model": model_digest(critic_model)}  # its adapter alone is in checkpoints
+
+
+def _probe(texts: Sequence[ContractText]) -> tuple[int, ...]:
+    """Tokens that the model finds natural: of the rare ones a bfloat16 engine's log-probabilities are far from exact.
+
+    Raises `ConfigError` where there is no text of two tokens.
+    """
+    if not texts:
+        raise ConfigError(
+            "learner.lora: no held-out prompt has two tokens, by which engines could be seen to sample with an adapter; add "
+            "longer ones, or raise evaluation.num_prompts"
+        )
+    return texts[-1].token_ids[:MAX_PROBE_TOKENS]
+
+
 def _start_generators(model_path: str, config: PolicyRunConfig, *, note: Callable[[str], None]) -> RolloutPool:
-    generator = config.generator
-    actor = GENERATOR_ACTORS[generator.weight_transfer].options(num_cpus=generator.num_cpus, num_gpus=generator.num_gpus)
-    running_requests = "finish" if config.asynchronous is None else config.asynchronous.running_requests
+    generator, lora, asynchronous = config.generator, config.learner.lora, config.asynchronous
+    actor = AdapterGeneratorActor if lora is not None else GENERATOR_ACTORS[generator.weight_transfer]
+    actor = actor.options(num_cpus=generator.num_cpus, num_gpus=generator.num_gpus)
+    arguments: list[Any] = [model_path, generator, "finish" if asynchronous is None else asynchronous.running_requests]
+    if lora is not None:
+        arguments.append(AdapterSlots(max_rank=lora.rank, num_adapters=config.num_adapters))
 
     return RolloutPool(
-        lambda name: actor.remote(model_path, generator, running_requests),
+        lambda name: actor.remote(*arguments),
         num_replicas=generator.num_replicas,
         max_num_sequences=generator.max_num_sequences,
         supervision=config.supervision,

@@ -5,6 +5,7 @@ Architecture: decoders with gated feed-forward blocks and grouped-query attentio
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cluster.errors import DataError
 from cluster.host.cache import cache_root
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.reward_model import RewardModelLearnerConfig
-from learners.settings.training import MAX_KEPT_BYTES, WorkerConfig
+from learners.settings.training import MAX_KEPT_BYTES, LoRAConfig, WorkerConfig
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED_BYTES = 12  # float32 gradient and two Adam moments, for weights that are not frozen
@@ -39,6 +40,7 @@ class ModelShape:
     vocabulary: int
     hidden: int
     kv_values_per_token: int  # keys and values of all layers
+    matrix_sides: Mapping[str, int]  # of one layer: rows and columns together of each matrix, by its name in Hugging Face's code
 
     @property
     def trunk(self) -> int:
@@ -51,6 +53,11 @@ class ModelShape:
     def frozen(self, num_frozen_layers: int) -> int:
         """Parameters that are not trained: the lowest layers, with the embedding and a head that is tied to it."""
         return self.embedding + num_frozen_layers * self.layer if num_frozen_layers else 0
+
+    def adapter(self, lora: LoRAConfig, *, num_frozen_layers: int = 0) -> int:
+        """Parameters of a low-rank adapter; matrices that are not counted here have none."""
+        sides = sum(self.matrix_sides.get(name, 0) for name in lora.target_modules)
+        return (self.num_layers - num_frozen_layers) * lora.rank * sides
 
     def weight_bytes(self, num_converted_layers: int, matrix_bytes: int, *, parameters: int) -> int:
         """`parameters` in float32, but for the matrices of so many layers, at `matrix_bytes` a number."""
@@ -107,6 +114,13 @@ def model_shape(config: dict[str, Any]) -> ModelShape | None:
         vocabulary=vocabulary,
         hidden=hidden,
         kv_values_per_token=2 * num_layers * num_kv_heads * head_dim,
+        matrix_sides={
+            "q_proj": hidden + num_heads * head_dim,
+            "k_proj": hidden + num_kv_heads * head_dim,
+            "v_proj": hidden + num_kv_heads * head_dim,
+            "o_proj": num_heads * head_dim + hidden,
+            **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + config["intermediate_size"]),
+        },
     )
 
 
@@ -118,7 +132,9 @@ def policy_learner_memory(
 
     A sharded rank has its part of the first three, keeps no hidden states, and has what is gathered for a moment.
 
-    Of the policy's frozen layers and of all layers of the reference, matrices are in the compute type, the rest in float32.
+    Of the policy's frozen layers and of all layers of the reference, matrices are in the compute type, the rest in float32. With
+    `lora` that holds for all layers of policy and critic, of which adapters and the scalar head are trained, and the policy is
+    its own reference.
     """
     parts = None
     if policy is not None and (critic is not None or config.critic.kind != "own_model"):
@@ -126,12 +142,18 @@ def policy_learner_memory(
         head_parameters = 0 if config.critic.kind == "none" else policy.hidden + 1
         critic_parameters = head_parameters if critic is None else critic.trunk + critic.hidden + 1
         matrix_bytes, num_frozen = DTYPE_BYTES[config.workers.compute_dtype], min(config.num_frozen_layers, policy.num_layers)
-        trained_bytes = (policy.total - policy.frozen(num_frozen)) * TRAINED_BYTES
-        num_references = 2 if config.kl.refresh_reference_steps else 1  # a reference that moves leaves the start behind
+        if config.lora is not None:
+            learned = _adapted_bytes(policy, critic, config.lora, num_frozen, matrix_bytes, head_parameters=head_parameters)
+        else:
+            trained_bytes = (policy.total - policy.frozen(num_frozen)) * TRAINED_BYTES
+            num_references = 2 if config.kl.refresh_reference_steps else 1  # a reference that moves leaves the start behind
+            learned = {
+                "policy": policy.weight_bytes(num_frozen, matrix_bytes, parameters=policy.total) + trained_bytes,
+                "critic": critic_parameters * (FLOAT32_BYTES + TRAINED_BYTES),
+                "reference": num_references * policy.weight_bytes(policy.num_layers, matrix_bytes, parameters=policy.total),
+            }
         parts = {
-            "policy": policy.weight_bytes(num_frozen, matrix_bytes, parameters=policy.total) + trained_bytes,
-            "critic": critic_parameters * (FLOAT32_BYTES + TRAINED_BYTES),
-            "reference": num_references * policy.weight_bytes(policy.num_layers, matrix_bytes, parameters=policy.total),
+            **learned,
             "logits": config.workers.logprob_chunk_tokens * policy.vocabulary * FLOAT32_BYTES,
             "kept_states": min(batch_tokens * policy.hidden * FLOAT32_BYTES, MAX_KEPT_BYTES) if num_frozen else 0,
         }
@@ -144,11 +166,32 @@ def policy_learner_memory(
     return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
 
 
+def _adapted_bytes(
+    policy: ModelShape,
+    critic: ModelShape | None,
+    lora: LoRAConfig,
+    num_frozen_layers: int,
+    matrix_bytes: int,
+    *,
+    head_parameters: int,
+) -> dict[str, int]:
+    """Of a learner of adapters: policy, critic, reference."""
+    policy_bytes = policy.weight_bytes(policy.num_layers, matrix_bytes, parameters=policy.total)
+    trunk_bytes = 0 if critic is None else critic.weight_bytes(critic.num_layers, matrix_bytes, parameters=critic.trunk)
+    trained_by_critic = head_parameters if critic is None else critic.adapter(lora) + critic.hidden + 1
+    trained_by_policy = policy.adapter(lora, num_frozen_layers=num_frozen_layers)
+    return {
+        "policy": policy_bytes + trained_by_policy * (FLOAT32_BYTES + TRAINED_BYTES),
+        "critic": trunk_bytes + trained_by_critic * (FLOAT32_BYTES + TRAINED_BYTES),
+        "reference": 0,
+    }
+
+
 def reward_model_learner_memory(model: ModelShape | None, config: RewardModelLearnerConfig) -> RoleMemory:
     """One rank: trunk and scalar head; frozen layers, and the embedding under them, have no gradient and no moments. A sharded
     rank has its part of these, and what is gathered for a moment.
 
-    Matrices of frozen layers are in the compute type.
+    Matrices of frozen layers are in the compute type; with `lora`, those of all layers, and its adapter and the head are trained.
     """
     parts = None
     if model is not None:
@@ -156,9 +199,14 @@ def reward_model_learner_memory(model: ModelShape | None, config: RewardModelLea
         num_frozen = min(config.num_frozen_layers, num_layers)
         weights = model.trunk - (model.num_layers - num_layers) * model.layer + model.hidden
         matrix_bytes = DTYPE_BYTES[config.workers.compute_dtype]
+        num_converted, trained, adapter = num_frozen, weights - model.frozen(num_frozen), 0
+        if config.lora is not None:
+            num_converted = num_layers
+            adapter = model.adapter(config.lora, num_frozen_layers=num_frozen + model.num_layers - num_layers)
+            trained = adapter + model.hidden
         parts = {
-            "weights": model.weight_bytes(num_frozen, matrix_bytes, parameters=weights),
-            "optimizer": (weights - model.frozen(num_frozen)) * TRAINED_BYTES,
+            "weights": model.weight_bytes(num_converted, matrix_bytes, parameters=weights) + adapter * FLOAT32_BYTES,
+            "optimizer": trained * TRAINED_BYTES,
         }
         if config.workers.sharding != "none":
             gathered = weights - (num_layers - 1) * model.layer
@@ -166,20 +214,28 @@ def reward_model_learner_memory(model: ModelShape | None, config: RewardModelLea
     return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
 
 
-def generator_memory(policy: ModelShape | None, config: GeneratorConfig) -> RoleMemory:
-    """One replica: weights and, on CPU, its key-value cache; on GPU the cache takes what is left of its share."""
+def generator_memory(
+    policy: ModelShape | None, config: GeneratorConfig, lora: LoRAConfig | None, num_adapters: int
+) -> RoleMemory:
+    """One replica: weights, room for `num_adapters` adapters on all matrices of layers, and, on CPU, its key-value cache; on GPU
+    the cache takes what is left of its share."""
     parts = None
     if policy is not None:
         parts = {"weights": policy.total * DTYPE_BYTES[config.dtype]}
+        if lora is not None:
+            of_all = lora.model_copy(update={"target_modules": tuple(policy.matrix_sides)})
+            parts["adapters"] = num_adapters * policy.adapter(of_all) * DTYPE_BYTES[config.dtype]
         if config.num_gpus == 0:
             parts["kv_cache"] = round(config.kv_cache_gib * BYTES_PER_GIB)
     return RoleMemory(role="generator", processes=config.num_replicas, parts=parts)
 
 
-def published_bytes(policy: ModelShape | None, config: GeneratorConfig) -> int:
+def published_bytes(policy: ModelShape | None, config: GeneratorConfig, lora: LoRAConfig | None) -> int:
     """In shared memory: the newest version and the one that replaces it. 0 where weights travel otherwise, or are not counted."""
     if policy is None or config.weight_transfer != "shm":
         return 0
+    if lora is not None:
+        return NUM_PUBLISHED * policy.adapter(lora) * FLOAT32_BYTES
     return NUM_PUBLISHED * policy.total * DTYPE_BYTES[config.dtype]
 
 

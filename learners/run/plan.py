@@ -1,15 +1,16 @@
 """What a run will ask for and do, by arithmetic alone: nothing is started, fetched or imported for it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from actors.config import RewardModelScorerConfig
 from cluster.errors import ConfigError
-from cluster.processes.placement import RoleRequest, check_placement, this_machine
+from cluster.processes.placement import Machine, RoleRequest, check_placement, place_on_nodes, this_machine
 from learners.run.memory_estimate import (
     BYTES_PER_GIB,
     DTYPE_BYTES,
+    FLOAT32_BYTES,
     RoleMemory,
     generator_memory,
     kv_cache_sequences,
@@ -66,8 +67,25 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
     return [learner, generator, *scorers]
 
 
-def plan_run(config: TrainingRunConfig) -> dict[str, Any]:
-    """Placement, batch arithmetic and memory as plain values; null where a model is not on this machine yet."""
+def parse_nodes(given: Sequence[str]) -> list[Machine]:
+    """Nodes of a cluster that `rayward plan` is asked about, each as CPUS or CPUS,GPUS. Raises `ConfigError`."""
+    nodes, problems = [], []
+    for number, text in enumerate(given, start=1):
+        try:
+            cpus, gpus = map(float, text.split(",") if "," in text else (text, "0"))
+            nodes.append(Machine(num_cpus=cpus, num_gpus=gpus, name=f"node {number}"))
+        except ValueError:
+            problems.append(f"--node {text}: give CPUs and GPUs of one node, such as 16,4; or its CPUs alone")
+    if problems:
+        raise ConfigError(problems)
+    return nodes
+
+
+def plan_run(config: TrainingRunConfig, nodes: Sequence[Machine] = ()) -> dict[str, Any]:
+    """Placement, batch arithmetic and memory as plain values; null where a model is not on this machine yet.
+
+    `nodes`: of the cluster; none: this machine.
+    """
     if isinstance(config, PlanningRunConfig | TabularRunConfig):
         from learners.run.environment.plan import plan_environment_run  # Gymnasium: a second
 
@@ -76,7 +94,7 @@ def plan_run(config: TrainingRunConfig) -> dict[str, Any]:
         "name": config.name,
         "algorithm": config.learner.algorithm,
         "model": config.model,
-        "placement": _placement(role_requests(config)),
+        "placement": _placement(role_requests(config), list(nodes) or [this_machine()]),
         "batch": _policy_batch(config) if isinstance(config, PolicyRunConfig) else _reward_model_batch(config),
         "memory": [memory.as_dict() for memory in _memory(config)],
         "exports": _exports(config) if isinstance(config, PolicyRunConfig) else None,
@@ -97,13 +115,17 @@ def plan_table(plan: dict[str, Any]) -> "RenderableType":
     verdict = [Text(f"does not fit: {problem}", style="bold red") for problem in placement["problems"]]
     batch, memory = _batch_table(plan["batch"]), _memory_table(plan["memory"])
     exports = [] if plan["exports"] is None else ["", _exports_line(plan["exports"])]
-    return Group(title, "", _placement_table(placement), *verdict, "", batch, "", memory, *exports)
+    nodes: list[RenderableType] = ["", _node_table(placement["nodes"])] if len(placement["nodes"]) > 1 else []
+    return Group(title, "", _placement_table(placement), *verdict, *nodes, "", batch, "", memory, *exports)
 
 
-def _placement(requests: list[RoleRequest]) -> dict[str, Any]:
-    machine = this_machine()
+def _placement(requests: list[RoleRequest], nodes: list[Machine]) -> dict[str, Any]:
+    name = nodes[0].name if len(nodes) == 1 else f"{len(nodes)} nodes together"
+    machine = Machine(num_cpus=sum(node.num_cpus for node in nodes), num_gpus=sum(node.num_gpus for node in nodes), name=name)
+    placed: list[dict[str, int]] = [{} for _ in nodes]
     try:
         check_placement(requests, machine)
+        placed = place_on_nodes(requests, nodes)
         problems = []
     except ConfigError as error:
         problems = error.problems
@@ -115,6 +137,8 @@ def _placement(requests: list[RoleRequest]) -> dict[str, Any]:
         "needed_gpus": sum(request.total_gpus for request in requests),
         "available_cpus": machine.num_cpus,
         "available_gpus": machine.num_gpus,
+        "machine": machine.name,
+        "nodes": [{**asdict(node), "processes": roles} for node, roles in zip(nodes, placed, strict=True)],
         "problems": problems,
     }
 
@@ -166,6 +190,9 @@ def _exports(config: PolicyRunConfig) -> dict[str, int | None]:
     kept = min(config.export.keep, written)
     shape = local_model_shape(config.model)
     bytes_each = None if shape is None else shape.total * DTYPE_BYTES[config.generator.dtype]
+    if shape is not None and config.learner.lora is not None and config.export.weights == "adapter":
+        adapter = shape.adapter(config.learner.lora, num_frozen_layers=min(config.learner.num_frozen_layers, shape.num_layers))
+        bytes_each = adapter * FLOAT32_BYTES
     most = min(kept + 1, written)
     return {
         "every_num_steps": every,
@@ -187,7 +214,7 @@ def _memory(config: LanguageModelRunConfig) -> Iterable[RoleMemory]:
         for scorer in config.scorers
     ]
     learner = policy_learner_memory(policy, critic, config.learner, batch_tokens=_largest_batch_tokens(config))
-    return [learner, generator_memory(policy, config.generator), *scorers]
+    return [learner, generator_memory(policy, config.generator, config.learner.lora, config.num_adapters), *scorers]
 
 
 def _largest_batch_tokens(config: PolicyRunConfig) -> int:
@@ -205,7 +232,17 @@ def _placement_table(placement: dict[str, Any]) -> "Table":
         table.add_row(role["role"], *(f"{number:g}" for number in numbers))
     table.add_section()
     table.add_row("needed", "", "", "", f"{placement['needed_cpus']:g}", f"{placement['needed_gpus']:g}")
-    table.add_row("on this machine", "", "", "", f"{placement['available_cpus']}", f"{placement['available_gpus']}")
+    table.add_row(
+        f"on {placement['machine']}", "", "", "", f"{placement['available_cpus']:g}", f"{placement['available_gpus']:g}"
+    )
+    return table
+
+
+def _node_table(nodes: list[dict[str, Any]]) -> "Table":
+    table = _table("Node by node, as far as arithmetic knows: Ray chooses", "node", "CPUs", "GPUs", "holds")
+    for node in nodes:
+        processes = ", ".join(f"{count} {role}" for role, count in node["processes"].items())
+        table.add_row(node["name"], f"{node['num_cpus']:g}", f"{node['num_gpus']:g}", processes or "nothing")
     return table
 
 
@@ -240,7 +277,7 @@ def _table(title: str, first: str, *others: str) -> "Table":
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(first)
     for name in others:
-        table.add_column(name, justify="left" if name == "made of" else "right")
+        table.add_column(name, justify="left" if name in ("made of", "holds") else "right")
     return table
 
 

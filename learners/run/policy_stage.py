@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from actors.rewards import REWARD_FUNCTIONS
-from cluster.errors import LearnerRestartedError
+from cluster.errors import LearnerRestartedError, SamplesLostError
 from cluster.seeding import derive_seed
 from cluster.storage.atomic_file import write_atomically
 from cluster.storage.ledger import TrajectoryLedger
@@ -20,6 +20,7 @@ from learners.report.page import ReportInTheMaking
 from learners.run.composition import Roles, check_logprob_contract, start_roles
 from learners.run.policy_exports import PolicyExports
 from learners.run.prompt_loading import RunPrompts
+from learners.run.scaling import Scaling, build_scaling
 from learners.run.session import Session
 from learners.settings.policy import GROUP_ESTIMATORS
 from learners.settings.run import PolicyRunConfig
@@ -44,9 +45,9 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
         session.view.note(prompts.note)
     with ExitStack() as stack:
         with session.stage("start"):
-            roles = start_roles(stack, session, config, prompts.model_path)
+            roles = start_roles(stack, session, config, prompts.model_path, prompts.contract)
             stack.enter_context(session.watched(roles.pending))
-            _until_ranks_are_kept(session, partial(_connect_and_check, roles, prompts, config))
+            _until_ranks_are_kept(session, partial(_connect_and_check, session, roles, prompts, config))
         evaluator = Evaluator(
             prompts=prompts.held_out,
             rollouts=roles.rollouts,
@@ -58,10 +59,11 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
         if not (session.path / BEFORE).exists():
             _until_ranks_are_kept(session, partial(_evaluate, session, config, evaluator, BEFORE, num_steps_done=0))
         driver = _driver(session, config, roles, prompts.train)
+        scaling = build_scaling(session.path, roles, config, note=session.view.note)
         exports = PolicyExports(session, config, roles.learner, prompts)
         while True:  # until the learner keeps its ranks from the last step to the export
             with session.stage("train"):
-                version = _run_steps(session, config, driver, evaluator, exports)
+                version = _run_steps(session, config, driver, evaluator, exports, scaling)
             try:
                 _evaluate(session, config, evaluator, AFTER, num_steps_done=config.learner.num_steps)
                 with session.stage("export"):
@@ -75,7 +77,7 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
 
 
 def _until_ranks_are_kept(session: Session, action: Callable[[], None]) -> None:
-    """Do it, and do it again where the learner's ranks are lost meanwhile; the group says when it gives up.
+    """Do it, and do it again where the learner's ranks, or samples, are lost meanwhile; the group says when it gives up.
 
     For what comes before the first step: ranks come back with the weights that they had, those of the start or of the
     checkpoint that the run goes on from.
@@ -83,13 +85,13 @@ def _until_ranks_are_kept(session: Session, action: Callable[[], None]) -> None:
     while True:
         try:
             return action()
-        except LearnerRestartedError as error:
+        except (LearnerRestartedError, SamplesLostError) as error:
             session.interrupts.check()
             session.view.note(str(error))
 
 
-def _connect_and_check(roles: Roles, prompts: RunPrompts, config: PolicyRunConfig) -> None:
-    roles.wait_until_ready(config)
+def _connect_and_check(session: Session, roles: Roles, prompts: RunPrompts, config: PolicyRunConfig) -> None:
+    roles.wait_until_ready(config, note=session.view.note)
     check_logprob_contract(roles, prompts.held_out[:NUM_CONTRACT_PROMPTS], _sampling(config, 1, "contract"), config)
 
 
@@ -114,7 +116,14 @@ def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Se
     )
 
 
-def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evaluator: Evaluator, exports: PolicyExports) -> int:
+def _run_steps(
+    session: Session,
+    config: PolicyRunConfig,
+    driver: Driver,
+    evaluator: Evaluator,
+    exports: PolicyExports,
+    scaling: Scaling,
+) -> int:
     """The steps that are still to do; returns the policy version that they end with."""
     num_steps, every = config.learner.num_steps, config.evaluation.every_num_steps
 
@@ -122,6 +131,7 @@ def _run_steps(session: Session, config: PolicyRunConfig, driver: Driver, evalua
         num_done = step + 1
         session.view.step(num_done, num_steps, metrics)
         exports.after_step(num_done, int(metrics["policy/version"]))
+        scaling.adjust()
         if every and num_done % every == 0 and num_done < num_steps:  # the last is evaluated anyway
             _log_evaluation(session, num_done, evaluate_samples(evaluator.run(), config.evaluation.judges))
 

@@ -11,7 +11,7 @@ from actors.sources.models import resolve_model
 from actors.tasks import build_task_sets
 from actors.tasks.task_set import TaskSet
 from cluster.errors import ConfigError
-from cluster.processes.placement import check_shared_memory
+from cluster.processes.placement import check_shared_memory, cluster_address
 from cluster.processes.runtime import SHARED_MEMORY
 from cluster.storage.serving_contract import ContractText
 from cluster.types import Prompt
@@ -44,7 +44,9 @@ def prompts_meanwhile(config: PolicyRunConfig) -> Iterator[Future[RunPrompts]]:
     is too long, and `ConfigError` where there are too few.
     """
     model_path = resolve_model(config.model)
-    check_shared_memory(published_bytes(local_model_shape(model_path), config.generator), SHARED_MEMORY)
+    if cluster_address() is None:  # else `start_roles` looks at every node
+        published = published_bytes(local_model_shape(model_path), config.generator, config.learner.lora)
+        check_shared_memory(published, SHARED_MEMORY)
     train_tasks, held_out_tasks = build_task_sets(config.task)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts") as background:
         yield background.submit(_render, config, model_path, train_tasks, held_out_tasks)

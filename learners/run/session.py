@@ -14,7 +14,7 @@ from cluster.errors import NotWrittenError, RunInterruptedError
 from cluster.host.crash_report import crashes_kept
 from cluster.host.versions import machine, versions
 from cluster.processes.interrupts import Interrupts, interruptible
-from cluster.processes.placement import RoleRequest, check_nodes, check_placement, cluster_address, this_machine
+from cluster.processes.placement import RoleRequest, check_placement, cluster_address, place_on_nodes, this_machine
 from cluster.processes.runtime import RaySession, cluster_nodes, prints_to, ray_cluster, ray_session
 from cluster.processes.stacks import stacks_of_all_nodes, stacks_of_this_machine
 from cluster.processes.watchdog import Pending, watched
@@ -120,7 +120,7 @@ def open_session(
             ):
                 if address is not None:
                     check_placement(requests, ray_cluster())
-                    check_nodes(requests, cluster_nodes())
+                    place_on_nodes(requests, cluster_nodes())
                 if ray_connection is not None and ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
                 yield Session(directory, view, metrics, interrupts, ray_connection, stall_s=config.stall_s)

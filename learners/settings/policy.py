@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cluster.config import StrictConfig
 from learners.settings.presets import Algorithm, with_preset
-from learners.settings.training import OptimizerConfig, WorkerConfig
+from learners.settings.training import LoRAConfig, OptimizerConfig, WorkerConfig
 
 GROUP_ESTIMATORS = ("grpo", "dr_grpo", "rloo")  # a trajectory is judged against others of its prompt
 TOKEN_ESTIMATORS = ("gae", "reinforce")  # each token of a completion has an advantage of its own
@@ -166,6 +166,11 @@ class PolicyLearnerConfig(StrictConfig):
     num_frozen_layers: int = Field(0, ge=0)
     """Lowest transformer layers (with the embeddings, and a head tied to them) that keep their weights: saves their backward
     pass and optimizer state."""
+    lora: LoRAConfig | None = None
+    """Set, an adapter is trained in the place of the policy's weights, and another one in the place of an own critic's; a value
+    head is trained whole. The reference is the policy with its adapter switched off, and the adapter alone travels to generators,
+    where a completion keeps the version that it began with. With num_frozen_layers, the lowest layers have no adapter. Unset,
+    all weights are trained."""
     optimizer: OptimizerConfig = OptimizerConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     policy_loss: PolicyLossConfig = PolicyLossConfig()
@@ -233,6 +238,9 @@ class PolicyLearnerConfig(StrictConfig):
             f"kl.estimator={kl.estimator} in the reward does not give the gradient of the KL; use k1": kl.place == "reward"
             and kl.estimator != "k1",
             "kl.control=adaptive cannot move kl.coef=0; start it above 0": kl.control == "adaptive" and kl.coef == 0,
+            f"kl.refresh_reference_steps={kl.refresh_reference_steps} moves the reference, but that of `lora` is the policy with "
+            "its adapter switched off; set kl.refresh_reference_steps=0": kl.refresh_reference_steps > 0
+            and self.lora is not None,
         }
         return [problem for problem, applies in checks.items() if applies]
 

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from cluster.config import StrictConfig
-from learners.settings.training import OptimizerConfig, WorkerConfig
+from learners.settings.training import LoRAConfig, OptimizerConfig, WorkerConfig
 
 
 class RewardModelLearnerConfig(StrictConfig):
@@ -22,6 +22,9 @@ class RewardModelLearnerConfig(StrictConfig):
     """Lowest transformer layers of the start that become the reward model; None is all. Fewer train and score faster."""
     num_frozen_layers: int = Field(0, ge=0)
     """Lowest transformer layers (with the embeddings) that keep their weights; saves their backward pass."""
+    lora: LoRAConfig | None = None
+    """Set, an adapter is trained in the place of the trunk's weights, and merged into them at the end; the head is trained whole.
+    With num_frozen_layers, the lowest layers have no adapter."""
     checkpoint_every_num_steps: int = Field(50, ge=1)
     """A lost process or a killed run costs so many steps at most."""
     max_tokens: int = Field(64, ge=2)

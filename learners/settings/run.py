@@ -32,6 +32,7 @@ from learners.settings.tabular import (
     TabularReinforceLearnerConfig,
     TemporalDifferenceLearnerConfig,
 )
+from learners.settings.training import ExportedWeights
 
 
 class CheckpointConfig(StrictConfig):
@@ -50,6 +51,9 @@ class ExportConfig(StrictConfig):
     """Also after every so many steps, while training goes on, for an endpoint that follows the run; 0 is never."""
     keep: int = Field(3, ge=2)
     """Older ones are removed. At least 2: an endpoint may be reading one while the next is written."""
+    weights: ExportedWeights = "merged"
+    """Of a policy that is learned with `learner.lora`. merged: whole, as those of any other policy. adapter: the adapter alone,
+    as peft writes it, which names the folder of the model that it belongs to."""
 
 
 MEANS_OF_ALL_SCORERS = ("sampled", "greedy")  # of what was sampled, and of greedy baselines
@@ -97,6 +101,11 @@ class PolicyStageConfig(StrictConfig):
     """Trajectories without a score are left out of a step; above this share the run ends. Whether a scorer could not judge them
     or their requests failed in the engine is all one to the update, which learns from what is left."""
 
+    @property
+    def num_adapters(self) -> int:
+        """With learner.lora, of which an engine holds adapters: the newest, its successor, and those of older completions."""
+        return 2 + (0 if self.asynchronous is None else self.asynchronous.max_staleness)
+
     @field_validator("scorers")
     @classmethod
     def _scorer_names_differ(cls, scorers: tuple[ScorerConfig, ...]) -> tuple[ScorerConfig, ...]:
@@ -129,6 +138,26 @@ class PolicyStageConfig(StrictConfig):
                 f"generator.weight_transfer=ipc needs a GPU that both sides share, but learner.workers.num_gpus={learner:g} and "
                 f"generator.num_gpus={generator:g}; give each a fraction, or use nccl"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_travel_and_are_kept(self) -> Self:
+        transfer, exported = self.generator.weight_transfer, self.export
+        problems = []
+        if self.learner.lora is not None and transfer != "shm":
+            problems.append(
+                f"generator.weight_transfer={transfer} sends all weights of a policy over devices, but learner.lora publishes "
+                "an adapter, which engines load from a folder; use shm"
+            )
+        if self.learner.lora is None and exported.weights == "adapter":
+            problems.append("export.weights=adapter needs an adapter, but learner.lora is not set; use merged")
+        if exported.weights == "adapter" and exported.every_num_steps:
+            problems.append(
+                f"export.every_num_steps={exported.every_num_steps} is for endpoints that follow a run, whose engines take whole "
+                "weights only; set export.weights=merged, or export.every_num_steps=0"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from actors.config import DType, fast_dtype
 from cluster.config import StrictConfig
 
+ExportedWeights = Literal["merged", "adapter"]
+
 MAX_KEPT_BYTES = 2**29  # of hidden states above frozen layers, of one batch on one rank
 
 
@@ -29,6 +31,19 @@ class OptimizerConfig(StrictConfig):
     """A longer gradient, in L2 norm over all parameters, is scaled down to it."""
 
 
+class LoRAConfig(StrictConfig):
+    """A low-rank adapter on each of some matrices: W + alpha / rank * B A, of which A and B are trained. arXiv:2106.09685."""
+
+    rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """Rows of A; one of those that vLLM's engines take."""
+    alpha: int = Field(32, ge=1)
+    """The product B A counts alpha / rank times."""
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
+    """Which matrices of a layer have one, by their names in Hugging Face's code; by default all of Llama and its relatives."""
+
+
 class WorkerConfig(StrictConfig):
     """The processes of a Ray Train group."""
 
@@ -46,8 +61,8 @@ class WorkerConfig(StrictConfig):
     max_restarts: int = Field(3, ge=0)
     """Times that lost ranks are replaced, each time going on from the newest checkpoint; after that the run ends."""
     start_deadline_s: float = Field(900.0, gt=0)
-    """A policy learner's ranks that have not loaded their models after so long are lost, too. Raise it for models that load
-    longer."""
+    """Ranks that have not loaded their models after so long are lost, too; a reward model's run ends then. Raise it for models
+    that load longer."""
     num_threads: int = Field(2, ge=1)
     """Torch threads of a rank on CPU."""
     compute_dtype: DType = Field(default_factory=fast_dtype)

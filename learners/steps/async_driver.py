@@ -26,6 +26,9 @@ class AsyncDriver(Driver):
         self._publish_version(int(metrics["policy/version"]))
         return metrics
 
+    def _forget_samples(self) -> None:
+        self._collector.give_up()
+
     def _go_on(self) -> tuple[int, int]:
         self._collector.give_up()
         step, version = super()._go_on()

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from cluster.processes.object_store import HeldObject, fetch_all
 from cluster.seeding import derive_seed
 from cluster.storage.ledger_writer import LedgerWriter
 from cluster.types import CutGroup, Prompt, SamplingParameters, ScoredGroup, TrajectoryGroup
@@ -198,6 +199,24 @@ def _num_for(num_missing: int, num_useful: int, num_asked: int) -> int:
     A further round costs a whole rollout's time, surplus groups only their own tokens.
     """
     return -(-num_missing * num_asked // max(1, num_useful))
+
+
+def for_the_ledger(groups: Sequence[ScoredGroup], *, num_earlier_rounds: int) -> tuple[ScoredGroup, ...]:
+    """The same groups with their texts, which no loss of a node takes from the driver any more.
+
+    `num_earlier_rounds`: in which all of them were sampled before, and lost; each is one more attempt. Raises `SamplesLostError`.
+    """
+    texts = iter(fetch_all([group.texts for scored in groups for group in _with_greedy(scored)]))
+
+    def held(scored: ScoredGroup) -> ScoredGroup:
+        group = replace(scored.group, texts=HeldObject(next(texts)), attempt=scored.group.attempt + num_earlier_rounds)
+        return replace(scored, group=group, greedy=held(scored.greedy) if scored.greedy else None)
+
+    return tuple(map(held, groups))
+
+
+def _with_greedy(scored: ScoredGroup) -> list[TrajectoryGroup]:
+    return [scored.group] + ([scored.greedy.group] if scored.greedy else [])
 
 
 def has_contrast(scored: ScoredGroup) -> bool:

@@ -1,5 +1,6 @@
 """The control loop: roll out, score, update, publish; synchronous, so every trajectory is sampled by the newest weights."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,16 +8,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cluster.errors import LearnerRestartedError, RaywardError
+from cluster.errors import LearnerRestartedError, RaywardError, SamplesLostError, WeightsLostError
 from cluster.processes.interrupts import Interrupts
 from cluster.storage.ledger import TrajectoryLedger
 from cluster.storage.ledger_writer import LedgerWriter
 from cluster.storage.metrics import MetricsLog, StageClock
 from cluster.types import PublishedWeights, SaveReport, ScoredBatch, ScoredGroup, UpdateResult
-from learners.steps.collection import Collected, Collector
+from learners.steps.collection import Collected, Collector, for_the_ledger
 from learners.steps.prompt_schedule import PromptSchedule
 
 MAX_FAILED_SAVES = 3  # in a row
+MAX_LOST_ROUNDS = 5  # of one step, each with a node or more
+MAX_LOST_PUBLICATIONS = 5  # in a row
 MAX_SHOWN_PROBLEMS = 5
 MAX_SKIPPED_STEPS = 5  # optimizer steps in a row
 # After Ctrl-C, of the ten seconds in which a run ends: for the update at work, and for its checkpoint.
@@ -143,7 +146,7 @@ class Driver:
         """Of the newest step, which may still be on its way. What ended the run says more than a failure to write it."""
         try:
             self._records.ledger.finish()
-        except Exception as error:  # noqa: BLE001 - a full disk, or texts that went with what ended the run
+        except Exception as error:  # noqa: BLE001 - a full disk, say
             self._records.note(f"the ledger lacks the newest step: {error}")
 
     def _save(self) -> SaveReport | None:
@@ -157,12 +160,11 @@ class Driver:
         while True:
             try:
                 step = self._learner.wait_until_ready()
-                weights = self._learner.publish()
+                weights = publish_newest(self._learner, self._generators, note=self._records.note)
             except LearnerRestartedError:
                 continue  # lost again; the group says when it gives up
             self._records.go_back_to(step)
             self._is_recorded = True
-            self._generators.publish(weights)
             return step, weights.policy_version
 
     def _note_save(self, report: SaveReport | None) -> None:
@@ -184,21 +186,44 @@ class Driver:
         self._records.note(f"{problem}; training goes on, and the older checkpoints are as they were")
 
     def run_step(self, step: int) -> Mapping[str, float]:
-        """One round; returns its metrics. The generators hold the new weights when it returns."""
+        """One round; returns its metrics. The generators hold the new weights when it returns.
+
+        Samples that are lost with a node before the weights have changed are drawn again: a step's seeds are its own, so they are
+        the same where the weights are.
+        """
+        num_lost_rounds = 0
+        while True:
+            try:
+                return self._round(step, num_lost_rounds)
+            except SamplesLostError as error:
+                self._interrupts.check()
+                num_lost_rounds += 1
+                if num_lost_rounds == MAX_LOST_ROUNDS:
+                    raise
+                self._is_recorded = True  # the learner is where it was
+                self._records.note(f"step {step}: {error}; they are sampled again")
+                self._forget_samples()
+
+    def _forget_samples(self) -> None:
+        """Whatever was sampled for this step and later ones."""
+
+    def _round(self, step: int, num_lost_rounds: int) -> Mapping[str, float]:
         clock = StageClock()
         prompts = self._schedule.prompts_of(step)
         with clock.stage("rollout"):
             collected = self._collector.collect(step, prompts)
+            trained = for_the_ledger(collected.groups, num_earlier_rounds=num_lost_rounds)
+            left_out = for_the_ledger(collected.left_out, num_earlier_rounds=num_lost_rounds)
         missing = self._checked_shares(step, collected)
         batch = ScoredBatch(step=step, groups=collected.groups)
         with self._interrupts.deferred(UPDATE_GRACE_S):
             self._is_recorded = False
             with clock.stage("learn"):
                 update = self._learn(batch)
-            self._check_numbers(batch, update)
+            self._check_numbers(step, trained, update)
             with clock.stage("publish"):
-                self._generators.publish(self._learner.publish())
-            self._records.ledger.begin(step, batch.groups, collected.left_out, collected.cut)
+                publish_newest(self._learner, self._generators, note=self._records.note)
+            self._records.ledger.begin(step, trained, left_out, collected.cut)
             metrics = {
                 **_rollout_metrics(collected, seconds=self._generating_s(clock.wall_s)),
                 **collected.metrics,
@@ -218,13 +243,13 @@ class Driver:
     def _learn(self, batch: ScoredBatch) -> UpdateResult:
         return self._learner.submit(batch)
 
-    def _check_numbers(self, batch: ScoredBatch, update: UpdateResult) -> None:
+    def _check_numbers(self, step: int, trained: Sequence[ScoredGroup], update: UpdateResult) -> None:
         """Raise where no optimizer step has been finite for long: the weights are still good, and the batch is kept."""
         num_skipped = update.metrics.get("optim/skipped_in_a_row", 0.0)
         if num_skipped >= MAX_SKIPPED_STEPS:
-            TrajectoryLedger(self._records.failed_batches).record(batch.step, batch.groups)
+            TrajectoryLedger(self._records.failed_batches).record(step, trained)
             raise RaywardError(
-                f"step {batch.step}: loss or gradient was not finite in {num_skipped:.0f} optimizer steps in a row; the weights "
+                f"step {step}: loss or gradient was not finite in {num_skipped:.0f} optimizer steps in a row; the weights "
                 f"are as they were before, and the batch is in {self._records.failed_batches}; correct the reward, or lower the "
                 "learning rate, and resume the run"
             )
@@ -259,6 +284,23 @@ class Driver:
             num_left_out = len(failed) + len(unscored)
             self._records.note(f"step {step}: {num_left_out} trajectories without a score are left out; first, {problems[0]}")
         return {"score/unscored_frac": len(unscored) / num_samples, "rollout/failed_frac": len(failed) / num_samples}
+
+
+def publish_newest(learner: Learner, generators: Generators, *, note: Callable[[str], None]) -> PublishedWeights:
+    """Returns once the generators hold the learner's weights. Weights that are lost on the way are published again.
+
+    Raises `LearnerRestartedError` where the learner's ranks were lost with them.
+    """
+    for num_lost in itertools.count(1):
+        weights = learner.publish()
+        try:
+            generators.publish(weights)
+            break
+        except WeightsLostError as error:
+            if num_lost == MAX_LOST_PUBLICATIONS:
+                raise
+            note(f"{error}; they are published again")
+    return weights
 
 
 def _places(scored: ScoredGroup, kind: str, problems: Mapping[int, str]) -> list[tuple[str, str]]:

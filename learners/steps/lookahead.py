@@ -5,12 +5,16 @@ older than that, and nothing that was sampled is ever too old to be used. A step
 run that goes on after a loss asks for the same ones again, and each trajectory is trained on once.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
+from cluster.errors import SamplesLostError
 from cluster.types import Prompt, SamplingParameters, ScoredGroup, TrajectoryGroup
 from learners.steps.collection import Collected, Scoring, in_order, sampling_of_step, with_enough_rewards
 from learners.steps.prompt_schedule import PromptSchedule
+
+PAUSE_S: Final = 0.1  # where nothing is in the making: whoever calls `advance` waits for something else
 
 
 class OpenRollouts(Protocol):
@@ -45,23 +49,34 @@ class Lookahead:
         self._max_staleness = max_staleness
         self._min_rewards = min_rewards
         self._stream: Iterator[ScoredGroup | None] | None = None
+        self._lost: SamplesLostError | None = None
         self._num_open = 0  # steps whose prompts may be asked for
         self._step_of: dict[int, int] = {}  # by the seed that its completions were sampled with
         self._arrived: dict[int, list[ScoredGroup]] = {}  # by step
         self._at_scorers: dict[int, int] = {}  # group, by identity -> its step
 
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Collected:
-        """Return once all groups of the step have come."""
-        self._open(step)
+        """Return once all groups of the step have come. Raises `SamplesLostError`, also for what was lost since the last one;
+        then `give_up` comes next."""
+        if self._lost is None:
+            self._open(step)
         while len(self._arrived.get(step, ())) < len(prompts):
+            if self._lost is not None:
+                raise self._lost
             self.advance()
         return with_enough_rewards(in_order(self._arrived.pop(step), prompts), self._min_rewards)
 
     def advance(self) -> None:
-        """Take one group that has come, or wait a moment for one."""
+        """Take one group that has come, or wait a moment for one. A loss of samples is kept for `collect` to tell: here the
+        learner may be at work, on a step that knows nothing of it."""
         if self._stream is None:
+            time.sleep(PAUSE_S)
             return
-        scored = next(self._stream, None)
+        try:
+            scored = next(self._stream, None)
+        except SamplesLostError as error:
+            self._lost, self._stream = error, None
+            return
         if scored is not None:
             self._arrived.setdefault(self._at_scorers.pop(id(scored.group)), []).append(scored)
 
@@ -69,7 +84,7 @@ class Lookahead:
         """What is in the making was asked of weights that are lost; all of it is asked again, by the next `collect`."""
         if self._stream is not None:
             self._stream.close()  # type: ignore[attr-defined]  # a generator: it takes its calls back
-        self._stream = None
+        self._stream = self._lost = None
         self._num_open = 0
         self._arrived.clear()
         self._at_scorers.clear()

@@ -1,6 +1,7 @@
 """Weights as one safetensors file in shared memory, for generators to take over."""
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,44 +11,40 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from cluster.storage.weight_file import seal_weights
+from cluster.processes.hosts.folder import this_node
+from cluster.storage.weight_file import remove_earlier_versions, seal_weights
 from cluster.types import WeightFile
+from learners.network.lora import merged
 from learners.network.sharding import gathering
 from learners.network.tensor_files import write_tensors
 
 
-class WeightPublisher:
-    """Writes one file per version and removes the one before; used by one process.
+def publish_weights(tensors: Mapping[str, Tensor], directory: Path, *, policy_version: int) -> WeightFile:
+    """Write one file, which appears whole or not at all, and remove earlier ones; until then two versions lie in `directory`.
 
     Of sharded tensors each is whole for a moment only; the other ranks meanwhile enter `gathering` for the same ones.
     """
-
-    def __init__(self) -> None:
-        self._newest: Path | None = None
-
-    def publish(self, tensors: Mapping[str, Tensor], directory: Path, *, policy_version: int) -> WeightFile:
-        """The file appears whole or not at all. Two versions lie in `directory` while one replaces the other."""
-        path = directory / f"policy-v{policy_version:06d}.safetensors"
-        partial = directory / f".{path.name}.{os.getpid()}.partial"
-        try:
-            with gathering(tensors) as gathered:
-                directory.mkdir(parents=True, exist_ok=True)
-                write_tensors(partial, gathered)
-            weights = seal_weights(partial, path, policy_version=policy_version)
-        finally:
-            partial.unlink(missing_ok=True)
-        if self._newest is not None and self._newest != path:
-            self._newest.unlink(missing_ok=True)
-        self._newest = path
-        return weights
+    started_s = time.time()
+    path = directory / f"policy-v{policy_version:06d}.safetensors"
+    partial = directory / f".{path.name}.{os.getpid()}.partial"
+    try:
+        with gathering(tensors) as gathered:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_tensors(partial, gathered)
+        weights = seal_weights(partial, path, policy_version=policy_version, node_id=this_node())
+    finally:
+        partial.unlink(missing_ok=True)
+    remove_earlier_versions(directory, before_s=started_s)
+    return weights
 
 
 def generator_weights(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every parameter once, under the name that a checkpoint gives it: in memory, transformers fuses the experts of a layer.
 
-    A sharded one stays so, on its device; any other is on the CPU.
+    An adapter is merged into what it adapts. A sharded tensor stays so, on its device; any other is on the CPU. Call it on every
+    rank, if they are sharded.
     """
-    in_memory = {name: _converted(tensor.detach(), dtype) for name, tensor in untied_tensors(policy).items()}
+    in_memory = {name: _converted(tensor, dtype) for name, tensor in merged(policy, untied_tensors(policy))}
     return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(policy, in_memory).items()}
 
 

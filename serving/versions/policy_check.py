@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from actors.sources.adapters import is_adapter
 from actors.sources.tensor_shapes import weight_files
 from cluster.errors import DataError, RaywardError, WeightMismatchError
 from cluster.storage.serving_contract import CONTRACT_NAME, ServingContract, check_files, read_contract
@@ -28,6 +29,11 @@ def check_policy(folder: Path, served: ServedModel | None) -> ServingContract | 
     Without `served`, a folder without a contract is left to the engine: it may come from elsewhere. Raises `BadPolicyError`, and
     `OSError` where the disk does not answer. Reads every byte.
     """
+    if is_adapter(folder):
+        raise BadPolicyError(
+            f"{folder} is an adapter, and an endpoint that follows a run takes whole policies; export with export.weights=merged",
+            reason="files",
+        )
     missing = missing_parts(folder)
     if missing:
         raise BadPolicyError(f"{folder} has no {', '.join(missing)}; export the policy again", reason="files")

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cluster.storage.weight_file import check_weights
-from learners.weights.file import WeightPublisher
+from learners.weights.file import publish_weights
 
 SHARED_MEMORY = Path("/dev/shm")
 NUM_TENSORS, TENSOR_NUMBERS = 32, 4_200_000  # 134.4 million in all
@@ -43,7 +43,7 @@ def hashed_by_all(tensors: dict[str, Tensor], directory: Path) -> Callable[[], N
 
 
 def hashed_once(tensors: dict[str, Tensor], directory: Path) -> Callable[[], None]:
-    weights = WeightPublisher().publish(tensors, directory, policy_version=1)
+    weights = publish_weights(tensors, directory, policy_version=1)
     return lambda: check_weights(weights)
 
 

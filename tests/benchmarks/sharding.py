@@ -18,6 +18,7 @@ import numpy as np
 from actors.sources.models import resolve_model
 from cluster.messages import Message
 from cluster.types import Prompt, Reward, ScoredBatch, ScoredGroup, Task
+from learners.network.models import Reference
 from learners.network.sharding import local_part
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
@@ -58,6 +59,7 @@ def memory_of_updates(rank: int, num_ranks: int, small_model: str, model: str, s
     before = _status_bytes("VmRSS")
     learner = updated(rank, num_ranks, model, sharding)
     highest = _status_bytes("VmHWM")
+    assert isinstance(learner._reference, Reference)
     parameters = [*learner._network.parameters(), *learner._reference.parameters()]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     tensors = [*parameters, *gradients, *learner._optimizer.state().values()]

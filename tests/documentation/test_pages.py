@@ -81,6 +81,7 @@ def test_every_command_is_on_the_page_with_what_it_takes() -> None:
         "quickstart",
         "train",
         "resume",
+        "scale",
         "plan",
         "serve",
         "runs",

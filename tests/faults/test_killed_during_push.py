@@ -45,4 +45,4 @@ def test_a_generator_killed_while_it_takes_weights(
 
 def is_published(file: str, earlier: set[Path]) -> bool:
     """Whether a run has published the file into a folder that was not there earlier."""
-    return any((folder / file).exists() for folder in set(SHARED_MEMORY.glob("rayward-*")) - earlier)
+    return any(any(folder.glob(f"*/{file}")) for folder in set(SHARED_MEMORY.glob("rayward-*")) - earlier)

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cluster.errors import DataError
 from cluster.storage.checkpoint import CheckpointFolder
+from cluster.storage.policy_folders import ADAPTER_WEIGHTS
 from cluster.storage.serving_contract import ContractText, check_files, read_contract
-from cluster.types import ScoredBatch, WeightFile
+from cluster.types import AdapterFile, ScoredBatch, WeightFile
 from learners.network.sharding import Shard, whole
 from learners.policy import commands
 from learners.policy.learner import PolicyLearner
@@ -48,6 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo with KL": {"algorithm": "grpo"},
     "frozen layer": {"num_frozen_layers": 1},
     "recomputed activations": {"activation_checkpointing": True},
+    "adapter": {"lora": {"rank": 8}, "critic": {"kind": "own_model"}},
 }
 
 
@@ -228,16 +230,19 @@ def test_a_part_that_cannot_be_written_is_told_and_no_rank_waits_for_it(ranks: P
 
 
 TEXTS = (ContractText(text="abc", token_ids=(97, 98, 99)),)
+PROBE = (97, 98, 99)
 
 
 def given_out(
     rank: int, num_ranks: int, model: str, config: PolicyLearnerConfig, batch: ScoredBatch, folder: Path
-) -> tuple[WeightFile | None, str | None, Weights]:
+) -> tuple[WeightFile | AdapterFile | None, str | None, Weights]:
     """What is published and exported, and the weights after one more update: all ranks are still in step."""
     learner = learner_of(rank, num_ranks, model, config)
     worker = Worker(rank=rank, learner=learner, writer=None)
     learner.update(batch)
-    published = commands.publish(worker, folder / "published", "bfloat16")
+    published = commands.publish(worker, folder / "published", "bfloat16", PROBE)
+    if config.lora is not None:
+        commands.export(worker, folder / "adapter", "float32", TEXTS, "adapter")
     problem = commands.export(worker, folder / "policy", "float32", TEXTS)
     refused = False
     try:
@@ -249,19 +254,22 @@ def given_out(
     return published, problem, weights_of(learner)
 
 
-@pytest.mark.parametrize("way", ["hybrid", "replicated"])
+@pytest.mark.parametrize(("method", "way"), [("ppo", "hybrid"), ("ppo", "replicated"), ("adapter", "hybrid")])
 def test_ranks_publish_and_export_what_one_rank_does(
     ranks: ProcessRanks,
     tiny_model: str,
     config_of: Callable[[str, str], PolicyLearnerConfig],
     batches: list[ScoredBatch],
     tmp_path: Path,
+    method: str,
     way: str,
 ) -> None:
     ((expected_file, expected_problem, expected),) = ranks.run(
-        given_out, 1, tiny_model, config_of("ppo", "one rank"), batches[1], tmp_path / "whole"
+        given_out, 1, tiny_model, config_of(method, "one rank"), batches[1], tmp_path / "whole"
     )
-    (found_file, problem, found), *others = ranks.run(given_out, 4, tiny_model, config_of("ppo", way), batches[1], tmp_path / way)
+    (found_file, problem, found), *others = ranks.run(
+        given_out, 4, tiny_model, config_of(method, way), batches[1], tmp_path / way
+    )
     assert [(file, problem) for file, problem, _ in others] == [(None, None)] * 3
     assert problem == expected_problem == ""
     for name, weight in expected.items():
@@ -281,6 +289,15 @@ def test_ranks_publish_and_export_what_one_rank_does(
     policy, expected_policy = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, expected_folder))
     for name, weight in expected_policy.named_parameters():
         assert_close(policy.get_parameter(name), weight, atol=1e-6, rtol=0)
+    if method == "adapter":
+        for numbers, expected_numbers in zip(found_file.probe.logprobs, expected_file.probe.logprobs, strict=True):
+            for token in numbers.keys() & expected_numbers.keys():  # the 64th may be another
+                assert numbers[token] == pytest.approx(expected_numbers[token], abs=1e-5)
+            assert len(numbers.keys() & expected_numbers.keys()) > 50
+        adapter, expected_adapter = (load_file(tmp_path / ranks_of / "adapter" / ADAPTER_WEIGHTS) for ranks_of in (way, "whole"))
+        assert adapter.keys() == expected_adapter.keys() == published.keys()
+        for name, weight in expected_adapter.items():
+            assert_close(adapter[name], weight, atol=1e-6, rtol=0)
 
 
 def reward_model_trained(rank: int, num_ranks: int, job: RewardModelJob) -> float:
@@ -300,14 +317,14 @@ def reward_model_trained(rank: int, num_ranks: int, job: RewardModelJob) -> floa
     return accuracy
 
 
-def reward_model_job(model: str, way: str, directory: Path) -> RewardModelJob:
+def reward_model_job(model: str, way: str, directory: Path, lora: dict[str, Any] | None) -> RewardModelJob:
     """Texts of 3 to 7 tokens whose rating is their first one; batches of seven, of which ranks have one or two."""
     token_ids = tuple((97 + text % 5, *range(98, 100 + text % 5)) for text in range(35))
     ratings = tuple(float(text % 5) for text in range(35))
     pairs = tuple((i, j) for i in range(10) for j in range(10) if ratings[i] > ratings[j])
     workers = {"num_threads": 1, "compute_dtype": "float32", "micro_batch_tokens": 8} | WAYS[way]
     optimizer = {"learning_rate": 1e-3, "eps": 1e-3}
-    fields = {"batch_size": 7, "num_frozen_layers": 1, "workers": workers, "optimizer": optimizer}
+    fields = {"batch_size": 7, "num_frozen_layers": 1, "workers": workers, "optimizer": optimizer, "lora": lora}
     return RewardModelJob(
         model_path=model,
         train=RatedTexts(token_ids=token_ids, ratings=ratings),
@@ -319,10 +336,13 @@ def reward_model_job(model: str, way: str, directory: Path) -> RewardModelJob:
     )
 
 
-def test_a_reward_model_in_parts_learns_what_a_whole_one_learns(ranks: ProcessRanks, tiny_model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [None, {"rank": 8}])
+def test_a_reward_model_in_parts_learns_what_a_whole_one_learns(
+    ranks: ProcessRanks, tiny_model: str, tmp_path: Path, lora: dict[str, Any] | None
+) -> None:
     results = {}
     for way in ("one rank", "replicated", "sharded", "hybrid"):
-        job = reward_model_job(tiny_model, way, tmp_path)
+        job = reward_model_job(tiny_model, way, tmp_path, lora)
         accuracies = ranks.run(reward_model_trained, job.config.workers.num_workers, job)
         results[way] = accuracies[0], load_file(job.output_dir / "model.safetensors")
     expected_accuracy, expected = results["one rank"]

@@ -19,6 +19,7 @@ from serving.app import callers_logging_kept, serve_policy
 from serving.config import ServeConfig
 from serving.guard.keys.key_file import add_key, default_key_file, revoke_key
 from serving.policy_folder import PolicyFolder, check_max_model_tokens, check_same_model, resolve_policy, served_model
+from serving.versions.policy_check import BadPolicyError, check_policy
 
 pytestmark = pytest.mark.usefixtures("no_ray")  # where one runs, a policy is served on it
 
@@ -159,6 +160,24 @@ def test_a_policy_knows_its_run_and_version(tmp_path: Path) -> None:
     folder = _policy(tmp_path / "run" / "policies" / "v000010")
     assert resolve_policy(str(tmp_path / "run")) == PolicyFolder(path=folder.resolve(), name="run", policy_version=10)
     assert resolve_policy(str(_policy(tmp_path / "other"))).policy_version is None
+
+
+def test_the_adapter_of_a_run_is_served_as_a_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    start = resolve_model("tiny")
+    monkeypatch.setenv("RAYWARD_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "run" / "policies" / "v000005"
+    model = AutoModelForCausalLM.from_pretrained(start)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(folder)
+    policy = resolve_policy(str(tmp_path / "run"))
+    assert (policy.name, policy.policy_version) == ("run", 5)
+    assert policy.path.parent == tmp_path / "cache" / "merged"
+    assert served_model(policy.path).shapes == served_model(Path(start)).shapes
+    with pytest.raises(BadPolicyError, match=r"v000005 is an adapter, .*; export with export\.weights=merged"):
+        check_policy(folder, None)
+    check_policy(policy.path, None)
 
 
 def _copies(tmp_path: Path) -> tuple[Path, Path]:

@@ -24,6 +24,7 @@ class Call(Generic[ActorT]):
     caller: Hashable
     has_ended: bool = False
     is_lost: bool = False  # with an actor that hangs: its reference may never resolve
+    is_taken_back: bool = False  # from an actor that leaves the pool
 
 
 class CallBook(Generic[ActorT]):
@@ -71,6 +72,13 @@ class CallBook(Generic[ActorT]):
             call.is_lost = True
             self.end(ref)
         return len(lost)
+
+    def take_back(self, actor: ActorT) -> None:
+        """End all that an actor has in flight, for others to do. Looks through all calls."""
+        for ref, call in list(self._calls.items()):
+            if call.actor is actor and not call.has_ended:
+                call.is_taken_back = True
+                self.end(ref)
 
     def has_ended(self, refs: Collection[ObjectRef], caller: Hashable) -> bool:
         """Whether `take` has something."""

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -42,14 +42,19 @@ class RecordingEngine:
 
     def install(self, monkeypatch: pytest.MonkeyPatch, shapes: dict[str, tuple[int, ...]]) -> None:
         """The next generator gets this engine. `shapes`: of the tensors in its model folder."""
-        monkeypatch.setattr(vllm_generator, "_build_engine", lambda model_path, config, steps: self)
+        monkeypatch.setattr(vllm_generator, "_build_engine", lambda model_path, config, steps, **more: self.told(more))
         monkeypatch.setattr(vllm_generator, "folder_tensor_shapes", lambda folder: dict(shapes))
         monkeypatch.setattr(vllm_generator.os, "environ", {})
+
+    def told(self, arguments: dict[str, Any]) -> Self:
+        """`arguments`: what a kind of generator says to its engine besides the configuration."""
+        self.arguments = arguments
+        return self
 
     async def check_health(self) -> None:
         """Well."""
 
-    async def generate(self, prompt: Any, parameters: Any, *, request_id: str) -> AsyncIterator[Any]:
+    async def generate(self, prompt: Any, parameters: Any, *, request_id: str, lora_request: Any = None) -> AsyncIterator[Any]:
         """One token, under the weights that it has."""
         number, token_ids = len(self.asked), prompt["prompt_token_ids"]
         self.asked.append(token_ids)

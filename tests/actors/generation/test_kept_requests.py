@@ -16,6 +16,7 @@ from actors.generation.rollout_pool import RolloutPool
 from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.messages import Message
+from cluster.processes.hosts.folder import this_node
 from cluster.storage.weight_file import seal_weights
 from cluster.types import Prompt, SamplingParameters, Task
 
@@ -59,7 +60,7 @@ def _publish(pool: RolloutPool, policy: torch.nn.Module, version: int, folder: P
 
     partial = folder / f"{version}.partial"
     save_file({name: parameter.detach().contiguous() for name, parameter in policy.named_parameters()}, partial)
-    pool.publish(seal_weights(partial, folder / f"{version}.safetensors", policy_version=version))
+    pool.publish(seal_weights(partial, folder / f"{version}.safetensors", policy_version=version, node_id=this_node()))
 
 
 def test_a_kept_completion_goes_on_under_each_version_and_has_its_log_probabilities(generator: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from actors.sources.models import resolve_model
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import DataError, WeightMismatchError
 from cluster.messages import Message
+from cluster.processes.hosts.folder import this_node
 from cluster.processes.pool import ActorPool
 from cluster.storage.weight_file import seal_weights
 from cluster.types import Completion, Prompt, SamplingParameters, Task, TrajectoryGroup, WeightFile
@@ -74,7 +75,7 @@ def _published(policy: torch.nn.Module, version: int, path: Path) -> WeightFile:
 
     partial = path.with_suffix(".partial")
     save_file({name: parameter.detach().contiguous() for name, parameter in policy.named_parameters()}, partial)
-    return seal_weights(partial, path, policy_version=version)
+    return seal_weights(partial, path, policy_version=version, node_id=this_node())
 
 
 @torch.no_grad()

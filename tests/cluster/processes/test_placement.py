@@ -7,7 +7,7 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.processes import placement
-from cluster.processes.placement import Machine, RoleRequest, check_nodes, check_placement, cluster_address, this_machine
+from cluster.processes.placement import Machine, RoleRequest, check_placement, cluster_address, place_on_nodes, this_machine
 
 TWO_CPUS = Machine(num_cpus=2, num_gpus=0)
 
@@ -128,8 +128,10 @@ def test_a_containers_cpu_quota_counts(
 
 def test_what_fits_in_sum_must_fit_on_nodes() -> None:
     nodes = [Machine(num_cpus=2, num_gpus=1, name=name) for name in ("left", "right")]
-    check_nodes([request("generator", 2, num_cpus=1.5, num_gpus=1.0), request("learner", 2, num_cpus=0.5)], nodes)
+    requests = [request("learner", 2, num_cpus=0.5), request("generator", 2, num_cpus=1.5, num_gpus=1.0)]
+    assert place_on_nodes(requests, nodes) == [{"generator": 1, "learner": 1}, {"generator": 1, "learner": 1}]
+    assert place_on_nodes(requests[:1], nodes) == [{"learner": 2}, {}]
     with pytest.raises(ConfigError, match=r"generator 1 of 1 needs 1 CPUs and 2 GPUs on one node.*left \(2 CPUs, 1 GPUs\)"):
-        check_nodes([request("generator", 1, num_cpus=1.0, num_gpus=2.0)], nodes)
+        place_on_nodes([request("generator", 1, num_cpus=1.0, num_gpus=2.0)], nodes)
     with pytest.raises(ConfigError, match=r"learner 3 of 3 .* lower learner.num_replicas \(now 3\)"):
-        check_nodes([request("learner", 3, num_cpus=1.25)], nodes)
+        place_on_nodes([request("learner", 3, num_cpus=1.25)], nodes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import WeightMismatchError
+from cluster.errors import WeightMismatchError, WeightsLostError
 from cluster.storage.weight_file import check_weights, seal_weights
 from cluster.types import WeightFile
 
@@ -18,7 +18,7 @@ CONTENT = b"weights" * 100
 def published(tmp_path: Path) -> WeightFile:
     partial = tmp_path / "partial"
     partial.write_bytes(CONTENT)
-    return seal_weights(partial, tmp_path / "weights", policy_version=3)
+    return seal_weights(partial, tmp_path / "weights", policy_version=3, node_id="")
 
 
 def cut_off(path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_copy_is_what_was_published(published: WeightFile) -> None:
     check_weights(published)
 
 
-def test_a_file_that_is_gone_is_refused(published: WeightFile) -> None:
+def test_a_file_that_is_gone_is_lost(published: WeightFile) -> None:
     Path(published.path).unlink()
-    with pytest.raises(WeightMismatchError, match="published weights of version 3 cannot be read"):
+    with pytest.raises(WeightsLostError, match="published weights of version 3 cannot be read"):
         check_weights(published)

@@ -44,6 +44,7 @@ def _weights(learner: PolicyLearner) -> dict[str, Tensor]:
         {"critic": {"kind": "own_model"}},
         {"critic": {"whiten_returns": True, "warmup_steps": 1}},
         {"policy_loss": {"entropy_coef": 0.01}},
+        {"lora": {"rank": 8}},
         {"num_epochs": 2},
         *({"algorithm": algorithm, "minibatch_size": 8} for algorithm in PRESETS if algorithm != "ppo"),
         {"mismatch": {"correction": "sequence", "reject_sequences": True}},

@@ -119,6 +119,7 @@ def test_frozen_layers_run_once_a_batch_and_the_update_is_the_same(
             if not shares:
                 patch.setattr("learners.network.models.cut_trunk", lambda trunk, num_layers, settings: None)
             learner = _learner(tiny_model, config, rank=rank, world_size=world_size)
+        assert isinstance(learner._reference, Reference)
         for network in (learner._network, learner._reference):
             lowest = network.policy.model.layers[0]
             lowest.register_forward_pre_hook(lambda layer, arguments: rows_run.append(len(arguments[0])))
@@ -155,7 +156,7 @@ def test_ranks_report_the_old_policy_of_all_of_them(
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("fields", [{}, {"critic": {"kind": "own_model"}}, {"num_frozen_layers": 1}])
+@pytest.mark.parametrize("fields", [{}, {"critic": {"kind": "own_model"}}, {"num_frozen_layers": 1}, {"lora": {"rank": 8}}])
 def test_recomputed_activations_give_the_same_update(
     tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, fields: dict[str, Any]
 ) -> None:

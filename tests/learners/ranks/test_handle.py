@@ -18,6 +18,7 @@ from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.start import StartingPoint
 from learners.ranks.mailbox import CheckpointPlan
 from learners.settings.policy import PolicyLearnerConfig
+from tests.records import without_the_first
 
 ConfigBuilder = Callable[..., PolicyLearnerConfig]
 BatchBuilder = Callable[..., ScoredBatch]
@@ -65,6 +66,7 @@ def _config(ppo_config: ConfigBuilder, num_workers: int, *, sharding: str = "non
 
 
 def _whole_run(learner: PolicyLearnerHandle, batches: list[ScoredBatch], folder: Path) -> WholeRun:
+    assert "learner ranks cannot have their samples" in _refusal(partial(learner.submit, without_the_first(batches[0])))
     updates = [learner.submit(batch) for batch in batches]
     groups = batches[0].groups
     logprobs, kl = learner.completion_logprobs([scored.group for scored in groups]), learner.start_kl(groups)

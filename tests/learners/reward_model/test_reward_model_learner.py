@@ -14,10 +14,10 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from actors.config import RewardModelScorerConfig
-from actors.scoring.reward_head import encode_texts, last_token_scores
+from actors.scoring.reward_head import encode_texts, last_token_scores, load_reward_model
 from actors.scoring.reward_model import RewardModel
 from actors.sources.tiny_model import byte_tokenizer
-from cluster.errors import ConfigError, DataError
+from cluster.errors import ActorLostError, ConfigError, DataError
 from learners.algorithms.preference import comparisons, preference_loss
 from learners.ranks.mailbox import CheckpointPlan
 from learners.reward_model import learner as learner_module
@@ -84,12 +84,13 @@ def test_a_batch_without_comparisons_has_no_loss_and_no_gradient() -> None:
     assert scores_B.grad.tolist() == [0.0, 0.0]
 
 
-def test_a_resumed_learner_goes_on_bit_by_bit(job: JobBuilder) -> None:
-    unbroken = RewardModelLearner(job())
+@pytest.mark.parametrize("lora", [None, {"rank": 8}])
+def test_a_resumed_learner_goes_on_bit_by_bit(job: JobBuilder, lora: dict[str, Any] | None) -> None:
+    unbroken = RewardModelLearner(job(lora=lora))
     batches = unbroken.batches()
     for _ in range(3):
         unbroken.update(next(batches))
-    resumed = RewardModelLearner(job())
+    resumed = RewardModelLearner(job(lora=lora))
     resumed.restore(unbroken.snapshot())
     for batch in batches:
         unbroken.update(batch)
@@ -98,6 +99,25 @@ def test_a_resumed_learner_goes_on_bit_by_bit(job: JobBuilder) -> None:
     expected, found = unbroken.snapshot(), resumed.snapshot()
     assert found.numbers == expected.numbers == {"num_steps_done": 6, "num_optimizer_steps": 6}
     assert [name for name, tensor in expected.tensors.items() if not torch.equal(tensor, found.tensors[name])] == []
+
+
+def test_an_adapter_and_the_head_learn_and_are_merged_into_a_plain_reward_model(job: JobBuilder) -> None:
+    plan = job(num_texts=160, num_epochs=4, lora={"rank": 8}, learning_rate=1e-2, eps=1e-8)
+    learner = RewardModelLearner(plan)
+    before = {name: parameter.clone() for name, parameter in learner._model.named_parameters()}
+    for batch in learner.batches():
+        learner.update(batch)
+    moved = {name for name, parameter in learner._model.named_parameters() if not torch.equal(before[name], parameter)}
+    assert moved == {name for name in before if ".lora_" in name or name == "score.weight"}
+    kept = {name for name in learner.snapshot().tensors if name.startswith("model/")}
+    assert kept == {f"model/{name}" for name in moved}
+    assert learner.accuracy() > 0.9
+    learner.normalise()
+    learner.export()
+    assert not [name for name in load_file(plan.output_dir / "model.safetensors") if "lora" in name or "base_layer" in name]
+    token_ids = plan.held_out.token_ids[:8]
+    read = load_reward_model(str(plan.output_dir), dtype="float32")
+    assert_close(last_token_scores(read, token_ids), last_token_scores(learner._model, token_ids), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.numeric
@@ -231,6 +251,16 @@ def test_two_ranks_learn_what_one_rank_learns(job: JobBuilder, tmp_path: Path) -
 def test_a_failing_rank_is_explained(job: JobBuilder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_frozen_layers=3"):
         train_reward_model(job(num_frozen_layers=3), storage_path=tmp_path / "storage", on_step=lambda *report: None)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_ranks_that_do_not_come_are_told(job: JobBuilder, tmp_path: Path) -> None:
+    with pytest.raises(
+        ActorLostError, match=r"has not come: it has not started within 0\.1 s.*learner\.workers\.start_deadline_s"
+    ):
+        train_reward_model(job(start_deadline_s=0.1), storage_path=tmp_path / "storage", on_step=lambda *report: None)
+    result = train_reward_model(job(num_epochs=0.2), storage_path=tmp_path / "storage", on_step=lambda *report: None)
+    assert result.num_steps == 1  # the place of the first ranks is free again
 
 
 def _trained(job: RewardModelJob) -> dict[str, Tensor]:

@@ -11,15 +11,23 @@ from rich.console import Console
 
 from actors.config import GeneratorConfig
 from actors.sources.models import resolve_model
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError
 from cluster.processes import placement
 from cluster.processes.placement import check_placement, this_machine
 from cluster.types import ScoredBatch
 from learners.run import plan as plan_module
-from learners.run.memory_estimate import local_model_shape, model_shape, policy_learner_memory, published_bytes
-from learners.run.plan import plan_run, plan_table, role_requests
+from learners.run.memory_estimate import (
+    local_model_shape,
+    model_shape,
+    policy_learner_memory,
+    published_bytes,
+    reward_model_learner_memory,
+)
+from learners.run.plan import parse_nodes, plan_run, plan_table, role_requests
 from learners.settings.policy import PolicyLearnerConfig
+from learners.settings.reward_model import RewardModelLearnerConfig
 from learners.settings.run import PolicyRunConfig, RewardModelRunConfig, TrainingRunConfig, load_run_config
+from learners.settings.training import LoRAConfig
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
@@ -336,10 +344,11 @@ def test_a_reference_that_moves_is_a_copy_beside_that_of_the_start(empty_cache: 
 
 
 @pytest.mark.parametrize("num_frozen_layers", [0, 1])
-@pytest.mark.parametrize("refresh_reference_steps", [0, 2])
+@pytest.mark.parametrize("fields", [{}, {"kl": {"refresh_reference_steps": 2}}, {"lora": {"rank": 16}}])
 def test_a_learner_holds_the_bytes_that_were_estimated(
-    num_frozen_layers: int, refresh_reference_steps: int, scored_batch: Callable[..., ScoredBatch]
+    num_frozen_layers: int, fields: dict[str, Any], scored_batch: Callable[..., ScoredBatch]
 ) -> None:
+    from learners.network.models import Reference
     from learners.policy.learner import PolicyLearner
     from learners.policy.start import StartingPoint
 
@@ -350,7 +359,7 @@ def test_a_learner_holds_the_bytes_that_were_estimated(
             "prompts_per_step": 1,
             "minibatch_size": 1,
             "num_frozen_layers": num_frozen_layers,
-            "kl": {"refresh_reference_steps": refresh_reference_steps},
+            **fields,
         }
     )
     folder = resolve_model("tiny")
@@ -366,8 +375,42 @@ def test_a_learner_holds_the_bytes_that_were_estimated(
     assert parts["kept_states"] == sum(states.numel() * states.element_size() for states in kept)
     trained = sum(parameter.numel() for parameter in learner._optimizer.parameters.values())
     assert parts["policy"] == _bytes_of(learner._network.policy) + 12 * trained
-    references = {id(reference): reference for reference in (learner._reference, learner._start_policy)}.values()
+    references = {id(each): each for each in (learner._reference, learner._start_policy) if isinstance(each, Reference)}.values()
     assert parts["reference"] == sum(_bytes_of(reference.policy) for reference in references)
+
+
+def test_adapters_alone_have_gradients_and_moments(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    config = ppo_config()
+    lora = {"rank": 8, "target_modules": ["v_proj", "down_proj"]}
+    learner = config.learner.model_dump() | {"lora": lora, "num_frozen_layers": 1, "critic": {"kind": "own_model"}}
+    ranks, generator, *_ = plan_run(ppo_config(learner=learner))["memory"]
+    of_a_layer = 8 * ((4 + 2) + (4 + 8))  # v: 4 in, 2 out; down: 8 in, 4 out
+    assert ranks["parts_bytes"]["policy"] == REFERENCE_BYTES + 16 * 2 * of_a_layer
+    assert ranks["parts_bytes"]["critic"] == REFERENCE_BYTES + 16 * (3 * of_a_layer + 4 + 1)
+    assert ranks["parts_bytes"]["reference"] == 0
+    every_matrix = (4 + 4) + 2 * (4 + 2) + (4 + 4) + 3 * (4 + 8)
+    assert generator["parts_bytes"]["adapters"] == 2 * 2 * 3 * 8 * every_matrix  # two of them, in bfloat16
+
+
+def test_an_exported_adapter_takes_its_own_bytes(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    lora = {"rank": 8, "target_modules": ["q_proj"]}
+    learner = ppo_config().learner.model_dump() | {"lora": lora, "num_frozen_layers": 1}
+    exports = plan_run(ppo_config(learner=learner, export={"weights": "adapter"}))["exports"]
+    assert exports["bytes"] == 4 * 2 * 8 * (4 + 4)  # float32, two layers
+
+
+def test_the_adapter_of_a_reward_model_is_trained_with_its_head(empty_cache: Path) -> None:
+    shape = model_shape(SMALL_LLAMA)
+    values = {"num_layers": 2, "num_frozen_layers": 1, "lora": {"rank": 8, "target_modules": ["q_proj"]}}
+    config = RewardModelLearnerConfig.model_validate(values | {"workers": {"compute_dtype": "bfloat16"}})
+    parts = reward_model_learner_memory(shape, config).parts
+    adapter = 8 * (4 + 4)  # of one layer
+    assert parts == {
+        "weights": 2 * 2 * 144 + 4 * (40 + 2 * 8 + 4 + 4 + adapter),  # the last 4 of these are the head's
+        "optimizer": 12 * (adapter + 4),
+    }
 
 
 def _bytes_of(model: torch.nn.Module) -> int:
@@ -425,6 +468,39 @@ def test_weights_in_parts_do_not_travel_over_devices(backend: str, num_gpus: flo
 
 def test_two_versions_of_the_weights_lie_in_shared_memory() -> None:
     shape = model_shape(SMALL_LLAMA)
-    assert published_bytes(shape, GeneratorConfig(dtype="bfloat16")) == 2 * 2 * 500
-    assert published_bytes(shape, GeneratorConfig(weight_transfer="nccl", num_gpus=1)) == 0
-    assert published_bytes(None, GeneratorConfig()) == 0
+    assert published_bytes(shape, GeneratorConfig(dtype="bfloat16"), None) == 2 * 2 * 500
+    assert published_bytes(shape, GeneratorConfig(weight_transfer="nccl", num_gpus=1), None) == 0
+    assert published_bytes(None, GeneratorConfig(), None) == 0
+    # rank 8 on the query's 4x4 and the up projection's 8x4 of three layers, in float32
+    lora = LoRAConfig(rank=8, target_modules=("q_proj", "up_proj"))
+    assert published_bytes(shape, GeneratorConfig(dtype="bfloat16"), lora) == 2 * 4 * 3 * 8 * (8 + 12)
+
+
+def workers(**changes: Any) -> dict[str, Any]:
+    """A learner with these ranks."""
+    learner = {"algorithm": "ppo", "num_steps": 5, "prompts_per_step": 6, "minibatch_size": 8}
+    return learner | {"workers": {"micro_batch_tokens": 100} | changes}
+
+
+def test_a_plan_for_several_nodes_says_what_each_of_them_holds() -> None:
+    config = ppo_config(learner=workers(num_workers=2, num_cpus=1.0), generator={"num_replicas": 2, "num_cpus": 0.75})
+    placement = plan_run(config, parse_nodes(["2", "3,1"]))["placement"]
+    assert [(node["name"], node["num_cpus"], node["num_gpus"]) for node in placement["nodes"]] == [
+        ("node 1", 2.0, 0.0),
+        ("node 2", 3.0, 1.0),
+    ]
+    held = [node["processes"] for node in placement["nodes"]]
+    assert (held[0]["learner"], held[1]["generator"], placement["problems"]) == (2, 2, [])
+
+
+def test_what_fits_on_no_node_is_a_problem_of_the_plan() -> None:
+    placement = plan_run(ppo_config(learner=workers(num_cpus=3.0)), parse_nodes(["2", "2", "2"]))["placement"]
+    (problem,) = placement["problems"]
+    assert "learner 1 of 1 needs 3 CPUs and 0 GPUs on one node" in problem
+    assert [node["processes"] for node in placement["nodes"]] == [{}, {}, {}]
+
+
+def test_a_node_is_cpus_and_gpus() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_nodes(["4,1", "many", "1,2,3"])
+    assert [problem.partition(":")[0] for problem in refused.value.problems] == ["--node many", "--node 1,2,3"]

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cluster.display.view import build_view
-from cluster.errors import LearnerRestartedError, RaywardError
+from cluster.errors import BatchLostError, LearnerRestartedError, RaywardError
 from cluster.messages import Message
 from cluster.processes.interrupts import Interrupts
 from cluster.storage.ledger import read_ledger
@@ -55,6 +55,15 @@ class Rollouts:
 
     def wait_until_ready(self) -> None: ...
 
+    def num_replicas(self) -> int:
+        return 1
+
+    def num_coming(self) -> int:
+        return 0
+
+    def resize(self, number: int) -> None:
+        raise AssertionError("the run has as many as it may have")
+
     def pending(self) -> list[Any]:
         return []
 
@@ -68,6 +77,15 @@ class Rollouts:
 
 class Scorers:
     def wait_until_ready(self) -> None: ...
+
+    def num_replicas(self, name: str) -> int:
+        return 1
+
+    def num_coming(self, name: str) -> int:
+        return 0
+
+    def resize(self, name: str, number: int) -> None:
+        raise AssertionError("the run has as many as it may have")
 
     def pending(self) -> list[Any]:
         return []
@@ -172,6 +190,26 @@ def test_ranks_lost_outside_of_a_step_do_not_end_the_run(
     assert {line["step"] for line in lines if line.get("stage") == "evaluation"} == {0, 1, 2}
     assert (path / "policies" / "v000002").is_dir()
     assert "after" in json.loads((path / "summary.json").read_text())
+
+
+class LearnerWithoutSamples(Learner):
+    """Keeps its ranks, but cannot have the samples of that call."""
+
+    def _count(self, method: str) -> None:
+        self._calls_to_go -= method == self._lost_in
+        if self._calls_to_go == 0:
+            self._calls_to_go = -1
+            raise BatchLostError("1 of 1 learner ranks cannot have their samples any more")
+
+
+@pytest.mark.parametrize(("lost_in", "at_call"), [("completion_logprobs", 1), ("start_kl", 1), ("start_kl", 2), ("start_kl", 3)])
+def test_samples_lost_outside_of_a_step_are_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_in: str, at_call: int
+) -> None:
+    path = _align(tmp_path, monkeypatch, LearnerWithoutSamples(lost_in, at_call)).path
+    assert [entry.step for entry in read_ledger(path / "trajectories")] == [0, 0, 1, 1]
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("stage") == "evaluation"] == [0, 1, 2]
 
 
 NO_LOSS = ("export", -1)

@@ -1,5 +1,6 @@
 """Presets are values, values win over presets, and mixes that make no sense are refused with the reason."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,12 @@ def test_a_resolved_configuration_reads_back_as_itself() -> None:
         ({"mismatch": {"band": [1.2, 2.0]}}, "mismatch.band=1.2, 2 must hold 1"),
         ({"workers": {"compute_dtype": "float16"}}, "float16 turns gradients below 6e-8 into zeros"),
         ({"algorithm": "ppoo"}, "'ppo', 'decoupled_ppo'"),
+        ({"lora": {"rank": 12}}, "Input should be 1, 8, 16, 32, 64, 128, 256, 320 or 512"),
+        ({"lora": {"target_modules": []}}, "at least 1 item"),
+        (
+            {"lora": {}, "kl": {"refresh_reference_steps": 2}},
+            "kl.refresh_reference_steps=2 moves the reference, but that of `lora` is the policy with its adapter switched off",
+        ),
     ],
 )
 def test_mixes_without_sense_are_refused_with_the_reason(fields: dict[str, Any], reason: str) -> None:
@@ -158,3 +165,29 @@ def test_asynchronous_rollouts_are_off_and_keep_what_runs_by_default() -> None:
     assert on.asynchronous is not None
     assert (on.asynchronous.max_staleness, on.asynchronous.running_requests) == (2, "keep")
     assert load_run_config(TINY, ["asynchronous.max_staleness=0", "learner.mismatch.correction=none"])  # nothing is older
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (
+            ["learner.lora={}", "generator.weight_transfer=nccl", "generator.num_gpus=1", "learner.workers.num_gpus=1"],
+            "generator.weight_transfer=nccl sends all weights of a policy over devices, but learner.lora publishes an adapter",
+        ),
+        (["export.weights=adapter"], "export.weights=adapter needs an adapter, but learner.lora is not set"),
+        (
+            ["learner.lora={}", "export.weights=adapter", "export.every_num_steps=1"],
+            "export.every_num_steps=1 is for endpoints that follow a run, whose engines take whole weights only",
+        ),
+    ],
+)
+def test_adapters_are_refused_where_they_cannot_go(overrides: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        load_run_config(TINY, overrides)
+
+
+@pytest.mark.parametrize(("overrides", "num_adapters"), [([], 2), (["asynchronous={max_staleness: 3}"], 5)])
+def test_engines_keep_room_for_the_adapters_of_older_completions(overrides: list[str], num_adapters: int) -> None:
+    config = load_run_config(TINY, ["learner.algorithm=decoupled_ppo", "learner.lora={}", *overrides])
+    assert isinstance(config, PolicyRunConfig)
+    assert config.num_adapters == num_adapters

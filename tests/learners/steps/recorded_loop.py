@@ -184,10 +184,11 @@ class Loop:
         self._log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard")
         schedule = PromptSchedule([prompt(index) for index in range(num_prompts)], prompts_per_step=3, seed=1)
         ledger = LedgerWriter(TrajectoryLedger(folder / "trajectories"))
-        plain = PlainCollector(self.rollouts, RecordingScoring(unscored), SAMPLING, min_rewards=min_rewards)
+        self.scoring = RecordingScoring(unscored)
+        plain = PlainCollector(self.rollouts, self.scoring, SAMPLING, min_rewards=min_rewards)
         self._driver = Driver(
             schedule=schedule,
-            collector=GreedyBaseline(self.rollouts, RecordingScoring(unscored), SAMPLING)
+            collector=GreedyBaseline(self.rollouts, self.scoring, SAMPLING)
             if with_greedy
             else DynamicSampling(plain, schedule, ledger, max_rounds=1)
             if resamples

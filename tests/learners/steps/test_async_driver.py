@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import LearnerRestartedError
+from cluster.errors import LearnerRestartedError, SamplesLostError
 from cluster.messages import Message
 from cluster.processes.interrupts import Interrupts
 from cluster.storage.ledger import TrajectoryLedger, audit_ledger, read_ledger
@@ -73,8 +73,18 @@ class Engines:
 
 
 class Scorer:
+    """`lost_at`: a group, counted from 0, with which its node is lost."""
+
+    def __init__(self, lost_at: int | None = None) -> None:
+        self._lost_at = lost_at
+        self._num_groups = 0
+
     def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup | None]:
         for group in groups:
+            self._num_groups += group is not None
+            if self._num_groups - 1 == self._lost_at:
+                self._lost_at = None
+                raise SamplesLostError("samples are lost")
             yield None if group is None else ScoredGroup(group=group, rewards=(Reward(total=1.0, breakdown={"one": 1.0}),))
 
 
@@ -116,7 +126,14 @@ class Ranks:
 
 class Loop:
     def __init__(
-        self, folder: Path, *, max_staleness: int, width: int = 2, newest_first: bool = True, lost_at: int | None = None
+        self,
+        folder: Path,
+        *,
+        max_staleness: int,
+        width: int = 2,
+        newest_first: bool = True,
+        lost_at: int | None = None,
+        samples_lost_at: int | None = None,
     ) -> None:
         self.calls: list[str] = []
         self.folder = folder
@@ -125,7 +142,9 @@ class Loop:
         schedule = PromptSchedule([_prompt(index) for index in range(8)], prompts_per_step=PROMPTS_PER_STEP, seed=0)
         self._log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard")
         self._driver = AsyncDriver(
-            collector=Lookahead(engines, Scorer(), SAMPLING, schedule, num_steps=NUM_STEPS, max_staleness=max_staleness),
+            collector=Lookahead(
+                engines, Scorer(samples_lost_at), SAMPLING, schedule, num_steps=NUM_STEPS, max_staleness=max_staleness
+            ),
             schedule=schedule,
             generators=engines,
             learner=self.ranks,
@@ -206,6 +225,25 @@ def test_lost_ranks_ask_again_for_what_was_in_the_making_and_train_on_each_traje
     # Nothing that older or lost weights had in the making is used after the ranks came back.
     again = broken.calls[broken.calls.index("the ranks were lost: back from step 3 to 2") :]
     assert [call for call in again if call.startswith("ask")] == [f"ask {each.group.task_id}" for each in _groups(clean, 2, 3)]
+
+
+@pytest.mark.parametrize("samples_lost_at", range(8))
+def test_samples_that_are_lost_meanwhile_are_asked_again_and_each_step_is_learned_once(
+    tmp_path: Path, samples_lost_at: int
+) -> None:
+    clean = Loop(tmp_path / "clean", max_staleness=1)
+    broken = Loop(tmp_path / "broken", max_staleness=1, samples_lost_at=samples_lost_at)
+    clean.run()
+    broken.run()
+    (note,) = [call for call in broken.calls if "lost" in call]
+    assert note.endswith(": samples are lost; they are sampled again")
+    assert [call for call in broken.calls if call.startswith("learn")] == [f"learn {step}" for step in range(NUM_STEPS)]
+    found = [
+        [(entry.step, entry.task_id, entry.completion) for entry in read_ledger(loop.folder / "trajectories")]
+        for loop in (clean, broken)
+    ]
+    assert found[0] == found[1]
+    assert audit_ledger(tmp_path / "broken" / "trajectories", max_staleness=1).problems == ()
 
 
 def _groups(loop: Loop, *steps: int) -> list[ScoredGroup]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Pretr
 
 from actors.sources.tensor_shapes import folder_tensor_shapes
 from cluster.storage.weight_file import check_weights
-from learners.weights.file import WeightPublisher, generator_weights
+from learners.weights.file import generator_weights, publish_weights
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 32}
 
@@ -44,9 +44,8 @@ def test_a_publication_is_hashed_once_for_all_generators_of_a_host(tmp_path: Pat
         return digest(file, name)
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
-    publisher = WeightPublisher()
     for version in (1, 2):
-        weights = publisher.publish({"a": torch.full((8,), float(version))}, tmp_path, policy_version=version)
+        weights = publish_weights({"a": torch.full((8,), float(version))}, tmp_path, policy_version=version)
         for _ in range(3):  # generators
             check_weights(weights)
         assert len(hashed) == version
