@@ -32,7 +32,7 @@ def quickstart(
 
 
 def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Train one model. `learner.algorithm` is `reward_model` or a policy-gradient method."""
+    """Train a language model, or a table in a Gymnasium environment: `learner.algorithm` says how."""
     from learners.settings.run import load_run_config
 
     loaded = load_run_config(config, overrides or [])
@@ -90,8 +90,9 @@ def _check_can_start(config: Any) -> None:
     from learners.run.plan import role_requests
 
     check_not_in_use(config.runs_dir, config.name)
-    if cluster_address() is None:
-        check_placement(role_requests(config), this_machine())
+    requests = role_requests(config)
+    if requests and cluster_address() is None:  # without requests a run looks for no cluster
+        check_placement(requests, this_machine())
 
 
 def _numbers(numbers: dict[str, int]) -> str:

@@ -157,6 +157,26 @@ def test_too_few_cpus_stop_a_run_before_it_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_table_is_trained_shown_and_not_resumed_without_ray(tmp_path: Path) -> None:
+    config = str(CONFIGS / "train" / "q_learning_cliff_walking.yaml")
+    done = run_rayward("train", config, "learner.num_episodes=60", "--json", cwd=tmp_path, RAY_ADDRESS="127.0.0.1:1")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"]["state"] == "completed"
+    assert "train step 60/60  return -" in done.stderr
+    shown = run_rayward("show", "q_learning_cliff_walking", cwd=tmp_path).stdout
+    assert all(part in shown for part in ("In CliffWalking-v1, without exploration", "return of an episode", "report.html"))
+    assert run_rayward("resume", "q_learning_cliff_walking", cwd=tmp_path).returncode == 3
+
+
+def test_an_environment_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
+    config = str(CONFIGS / "train" / "q_learning_taxi.yaml")
+    done = run_rayward("train", config, "task.env=NoSuchTaxi-v1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "task.env=NoSuchTaxi-v1 cannot be made: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_runs_of_a_folder_without_any(tmp_path: Path) -> None:
     assert json.loads(run_rayward("runs", "--json", cwd=tmp_path).stdout) == {"runs": []}
     assert "rayward quickstart" in run_rayward("runs", cwd=tmp_path).stdout
