@@ -1,4 +1,4 @@
-"""Discounted sums over the tokens that count, by matrix products: a GPU would spend its time on starting one kernel a token.
+"""Sums over the tokens that count, by matrix products: a GPU would spend its time on starting one kernel a token.
 
 Shapes: B trajectories, T tokens, K tokens of a block.
 """
@@ -9,27 +9,27 @@ from torch import Tensor
 BLOCK_TOKENS = 128  # summed by one product
 
 
-def discounted_sums(terms_BT: Tensor, mask_BT: Tensor, *, discount: float) -> Tensor:
-    """At each token: its term and those of later tokens, each times `discount` once for every token that counts in between.
+class CountedTokens:
+    """The tokens of a batch that count, side by side: what stands between them is stepped over, whatever it is."""
 
-    Zero where masked; what stands there is stepped over, whatever it is.
-    """
-    order_BT = side_by_side(mask_BT)
-    ordered_BT = torch.where(mask_BT, terms_BT, 0.0).gather(1, order_BT)
-    sums_BT = torch.zeros_like(terms_BT).scatter(1, order_BT, _sums_without_gaps(ordered_BT, discount))
-    return torch.where(mask_BT, sums_BT, 0.0)
+    def __init__(self, mask_BT: Tensor) -> None:
+        self._mask_BT = mask_BT
+        # Places of the tokens, so ordered that those that count stand at the end of their row, as they came.
+        self._order_BT = mask_BT.to(torch.uint8).argsort(dim=1, stable=True)
 
+    def next_values(self, values_BT: Tensor, last_values_B: Tensor) -> Tensor:
+        """At each token the value at the next one, and at the last of them `last_values_B`; anything where masked."""
+        ordered_BT = values_BT.gather(1, self._order_BT)
+        return self._in_place(torch.cat([ordered_BT[:, 1:], last_values_B[:, None]], dim=1))
 
-def next_values(values_BT: Tensor, mask_BT: Tensor, last_values_B: Tensor) -> Tensor:
-    """At each token that counts: the value at the next one that does, and at the last of them `last_values_B`."""
-    order_BT = side_by_side(mask_BT)
-    ordered_BT = values_BT.gather(1, order_BT)
-    return torch.zeros_like(values_BT).scatter(1, order_BT, torch.cat([ordered_BT[:, 1:], last_values_B[:, None]], dim=1))
+    def discounted_sums(self, terms_BT: Tensor, *, discount: float) -> Tensor:
+        """At each token its term and those of later tokens, each times `discount` once for every token in between; 0 where
+        masked."""
+        ordered_BT = torch.where(self._mask_BT, terms_BT, 0.0).gather(1, self._order_BT)
+        return torch.where(self._mask_BT, self._in_place(_sums_without_gaps(ordered_BT, discount)), 0.0)
 
-
-def side_by_side(mask_BT: Tensor) -> Tensor:
-    """Places of the tokens, so ordered that those that count stand at the end of their row, as they came."""
-    return mask_BT.to(torch.uint8).argsort(dim=1, stable=True)
+    def _in_place(self, ordered_BT: Tensor) -> Tensor:
+        return torch.zeros_like(ordered_BT).scatter(1, self._order_BT, ordered_BT)
 
 
 def _sums_without_gaps(terms_BT: Tensor, discount: float) -> Tensor:

@@ -31,7 +31,7 @@ from learners.steps.driver import publish_newest
 from learners.weights.link import LinkPlan
 
 POLICY_CHECKPOINTS = "checkpoints"
-MAX_PROBE_TOKENS: Final = 32  # asked of every generator at every version, twice
+MAX_PROBE_TOKENS: Final = 32  # of which every generator is asked for the last few at every version
 GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
 
 

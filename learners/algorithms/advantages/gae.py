@@ -6,7 +6,7 @@ values_BT[:, t] is the critic's estimate before token t is chosen. Source: arXiv
 
 from torch import Tensor
 
-from learners.algorithms.discounting import discounted_sums, next_values
+from learners.algorithms.discounting import CountedTokens
 
 
 def gae(
@@ -17,5 +17,6 @@ def gae(
     Masked tokens are stepped over, neither terminal nor discounting. `bootstrap_values_B` is the value of the state after
     the last token: 0 for a completion that ended by itself, the critic's estimate for one that was cut.
     """
-    surprises_BT = rewards_BT + gamma * next_values(values_BT, mask_BT, bootstrap_values_B) - values_BT
-    return discounted_sums(surprises_BT, mask_BT, discount=gamma * gae_lambda)
+    counted = CountedTokens(mask_BT)
+    surprises_BT = rewards_BT + gamma * counted.next_values(values_BT, bootstrap_values_B) - values_BT
+    return counted.discounted_sums(surprises_BT, discount=gamma * gae_lambda)

@@ -7,9 +7,9 @@ Hu et al. 2025, arXiv:2501.03262, section 3.2.
 
 from torch import Tensor
 
-from learners.algorithms.discounting import discounted_sums
+from learners.algorithms.discounting import CountedTokens
 
 
 def reward_to_go(rewards_BT: Tensor, mask_BT: Tensor, *, gamma: float) -> Tensor:
     """advantages_BT: this token's reward and those after it, discounted; 0 where masked. Masked tokens are stepped over."""
-    return discounted_sums(rewards_BT, mask_BT, discount=gamma)
+    return CountedTokens(mask_BT).discounted_sums(rewards_BT, discount=gamma)
