@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from cluster.errors import SamplesLostError
+from cluster.processes.object_store import HeldObject
 from cluster.types import (
     Completion,
     FinishReason,
@@ -26,16 +27,6 @@ from cluster.types import (
 ValueT = TypeVar("ValueT", covariant=True)
 EachT = TypeVar("EachT")
 NO_FAILURES: Mapping[int, str] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Kept(Stored[ValueT]):
-    """A stored object that lies here."""
-
-    value: ValueT
-
-    def fetch(self) -> ValueT:
-        return self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +82,8 @@ def group_of(
     return TrajectoryGroup(
         task_id=prompt.task.task_id,
         samples=tuple(sample_of(index, tokens[index], each.finish_reason) for index, each in completions.items()),
-        texts=Kept(GroupTexts(prompt=prompt, trajectories=tuple(trajectories))),
-        tokens=Kept(tuple(tokens.values())),
+        texts=HeldObject(GroupTexts(prompt=prompt, trajectories=tuple(trajectories))),
+        tokens=HeldObject(tuple(tokens.values())),
         failures=failures,
         attempt=attempt,
     )

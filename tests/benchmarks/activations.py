@@ -12,31 +12,15 @@ import resource
 import sys
 import time
 
-import numpy as np
-
 from actors.sources.models import resolve_model
-from cluster.messages import Message
-from cluster.types import Prompt, Reward, ScoredBatch, ScoredGroup, Task
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
-from tests.records import completion, group_of
+from tests.benchmarks.random_batch import random_batch
 
 MODEL = "smollm2-135m-instruct"
 TOKENS_PER_TRAJECTORY = 256  # half of them chosen by the policy
 KIB_PER_MIB = 2**10
-
-
-def scored_batch(num_trajectories: int) -> ScoredBatch:
-    generator = np.random.default_rng(0)
-    groups = []
-    for index in range(num_trajectories):
-        prompt_ids, completion_ids = (generator.integers(10, 250, TOKENS_PER_TRAJECTORY // 2).tolist() for _ in range(2))
-        task = Task(task_id=str(index), messages=(Message(role="user", content="text"),))
-        prompt = Prompt(task=task, text="text", token_ids=tuple(prompt_ids))
-        group = group_of(prompt, {0: completion(*completion_ids)}, logprob=-9.0)
-        groups.append(ScoredGroup(group=group, rewards=(Reward(total=float(generator.normal()), breakdown={}),)))
-    return ScoredBatch(step=0, groups=tuple(groups))
 
 
 def updated(model: str, num_tokens: int, again: bool) -> dict[str, float]:
@@ -55,7 +39,7 @@ def updated(model: str, num_tokens: int, again: bool) -> dict[str, float]:
     )
     learner = PolicyLearner(start, config)
     before_kib, begun_s = _peak_kib(), time.process_time()
-    learner.update(scored_batch(num_trajectories))
+    learner.update(random_batch(0, num_trajectories=num_trajectories, num_tokens=TOKENS_PER_TRAJECTORY // 2))
     return {"grown_mib": (_peak_kib() - before_kib) / KIB_PER_MIB, "processor_s": time.process_time() - begun_s}
 
 

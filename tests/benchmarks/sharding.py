@@ -13,18 +13,14 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from actors.sources.models import resolve_model
-from cluster.messages import Message
-from cluster.types import Prompt, Reward, ScoredBatch, ScoredGroup, Task
 from learners.network.models import Reference
 from learners.network.sharding import local_part
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
+from tests.benchmarks.random_batch import random_batch
 from tests.learners.process_ranks import ProcessRanks
-from tests.records import completion, group_of
 
 SMALL_MODEL, MODEL = "tiny", "smollm2-135m-instruct"
 NUM_TRAJECTORIES, NUM_TOKENS = 8, 8  # tokens of each prompt and of each completion
@@ -38,19 +34,6 @@ class RankMemory:
     resident: int
     resident_of_model: int
     tensors: int
-
-
-def scored_batch(step: int) -> ScoredBatch:
-    """Of tokens that both models know."""
-    generator = np.random.default_rng(step)
-    groups = []
-    for index in range(NUM_TRAJECTORIES):
-        prompt_ids, completion_ids = (generator.integers(10, 250, NUM_TOKENS).tolist() for _ in range(2))
-        task = Task(task_id=str(index), messages=(Message(role="user", content="text"),))
-        prompt = Prompt(task=task, text="text", token_ids=tuple(prompt_ids))
-        group = group_of(prompt, {0: completion(*completion_ids)}, logprob=-9.0)
-        groups.append(ScoredGroup(group=group, rewards=(Reward(total=float(generator.normal()), breakdown={}),)))
-    return ScoredBatch(step=step, groups=tuple(groups))
 
 
 def memory_of_updates(rank: int, num_ranks: int, small_model: str, model: str, sharding: str) -> RankMemory:
@@ -79,7 +62,7 @@ def updated(rank: int, num_ranks: int, model: str, sharding: str) -> PolicyLearn
     start = StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=NUM_TOKENS, samples_per_prompt=1, seed=0)
     learner = PolicyLearner(start, config, rank=rank, world_size=num_ranks)
     for step in range(2):
-        learner.update(scored_batch(step))
+        learner.update(random_batch(step, num_trajectories=NUM_TRAJECTORIES, num_tokens=NUM_TOKENS))
     return learner
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from actors.sources.models import resolve_model
 from cluster.messages import Message
+from cluster.processes.object_store import HeldObject
 from cluster.types import (
     GroupTexts,
     Prompt,
@@ -22,7 +23,7 @@ from cluster.types import (
 )
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.training import WorkerConfig
-from tests.records import Kept, single_turn
+from tests.records import single_turn
 
 BatchBuilder = Callable[..., ScoredBatch]
 NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))  # `make test-numeric` asks for one and for two
@@ -79,4 +80,4 @@ def _tokens(generator: np.random.Generator, index: int) -> tuple[Sample, Traject
 def _group(number: int, samples: tuple[Sample, ...], tokens: tuple[TrajectoryTokens, ...]) -> TrajectoryGroup:
     task = Task(task_id=f"task-{number}", messages=(Message(role="user", content="text"),))
     texts = GroupTexts(prompt=Prompt(task=task, text="text", token_ids=(1,)), trajectories=())  # no learner reads them
-    return TrajectoryGroup(task_id=task.task_id, samples=samples, texts=Kept(texts), tokens=Kept(tokens))
+    return TrajectoryGroup(task_id=task.task_id, samples=samples, texts=HeldObject(texts), tokens=HeldObject(tokens))

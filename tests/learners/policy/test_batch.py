@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from cluster.errors import ConfigError, DataError
 from cluster.messages import Message
+from cluster.processes.object_store import HeldObject
 from cluster.types import (
     GroupTexts,
     Prompt,
@@ -27,7 +28,7 @@ from cluster.types import (
 )
 from learners.network.micro_batch import TokenBatch, TokenRows, micro_batch, micro_batches, shard
 from learners.policy.batch import check_bootstrap, collate, token_batch
-from tests.records import Kept, segment, single_turn
+from tests.records import segment, single_turn
 
 CPU = torch.device("cpu")
 
@@ -36,8 +37,8 @@ def _tokens(*trajectories: TrajectoryTokens) -> TokenBatch:
     """As one group."""
     samples = tuple(sample_of(index, tokens, "stop") for index, tokens in enumerate(trajectories))
     task = Task(task_id="task", messages=(Message(role="user", content="text"),))
-    texts = Kept(GroupTexts(prompt=Prompt(task=task, text="text", token_ids=(1,)), trajectories=()))
-    group = TrajectoryGroup(task_id="task", samples=samples, texts=texts, tokens=Kept(trajectories))
+    texts = HeldObject(GroupTexts(prompt=Prompt(task=task, text="text", token_ids=(1,)), trajectories=()))
+    group = TrajectoryGroup(task_id="task", samples=samples, texts=texts, tokens=HeldObject(trajectories))
     return token_batch([(group, samples)], CPU)
 
 
@@ -86,7 +87,7 @@ def test_a_micro_batch_points_past_what_an_environment_said_and_into_every_segme
 def test_a_rank_fetches_the_groups_that_it_computes_with_once() -> None:
     fetched: list[int] = []
 
-    class Counted(Kept[tuple[TrajectoryTokens, ...]]):
+    class Counted(HeldObject[tuple[TrajectoryTokens, ...]]):
         def fetch(self) -> tuple[TrajectoryTokens, ...]:
             fetched.append(id(self))
             return self.value

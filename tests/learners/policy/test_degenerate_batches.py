@@ -10,6 +10,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
+from cluster.processes.object_store import HeldObject
 from cluster.types import ScoredBatch, ScoredGroup, sample_of
 from learners.algorithms.advantages.dr_grpo import dr_grpo
 from learners.algorithms.advantages.gae import gae
@@ -21,7 +22,7 @@ from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.presets import PRESETS
-from tests.records import Kept, single_turn
+from tests.records import single_turn
 
 NAN = float("nan")
 END_FIRST_AND_NOTHING = tensor([[True, False], [False, False]])  # one completion of one token; one row that is left out
@@ -83,6 +84,6 @@ def _ends_first(batch: ScoredBatch) -> ScoredBatch:
         prompts = [tokens.segments[0].token_ids[~tokens.segments[0].action_mask] for tokens in scored.group.tokens.fetch()]
         ended = tuple(single_turn(prompt.tolist(), (0,), logprobs=(-5.5,)) for prompt in prompts)
         samples = tuple(sample_of(old.sample_index, new, "stop") for old, new in zip(scored.group.samples, ended, strict=True))
-        return replace(scored, group=replace(scored.group, samples=samples, tokens=Kept(ended)))
+        return replace(scored, group=replace(scored.group, samples=samples, tokens=HeldObject(ended)))
 
     return replace(batch, groups=tuple(cut(scored) for scored in batch.groups))

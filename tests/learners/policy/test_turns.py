@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from cluster.messages import Message
+from cluster.processes.object_store import HeldObject
 from cluster.types import (
     GroupTexts,
     Prompt,
@@ -29,7 +30,7 @@ from learners.policy.batch import collate
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
-from tests.records import Kept, segment, single_turn
+from tests.records import segment, single_turn
 
 ConfigBuilder = Callable[..., PolicyLearnerConfig]
 GAMMA, LAMBDA, COEF, EPS = 0.9, 0.8, 0.5, 1e-3
@@ -60,8 +61,8 @@ def _batch(*trajectories: TrajectoryTokens) -> ScoredBatch:
         group = TrajectoryGroup(
             task_id=prompt.task.task_id,
             samples=(sample_of(0, tokens, "stop"),),
-            texts=Kept(GroupTexts(prompt=prompt, trajectories=())),
-            tokens=Kept((tokens,)),
+            texts=HeldObject(GroupTexts(prompt=prompt, trajectories=())),
+            tokens=HeldObject((tokens,)),
         )
         groups.append(ScoredGroup(group=group, rewards=(Reward(total=score, breakdown={}),)))
     return ScoredBatch(step=0, groups=tuple(groups))
