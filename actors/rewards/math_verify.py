@@ -12,7 +12,7 @@ logged and counted, because they are slow and a policy may learn to produce them
 import logging
 from functools import lru_cache
 
-from actors.user_code.child_process import ChildError, ChildProcess, ChildStartError
+from actors.user_code.child_process import ChildError, ChildProcess, ChildStartError, ChildTimeoutError
 from cluster.errors import DataError, RaywardError
 from cluster.types import Task, Trajectory
 
@@ -64,19 +64,20 @@ class MathChecker:
     def _check_reference(self, task: Task) -> None:
         if not task.reference.strip():
             raise DataError(f"task {task.task_id!r} has no reference to compare with; add one, or take math_verify out")
-        if not self._can_read(task):
+        if self._problem_of(task):
             self._child.close()  # what completions before it left in the process must not count against the data
-            if not self._can_read(task):
-                raise DataError(
-                    f"task {task.task_id!r} has the reference {task.reference!r}, which math_verify cannot read; "
-                    "write it as a number or as LaTeX, or use answer_match"
-                )
+            if problem := self._problem_of(task):
+                raise DataError(f"task {task.task_id!r} has the reference {task.reference!r}, which math_verify {problem}")
 
-    def _can_read(self, task: Task) -> bool:
+    def _problem_of(self, task: Task) -> str:
+        """Of its reference; empty where it can be read."""
+        cannot = "cannot read; write it as a number or as LaTeX, or use answer_match"
         try:
             (is_readable,) = self._child.call((task.reference, None), timeout_s=self._timeout_s)
         except ChildStartError as error:
             raise RaywardError(f"math_verify {error}") from error
+        except ChildTimeoutError:
+            return f"did not read within {self._timeout_s:g} s; give the machine less to do, or write it more simply"
         except ChildError:
-            return False
-        return bool(is_readable)
+            return cannot
+        return "" if is_readable else cannot

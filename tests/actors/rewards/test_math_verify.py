@@ -69,6 +69,13 @@ def test_a_reference_that_cannot_be_read_is_the_fault_of_the_data(
         checker.score(judged("7", reference="$$"))
 
 
+def test_a_reference_that_was_not_read_in_time_is_not_called_unreadable(judged: Callable[..., Trajectory]) -> None:
+    slow = MathChecker(timeout_s=1e-6)
+    with pytest.raises(DataError, match="reference .7., which math_verify did not read within 1e-06 s"):
+        slow.score(judged("7", reference="7"))
+    slow.close()
+
+
 @each_data_file("math500")
 def test_answers_match_themselves_and_their_solutions(
     checker: MathChecker, judged: Callable[..., Trajectory], path: Path
