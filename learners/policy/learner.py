@@ -76,7 +76,6 @@ class PolicyLearner:
             chunk_tokens=config.workers.logprob_chunk_tokens,
         )
         self.shard = shard_of(config.workers, rank)
-        self._share = RankShare(rank, world_size, max_tokens=config.workers.micro_batch_tokens, in_step=self.shard.count > 1)
         networks = (
             whole_networks(start.model_path, config, settings, self.device, seed=start.seed)
             if config.workers.sharding == "none"
@@ -84,6 +83,13 @@ class PolicyLearner:
         )
         self._network, self._reference, self._start_policy = networks.trained, networks.reference, networks.start_policy
         self._moving_reference = networks.moving
+        self._share = RankShare(
+            rank,
+            world_size,
+            max_tokens=config.workers.micro_batch_tokens,
+            in_step=self.shard.count > 1,
+            is_packed=networks.are_packed,
+        )
         if config.workers.activation_checkpointing:
             for trunk in self._network.trunks:
                 recompute_activations(trunk)

@@ -69,12 +69,21 @@ class WorkerConfig(StrictConfig):
     """Type of the matrix products; master weights, gradients and losses stay in float32. float16 is refused. The default is
     bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     micro_batch_tokens: int = Field(4096, ge=1)
-    """Padded tokens in one forward pass; bounds memory, never changes the update."""
+    """Tokens in one forward pass, padding included; bounds memory, never changes the update."""
+    packing: Literal["auto", "packed", "padded"] = "auto"
+    """How the sequences of a forward pass lie. padded: below each other, filled up to the longest. packed: one after the other,
+    without padding, and kept apart by attention. auto: packed on a GPU if the architecture can, padded on CPU. The update does
+    not depend on it."""
     activation_checkpointing: bool = False
     """Keep what comes into each trained layer only, and compute the rest again in the backward pass: much less memory for a third
     more work, and the same update."""
     logprob_chunk_tokens: int = Field(512, ge=1)
     """Completion positions whose logits exist at one time."""
+
+    @property
+    def is_packing_wanted(self) -> bool:
+        """Whether forward passes are packed, if the architecture can."""
+        return self.packing == "packed" or (self.packing == "auto" and self.num_gpus > 0)
 
     @property
     def num_shards(self) -> int:
