@@ -92,7 +92,7 @@ def sharded_networks(
     references = [Reference(policy, settings, num_frozen_layers=0) for _ in range(num_references)]
 
     shard, mesh = shard_of(config.workers, rank), rank_mesh(config.workers, device)
-    dealt_out = partial(shard_network, mesh=mesh, compute_dtype=settings.compute_dtype)
+    dealt_out = partial(shard_network, mesh=mesh, compute_dtype=settings.compute_dtype, offload=config.workers.offload)
     dealt_out(trained, trained.trunks, calls=["ask_policy", "start_logprobs"])
     read_part(policy, model_path, shard)
     if critic_trunk is not None:

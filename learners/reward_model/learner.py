@@ -92,7 +92,14 @@ class RewardModelLearner:
         self._set_up(model)
         scorer = TextScorer(model)
         mesh = rank_mesh(config.workers, self.device)
-        shard_network(scorer, [model.base_model], mesh, compute_dtype=self._compute_dtype, calls=["choose_packing"])
+        shard_network(
+            scorer,
+            [model.base_model],
+            mesh,
+            compute_dtype=self._compute_dtype,
+            offload=config.workers.offload,
+            calls=["choose_packing"],
+        )
         read_part(model.base_model, path, self.shard)
         torch.nn.init.zeros_(model.score.weight)
         if config.lora is not None:

@@ -8,6 +8,7 @@ from actors.config import DType, fast_dtype
 from cluster.config import StrictConfig
 
 ExportedWeights = Literal["merged", "adapter"]
+Offload = Literal["none", "cpu"]
 
 MAX_KEPT_BYTES = 2**29  # of hidden states above frozen layers, of one batch on one rank
 
@@ -54,6 +55,9 @@ class WorkerConfig(StrictConfig):
     one part in `shard_group_size`, and every group of so many ranks holds the whole. The update does not depend on it."""
     shard_group_size: int | None = Field(None, ge=2)
     """Of sharding=hybrid: the ranks that hold one copy of the model between them; the ranks of one host, as a rule."""
+    offload: Offload = "none"
+    """Of a sharded learner on GPUs, where its parts lie. cpu: weights, gradients and moments in host memory, where the optimizer
+    steps; a layer's are copied to the GPU each time it is computed with. The update does not depend on it."""
     num_cpus: float = Field(0.5, ge=0)
     """CPUs that Ray reserves for each rank."""
     num_gpus: float = Field(0.0, ge=0)
@@ -111,6 +115,17 @@ class WorkerConfig(StrictConfig):
                 f"shard_group_size={size} must divide num_workers={num_workers} into two groups or more; sharding=full has one "
                 "group of all ranks"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_has_a_device_to_spare(self) -> Self:
+        if self.offload == "cpu" and self.num_gpus == 0:
+            raise ValueError(
+                "offload=cpu moves parts of the model out of GPUs, but the ranks have num_gpus=0 and all of it is on the CPU; "
+                "set offload=none"
+            )
+        if self.offload == "cpu" and self.sharding == "none":
+            raise ValueError("offload=cpu moves the parts of a sharded learner, but sharding=none; set sharding=full or hybrid")
         return self
 
     @field_validator("compute_dtype")
