@@ -145,8 +145,8 @@ def test_one_pack_at_a_time_has_a_graph(job: JobBuilder, monkeypatch: pytest.Mon
     """What a backward pass needs is what fills memory, so `micro_batch_tokens` bounds it."""
     graphs: list[int] = []  # that are alive, after each pack with a gradient
 
-    def recording_scores(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
-        scores_N = last_token_scores(model, token_ids)
+    def recording_scores(model: PreTrainedModel, token_ids: Sequence[Sequence[int]], *, is_packed: bool) -> Tensor:
+        scores_N = last_token_scores(model, token_ids, is_packed=is_packed)
         if scores_N.requires_grad:
             graphs.append(1 + (graphs[-1] if graphs else 0))
             scores_N.register_hook(lambda gradient_N: graphs.append(graphs[-1] - 1))
