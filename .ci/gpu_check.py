@@ -9,9 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-if sys.version_info < (3, 11):
-    sys.exit(f"gpu-check: Rayward needs Python 3.11 or newer, this is {sys.version.split()[0]}; set PYTHON=python3.11")
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
