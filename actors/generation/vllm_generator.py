@@ -262,6 +262,7 @@ def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter"
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
     from vllm.plugins import load_plugins_by_group
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if SHM_PLUGIN not in load_plugins_by_group(PLUGIN_GROUP):
@@ -283,11 +284,16 @@ def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter"
         **_device_arguments(config),
         **more,
     )
-    return AsyncLLM.from_engine_args(arguments, stat_loggers=[steps.logger])
+    settings = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    if config.devices == "one_node":
+        settings.parallel_config.placement_group = None  # the actor's own, for which the engine process would import Ray
+    return AsyncLLM.from_vllm_config(settings, stat_loggers=[steps.logger], disable_log_stats=arguments.disable_log_stats)
 
 
 def _executor(config: GeneratorConfig) -> "str | type[Executor]":
     """How an engine reaches its workers; left to itself, vLLM would pick ray inside an actor."""
+    if config.devices == "any_node":
+        return "ray"  # its workers take the devices of the actor's placement group
     if config.tensor_parallel_size > 1:
         return "mp"
     # By name, "uni" becomes "mp" on CPU, and the engine process then spins on a core that the worker's threads need.

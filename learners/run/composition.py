@@ -10,13 +10,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from actors.config import GeneratorConfig
 from actors.generation.adapter_generator import AdapterSlots
 from actors.generation.remote import AdapterGeneratorActor, DeviceFedGeneratorActor, GeneratorActor
-from actors.generation.rollout_pool import RolloutPool
+from actors.generation.rollout_pool import GeneratorKind, RolloutPool
 from actors.scoring.stage import ScorerPools, build_scorer_pools
 from actors.sources.models import model_digest
 from cluster.errors import ConfigError
 from cluster.processes.hosts.weights import check_shared_memory_of_nodes
+from cluster.processes.reservations.seats import Seats
 from cluster.processes.runtime import SHARED_MEMORY
 from cluster.processes.watchdog import Pending
 from cluster.storage.serving_contract import ContractText
@@ -25,6 +27,7 @@ from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.start import StartingPoint
 from learners.ranks.mailbox import CheckpointPlan
 from learners.run.memory_estimate import local_model_shape, published_bytes
+from learners.run.seating import LEARNER, generator_seat, reserved_seats
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig
 from learners.steps.driver import publish_newest
@@ -58,7 +61,6 @@ class Roles:
                 LinkPlan(
                     backend=generator.weight_transfer,
                     generators=lambda: tuple(self.rollouts.actors.values()),
-                    workers_per_generator=generator.tensor_parallel_size,
                     dtype=generator.dtype,
                     deadline_s=config.supervision.publish_deadline_s,
                 )
@@ -73,19 +75,24 @@ def start_roles(
 ) -> Roles:
     """Start all roles, which then load side by side; `stack` ends them. `texts`: of the serving contract.
 
-    Raises `ConfigError` where a node has too little shared memory for published weights.
+    None starts before there is room for all. Raises `ConfigError` where a node has too little shared memory for published
+    weights, `RaywardError` where the cluster has no room in time.
     """
     if not session.ray.is_local:
         published = published_bytes(local_model_shape(start_policy), config.generator, config.learner.lora)
         check_shared_memory_of_nodes(published, SHARED_MEMORY)
-    rollouts = _start_generators(start_policy, config, note=session.view.note)
+    seats = reserved_seats(config, note=session.view.note)
+    stack.callback(seats.close)
+    rollouts = _start_generators(start_policy, config, seats, note=session.view.note)
     stack.callback(rollouts.shutdown)
     scoring = build_scorer_pools(
         config.scorers,
         prompt_format=config.task.prompt_format,
         supervision=config.supervision,
+        seats=seats,
         note=session.view.note,
     )
+    seats.give_back(LEARNER)
     learner = stack.enter_context(
         PolicyLearnerHandle(
             StartingPoint(
@@ -135,20 +142,23 @@ def _probe(texts: Sequence[ContractText]) -> tuple[int, ...]:
     return texts[-1].token_ids[:MAX_PROBE_TOKENS]
 
 
-def _start_generators(model_path: str, config: PolicyRunConfig, *, note: Callable[[str], None]) -> RolloutPool:
-    generator, lora, asynchronous = config.generator, config.learner.lora, config.asynchronous
-    actor = AdapterGeneratorActor if lora is not None else GENERATOR_ACTORS[generator.weight_transfer]
-    actor = actor.options(num_cpus=generator.num_cpus, num_gpus=generator.num_gpus)
-    arguments: list[Any] = [model_path, generator, "finish" if asynchronous is None else asynchronous.running_requests]
+def _start_generators(model_path: str, config: PolicyRunConfig, seats: Seats, *, note: Callable[[str], None]) -> RolloutPool:
+    kinds = [_generator_kind(model_path, config, kind, seats) for kind in config.generator_kinds]
+    return RolloutPool(kinds, supervision=config.supervision, note=note)
+
+
+def _generator_kind(model_path: str, config: PolicyRunConfig, kind: GeneratorConfig, seats: Seats) -> GeneratorKind:
+    lora, asynchronous = config.learner.lora, config.asynchronous
+    actor = AdapterGeneratorActor if lora is not None else GENERATOR_ACTORS[kind.weight_transfer]
+    arguments: list[Any] = [model_path, kind, "finish" if asynchronous is None else asynchronous.running_requests]
     if lora is not None:
         arguments.append(AdapterSlots(max_rank=lora.rank, num_adapters=config.num_adapters))
-
-    return RolloutPool(
-        lambda name: actor.remote(*arguments),
-        num_replicas=generator.num_replicas,
-        max_num_sequences=generator.max_num_sequences,
-        supervision=config.supervision,
-        note=note,
+    return GeneratorKind(
+        start=lambda name: actor.options(**seats.options(name, generator_seat(kind))).remote(*arguments),
+        give_back=seats.give_back,
+        num_replicas=kind.num_replicas,
+        max_num_sequences=kind.max_num_sequences,
+        name=kind.name,
     )
 
 

@@ -20,8 +20,8 @@ from learners.report.page import ReportInTheMaking
 from learners.run.composition import Roles, check_logprob_contract, start_roles
 from learners.run.policy_exports import PolicyExports
 from learners.run.prompt_loading import RunPrompts
-from learners.run.scaling import Scaling, build_scaling
 from learners.run.session import Session
+from learners.run.sizing.scaling import Scaling, build_scaling
 from learners.settings.policy import GROUP_ESTIMATORS
 from learners.settings.run import PolicyRunConfig
 from learners.steps.async_driver import AsyncDriver

@@ -16,6 +16,7 @@ from cluster.types import Prompt, SamplingParameters, Task, TrajectoryGroup
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
+from tests.pools import pool_of
 
 MAX_MISMATCH_NATS = 0.05  # a token, on average; the same bits in another order of sums give about 0.01
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=128, samples_per_prompt=8, seed=11)
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.cold_start, pytest.mark.timeout(900)]
 def pool(local_ray: None, smollm2: str) -> Iterator[RolloutPool]:
     config = GeneratorConfig(num_cpus=0, num_gpus=SHARE, max_model_tokens=512, max_num_sequences=64)
     actor = GeneratorActor.options(num_cpus=0, num_gpus=SHARE).remote(smollm2, config)
-    pool = RolloutPool(lambda name: actor, num_replicas=1, max_num_sequences=64, supervision=None, note=print)
+    pool = pool_of(actor, max_num_sequences=64)
     pool.wait_until_ready()
     yield pool
     pool.shutdown()
