@@ -166,7 +166,7 @@ class SamplingConfig(StrictConfig):
     """A completion is cut at this length."""
 
 
-GPU_ENGINE_DEFAULTS: dict[str, Any] = {"max_model_tokens": 4096, "max_num_sequences": 256, "enforce_eager": False}
+GPU_ENGINE_DEFAULTS = {"max_model_tokens": 4096, "max_num_sequences": 256, "enforce_eager": False}
 GPU_MEMORY_FRAC = 0.9  # of the share of a device that an engine holds; the rest is for CUDA graphs and fragments
 
 
@@ -184,7 +184,7 @@ class GeneratorConfig(ReplicasConfig):
     tensor_parallel_size: int = Field(1, ge=1)
     """Devices over which each engine splits the model."""
     devices: Literal["one_node", "any_node"] = "one_node"
-    """Where the devices of one engine may be. any_node: on several nodes, for models that are too large for one; much slower."""
+    """Where those of one engine may be. any_node: on several nodes, for models too large for one; much slower."""
     dtype: DType = Field(default_factory=fast_dtype)
     """bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     max_model_tokens: int = Field(256, ge=2)
@@ -197,9 +197,10 @@ class GeneratorConfig(ReplicasConfig):
     """Share of a GPU's memory that an engine takes. On a shared GPU the default is that part of the engine's own share."""
     enforce_eager: bool = True
     """False compiles the model and records CUDA graphs: slower to start, faster to generate. False is the default on a GPU."""
+    sleep_level: Literal[1, 2] | None = None
+    """Of placement=shared. 1, the default there: weights go to host memory. 2: they are dropped, and sent again at each turn."""
     weight_transfer: Literal["shm", "nccl", "ipc"] = "shm"
-    """How new weights reach an engine. shm: a file in shared memory, which other hosts fetch once each. nccl: between GPUs.
-    ipc: on a shared GPU."""
+    """How new weights come. shm: a file in shared memory; other hosts fetch it once. nccl: between GPUs. ipc: on a shared GPU."""
 
     @property
     def num_parts(self) -> int:

@@ -11,6 +11,7 @@ from actors.config import SupervisionConfig
 from actors.generation.generator import Generated, HeldWeights
 from cluster.errors import WeightMismatchError, WeightsLostError
 from cluster.processes.dispatch.newcomers import resized
+from cluster.processes.dispatch.whole import ask_all
 from cluster.processes.object_store import StoredObject
 from cluster.processes.pool import ActorPool
 from cluster.processes.supervision import PROGRESS_GROUP, Supervision, nothing_reserved
@@ -164,9 +165,7 @@ class RolloutPool:
         more: publish again.
         """
         self._published = weights
-        self._generators.broadcast(
-            lambda generator: generator.load_weights.remote(weights), about="new weights", deadline_s=self._publish_deadline_s
-        )
+        self._ask(lambda generator: generator.load_weights.remote(weights), about="new weights")
         held_by_name: dict[str, HeldWeights] = {}
         while not held_by_name:
             self._generators.wait_for_an_actor()
@@ -175,6 +174,26 @@ class RolloutPool:
         differing = {name: held for name, held in held_by_name.items() if held != expected}
         if differing:
             raise WeightMismatchError(f"published {expected}, but generators hold {differing}; restart those generators")
+
+    def sleep(self) -> None:
+        """Every engine leaves its device. One that is lost meanwhile is replaced first: its start needs the device, too."""
+        ask_all(
+            self._generators,
+            lambda generator: generator.sleep.remote(),
+            about="leaving its device",
+            deadline_s=self._publish_deadline_s,
+        )
+
+    def wake_weights(self) -> None:
+        """Every engine has room for its weights again; it may have forgotten them."""
+        self._ask(lambda generator: generator.wake.remote("weights"), about="waking its weights")
+
+    def wake_cache(self) -> None:
+        """Every engine can sample again."""
+        self._ask(lambda generator: generator.wake.remote("kv_cache"), about="waking its cache")
+
+    def _ask(self, call: Callable[[Any], ObjectRef], *, about: str) -> None:
+        self._generators.broadcast(call, about=about, deadline_s=self._publish_deadline_s)
 
     def _admission(self, generator: Any) -> Generator[ObjectRef, Any, None]:
         """A new generator holds the start's weights: it takes work once it holds what the others hold.

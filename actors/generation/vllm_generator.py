@@ -55,6 +55,7 @@ INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
 TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 PAUSE_MODES: dict[RunningRequests, Literal["wait", "keep"]] = {"finish": "wait", "keep": "keep"}
+SleepTag = Literal["weights", "kv_cache"]  # vLLM's names of what can wake by itself
 PROBE = (0,)  # token ids that every vocabulary has
 
 
@@ -74,6 +75,7 @@ class VLLMGenerator:
         self._checksum = INITIAL_CHECKSUM
         self._request_numbers = itertools.count()
         self._publication = asyncio.Lock()  # one at a time
+        self._asleep: set[SleepTag] = set()
         with collector_paused(), spawned_lightly():
             from actors.generation.step_counter import StepCounter
 
@@ -148,6 +150,22 @@ class VLLMGenerator:
         """The engine's own label of its weights, with the checksum of the file that they came from."""
         label = await self._running_engine().get_weight_version()
         return HeldWeights(policy_version=_version(label), checksum=self._checksum)
+
+    async def sleep(self) -> None:
+        """Leave the device to others, once running requests have finished. Nothing where the engine sleeps already."""
+        assert self._config.sleep_level is not None, "the settings of shared devices have one"
+        if "weights" in self._asleep:
+            return
+        if self._asleep:  # vLLM cannot put to sleep what is asleep
+            await self.wake("kv_cache")
+        await self._running_engine().sleep(level=self._config.sleep_level, mode="wait")
+        self._asleep = {"weights", "kv_cache"}
+
+    async def wake(self, tag: SleepTag) -> None:
+        """Take back a part of the device. Nothing where it is awake. Requests are for when all is."""
+        if tag in self._asleep:
+            await self._running_engine().wake_up([tag])
+            self._asleep.remove(tag)
 
     async def shutdown(self) -> None:
         """Stop the engine and its processes."""
@@ -281,6 +299,7 @@ def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter"
         logprobs_mode="processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend=ENGINE_BACKENDS[config.weight_transfer]),
         disable_log_stats=True,
+        enable_sleep_mode=config.sleep_level is not None,
         **_device_arguments(config),
         **more,
     )

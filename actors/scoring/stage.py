@@ -22,6 +22,7 @@ from actors.scoring.remote import (
 from actors.sources.models import resolve_model
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.processes.dispatch.newcomers import resized
+from cluster.processes.dispatch.whole import ask_all
 from cluster.processes.placement import seat_of
 from cluster.processes.pool import AGAIN, LOST, ActorPool
 from cluster.processes.reservations.seats import Seats
@@ -41,6 +42,7 @@ class WeightedScorer:
 
     weight: float
     pool: ActorPool[Any]  # Ray actors of a `Scorer`
+    is_on_device: bool = False  # of a `RewardModelScorer` on a GPU
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,6 +87,19 @@ class ScorerPools:
         """Return when every scorer answers; raises with the name of one that does not start."""
         for scorer in self._scorers.values():
             scorer.pool.broadcast(lambda actor: actor.score.remote([]))
+
+    def rest(self) -> None:
+        """Reward models on a GPU leave it to others. One that is lost meanwhile is replaced first, for it starts on the GPU."""
+        for pool in self._pools_on_devices():
+            ask_all(pool, lambda actor: actor.rest.remote(), about="leaving its device")
+
+    def wake(self) -> None:
+        """Reward models come back to their GPUs."""
+        for pool in self._pools_on_devices():
+            pool.broadcast(lambda actor: actor.wake.remote(), about="coming back to its device")
+
+    def _pools_on_devices(self) -> list[ActorPool[Any]]:
+        return [scorer.pool for scorer in self._scorers.values() if scorer.is_on_device]
 
     def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup | None]:
         """Yield each group once all scorers have judged it, in order of completion. `groups` is consumed as it comes.
@@ -245,7 +260,8 @@ def build_scorer_pools(
                 note=note,
             ),
         )
-        scorers[config.name] = WeightedScorer(weight=config.weight, pool=pool)
+        is_on_device = isinstance(config, RewardModelScorerConfig) and config.num_gpus > 0
+        scorers[config.name] = WeightedScorer(weight=config.weight, pool=pool, is_on_device=is_on_device)
     return ScorerPools(scorers)
 
 

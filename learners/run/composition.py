@@ -30,7 +30,8 @@ from learners.run.memory_estimate import local_model_shape, published_bytes
 from learners.run.seating import LEARNER, generator_seat, reserved_seats
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig
-from learners.steps.driver import publish_newest
+from learners.steps.driver import Generators, publish_newest
+from learners.steps.shared_driver import LearnerInTurn, Turns
 from learners.weights.link import LinkPlan
 
 POLICY_CHECKPOINTS = "checkpoints"
@@ -45,6 +46,17 @@ class Roles:
     rollouts: RolloutPool
     scoring: ScorerPools
     learner: PolicyLearnerHandle
+    turns: Turns | None = None  # where they share devices
+
+    @property
+    def generators(self) -> Generators:
+        """Whom new weights are published to."""
+        return self.rollouts if self.turns is None else self.turns
+
+    @property
+    def learner_between_steps(self) -> PolicyLearnerHandle | LearnerInTurn:
+        """For those who ask it to compute something beside the training."""
+        return self.learner if self.turns is None else LearnerInTurn(self.learner, self.turns)
 
     def pending(self) -> list[Pending]:
         """What the driver waits for. May be asked from any thread."""
@@ -101,6 +113,7 @@ def start_roles(
                 max_completion_tokens=config.sampling.max_completion_tokens,
                 samples_per_prompt=config.sampling.samples_per_prompt,
                 seed=config.seed,
+                takes_turns=config.placement == "shared",
             ),
             config.learner,
             LearnerFolders(
@@ -117,7 +130,10 @@ def start_roles(
             ),
         )
     )
-    return Roles(rollouts=rollouts, scoring=scoring, learner=learner)
+    turns = None
+    if config.placement == "shared":
+        turns = Turns(rollouts, scoring, learner, engines_forget=config.generator.sleep_level == 2)
+    return Roles(rollouts=rollouts, scoring=scoring, learner=learner, turns=turns)
 
 
 def _facts(config: PolicyRunConfig, start_policy: str) -> dict[str, str]:
@@ -170,7 +186,7 @@ def check_logprob_contract(
     if not any(group.samples for group in groups):
         [problem, *_] = groups[0].failures.values()
         raise ConfigError(f"the engine completes none of {len(groups)} prompts: {problem}; compare the tokenizer with the model")
-    learner_logprobs = np.concatenate(roles.learner.completion_logprobs(groups))
+    learner_logprobs = np.concatenate(roles.learner_between_steps.completion_logprobs(groups))
     engine_logprobs = np.concatenate([each.rollout_logprobs for group in groups for each in group.tokens.fetch()])
     mean = float(np.abs(learner_logprobs - engine_logprobs).mean())
     if not mean <= config.learner.mismatch.max_logprob_mismatch:

@@ -1,16 +1,23 @@
 """The engines of a run: of one kind, or of several."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from actors.config import GeneratorConfig
 from cluster.config import StrictConfig
 
+# An engine takes this much of its device when it has its turn; contexts of CUDA, those of the sleeping roles too, take the rest.
+SHARED_ENGINE_DEFAULTS: dict[str, Any] = {"sleep_level": 1, "gpu_memory_utilization": 0.8}
+
 
 class GeneratorsConfig(StrictConfig):
     """What a stage has that samples."""
 
+    placement: Literal["separate", "shared"] = "separate"
+    """separate: each role has devices of its own, or shares of them. shared: roles take turns on the same GPUs. Engines sleep
+    (`generator.sleep_level`) and the others lie in host memory while they have no turn. Each role's `num_gpus` is then what Ray
+    counts, and an engine with `gpu_memory_utilization` takes nearly the whole device when it has its turn."""
     generator: GeneratorConfig = GeneratorConfig()
     generators: tuple[GeneratorConfig, ...] = Field(())
     """Kinds of engines in the place of `generator`, each with a `name` of its own: one on two large GPUs and two on small ones,
@@ -28,8 +35,10 @@ class GeneratorsConfig(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _what_kinds_share_is_that_of_the_first(cls, values: Any) -> Any:
+    def _defaults_follow_placement_and_list(cls, values: Any) -> Any:
         kinds = values.get("generators") if isinstance(values, dict) else None
+        if isinstance(values, dict) and values.get("placement") == "shared" and isinstance(values.get("generator"), dict):
+            values = {**values, "generator": SHARED_ENGINE_DEFAULTS | values["generator"]}
         if not kinds or not isinstance(kinds, list | tuple):  # what is no list is refused by the field
             return values
         if values.get("generator", kinds[0]) != kinds[0]:

@@ -24,6 +24,7 @@ from learners.settings.generators import GeneratorsConfig
 from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.settings.presets import Algorithm
 from learners.settings.reward_model import RewardModelLearnerConfig
+from learners.settings.sharing import sharing_problems
 from learners.settings.tabular import (
     EpisodeCheckpointConfig,
     EpisodicLearnerConfig,
@@ -138,6 +139,19 @@ class PolicyStageConfig(GeneratorsConfig):
                 f"generator.weight_transfer=ipc needs a GPU that both sides share, but learner.workers.num_gpus={learner:g} and "
                 f"generator.num_gpus={generator:g}; give each a fraction, or use nccl"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _roles_can_take_turns(self) -> Self:
+        problems = []
+        if self.placement == "separate" and self.generator.sleep_level is not None:
+            problems.append(f"generator.sleep_level={self.generator.sleep_level} is for placement=shared; take it out")
+        if self.placement == "shared":
+            problems += sharing_problems(self.generator_kinds, self.learner, self.scorers)
+            if self.asynchronous is not None:
+                problems.append("placement=shared does not go with asynchronous, whose generators work while the learner does")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @model_validator(mode="after")

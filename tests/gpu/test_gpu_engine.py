@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
-from actors.config import GeneratorConfig
+from actors.config import GPU_MEMORY_FRAC, GeneratorConfig
 from actors.generation.remote import GeneratorActor
 from actors.generation.rollout_pool import RolloutPool
 from cluster.messages import Message
@@ -16,6 +17,7 @@ from cluster.types import Prompt, SamplingParameters, Task, TrajectoryGroup
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
+from tests.gpu.devices import GIB
 from tests.pools import pool_of
 
 MAX_MISMATCH_NATS = 0.05  # a token, on average; the same bits in another order of sums give about 0.01
@@ -25,14 +27,15 @@ SHARE = 0.4  # of the device, for the engine
 pytestmark = [pytest.mark.cold_start, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
-def pool(local_ray: None, smollm2: str) -> Iterator[RolloutPool]:
-    config = GeneratorConfig(num_cpus=0, num_gpus=SHARE, max_model_tokens=512, max_num_sequences=64)
+@pytest.fixture(scope="module", params=[1, 2], ids=["level 1", "level 2"])
+def pool(request: pytest.FixtureRequest, local_ray: None, smollm2: str) -> Iterator[RolloutPool]:
+    config = GeneratorConfig(num_cpus=0, num_gpus=SHARE, max_model_tokens=512, max_num_sequences=64, sleep_level=request.param)
     actor = GeneratorActor.options(num_cpus=0, num_gpus=SHARE).remote(smollm2, config)
     pool = pool_of(actor, max_num_sequences=64)
     pool.wait_until_ready()
     yield pool
     pool.shutdown()
+    ray.kill(actor)
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,20 @@ def test_new_weights_from_a_file_are_those_that_sample(
     pool.publish(learner.publish(tmp_path, "bfloat16"))
     assert mismatch(learner, collected(pool, prompts)).mean() < MAX_MISMATCH_NATS
     assert mismatch(learner, old).mean() > mismatch(learner, collected(pool, prompts)).mean()
+
+
+def test_an_engine_that_slept_samples_from_the_weights_it_is_given(
+    pool: RolloutPool,
+    learner: PolicyLearner,
+    prompts: list[Prompt],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    free = torch.cuda.mem_get_info()[0]
+    pool.sleep()
+    record_property("freed by sleep", f"{(torch.cuda.mem_get_info()[0] - free) / GIB:.1f} GiB")
+    assert torch.cuda.mem_get_info()[0] - free > 0.5 * SHARE * torch.cuda.mem_get_info()[1] * GPU_MEMORY_FRAC
+    pool.wake_weights()
+    pool.publish(learner.publish(tmp_path, "bfloat16"))
+    pool.wake_cache()
+    assert mismatch(learner, collected(pool, prompts)).mean() < MAX_MISMATCH_NATS

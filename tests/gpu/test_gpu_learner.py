@@ -82,6 +82,36 @@ def test_in_bfloat16_the_gradient_points_the_same_way(
     assert cosine > 0.98  # bfloat16 keeps eight bits: a percent of each product, with random signs
 
 
+def test_a_learner_that_takes_turns_leaves_its_device_and_goes_on(
+    tiny_model: str, smollm2: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, record_property: Callable[..., None]
+) -> None:
+    """It learns what one learns that stays, to the bit: the same kernels on the same numbers."""
+    config = ppo_config(num_gpus=1, algorithm="grpo", kl={"coef": 0.1})
+    start = StartingPoint(
+        model_path=smollm2, temperature=1.0, max_completion_tokens=8, samples_per_prompt=1, seed=0, takes_turns=True
+    )
+    before = torch.cuda.memory_allocated()
+    turning = PolicyLearner(start, config)
+    assert torch.cuda.memory_allocated() == before
+    staying = learner_of(smollm2, config)
+    there = torch.cuda.memory_allocated()
+    for step in range(2):
+        batch = scored_batch(8, step=step, group_size=2)
+        staying.update(batch)
+        started_s = time.perf_counter()
+        turning.wake()
+        woken_s = time.perf_counter()
+        turning.update(batch)
+        updated_s = time.perf_counter()
+        turning.rest()
+        record_property("coming and leaving", f"{woken_s - started_s:.2f} s and {time.perf_counter() - updated_s:.2f} s")
+    left = torch.cuda.memory_allocated() - there
+    record_property("left on the device", f"{left / GIB:.3f} GiB")
+    assert left < 0.1 * (there - before) + 2 * there  # moments of the one that stays came after the first measurement
+    for name, tensor in staying.snapshot().tensors.items():
+        assert torch.equal(tensor.cpu(), turning.snapshot().tensors[name].cpu()), name
+
+
 def larger_model(folder: Path) -> str:
     """The largest of `LARGER` that this device can train, with random weights."""
     free, _ = torch.cuda.mem_get_info()

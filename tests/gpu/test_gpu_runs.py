@@ -84,6 +84,18 @@ def test_learner_and_engine_on_one_device(run_folder: Path, backend: str, record
     check(steps_of(run_folder, config_of(run_folder, generator=generator, workers={"num_gpus": 0.6})), record_property)
 
 
+@pytest.mark.parametrize("sleep_level", [1, 2])
+def test_roles_that_take_turns_on_one_device(run_folder: Path, sleep_level: int, record_property: Recorder) -> None:
+    """Each role would not fit beside the others: an engine in its turn takes four fifths of the device."""
+    config = config_of(
+        run_folder,
+        generator={"num_gpus": 0.6, "sleep_level": sleep_level},
+        workers={"num_gpus": 0.3},
+        placement="shared",
+    )
+    check(steps_of(run_folder, config), record_property)
+
+
 def test_an_adapter_on_one_device(run_folder: Path, record_property: Recorder) -> None:
     lora = {"lora": {"rank": 16}, "optimizer": {"learning_rate": 1e-3}}
     config = config_of(run_folder, generator={"num_gpus": 0.4}, workers={"num_gpus": 0.6}, learner=lora)
