@@ -271,6 +271,10 @@ def _process_environment(config: GeneratorConfig) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     }
+    if config.devices == "any_node":  # vLLM says it itself, but for where somebody has set how it starts processes
+        import ray
+
+        environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     if config.num_gpus:
         return environment
     return environment | cpu_engine_environment(config.num_threads, eager=config.enforce_eager)

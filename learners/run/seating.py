@@ -8,7 +8,9 @@ from actors.scoring.stage import scorer_name
 from cluster.processes.placement import Seat, seat_of
 from cluster.processes.reservations.seats import Seats
 from learners.run.plan import role_requests
+from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig
+from learners.settings.training import WorkerConfig
 
 LEARNER = "the learner's ranks"
 
@@ -25,6 +27,19 @@ def seats_at_start(config: PolicyRunConfig) -> dict[str, Seat]:
 def generator_seat(kind: GeneratorConfig) -> Seat:
     """Of each engine of a kind."""
     return seat_of(kind.num_cpus, kind.num_gpus, kind.num_parts)
+
+
+def wait_for_ranks(session: Session, workers: WorkerConfig) -> None:
+    """Return once there is room for all ranks of a learner that has the cluster to itself.
+
+    Ray Train would give up at once where the cluster is too small yet. Raises `RaywardError` where there is no room in time.
+    """
+    seats = Seats(session.view.note)
+    ranks = [*seat_of(workers.num_cpus, workers.num_gpus)] * workers.num_workers
+    try:
+        seats.reserve({LEARNER: ranks}, deadline_s=max(workers.start_deadline_s, session.wait_for_nodes_s))
+    finally:
+        seats.close()
 
 
 def reserved_seats(config: PolicyRunConfig, *, note: Callable[[str], None]) -> Seats:

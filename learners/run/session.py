@@ -41,6 +41,7 @@ class Session:
         ray: RaySession | None,
         *,
         stall_s: float,
+        wait_for_nodes_s: float = 0.0,
     ) -> None:
         self.directory = directory
         self.view = view
@@ -48,6 +49,7 @@ class Session:
         self.interrupts = interrupts
         self._ray = ray
         self._stall_s = stall_s
+        self.wait_for_nodes_s = wait_for_nodes_s  # for a cluster that grows
         self._clock = StageClock(earlier_s=directory.read_summary().get("wall_s"))
 
     @property
@@ -122,7 +124,16 @@ def open_session(
                     _check_cluster(config, requests, note=view.note)
                 if ray_connection is not None and ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
-                yield Session(directory, view, metrics, interrupts, ray_connection, stall_s=config.stall_s)
+                nodes_s = config.wait_for_nodes_s if isinstance(config, RayRunConfig) else 0.0
+                yield Session(
+                    directory,
+                    view,
+                    metrics,
+                    interrupts,
+                    ray_connection,
+                    stall_s=config.stall_s,
+                    wait_for_nodes_s=nodes_s,
+                )
     except KeyboardInterrupt as error:
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
     finally:

@@ -39,7 +39,8 @@ def pool(request: pytest.FixtureRequest, local_ray: None, smollm2: str) -> Itera
 
 
 @pytest.fixture(scope="module")
-def learner(smollm2: str, ppo_config: Callable[..., PolicyLearnerConfig]) -> PolicyLearner:
+def learner(pool: RolloutPool, smollm2: str, ppo_config: Callable[..., PolicyLearnerConfig]) -> PolicyLearner:
+    """A new one for each engine, with the weights that the engine starts with."""
     start = StartingPoint(model_path=smollm2, temperature=1.0, max_completion_tokens=128, samples_per_prompt=8, seed=0)
     return PolicyLearner(start, ppo_config(num_gpus=1, compute_dtype="bfloat16"))
 

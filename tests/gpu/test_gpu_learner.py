@@ -1,5 +1,6 @@
 """One rank of a learner on a device: what it learns is what the processor learns, and what that costs."""
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_in_bfloat16_the_gradient_points_the_same_way(
 
 
 def test_a_learner_that_takes_turns_leaves_its_device_and_goes_on(
-    tiny_model: str, smollm2: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, record_property: Callable[..., None]
+    smollm2: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, record_property: Callable[..., None]
 ) -> None:
     """It learns what one learns that stays, to the bit: the same kernels on the same numbers."""
     config = ppo_config(num_gpus=1, algorithm="grpo", kl={"coef": 0.1})
@@ -94,7 +95,6 @@ def test_a_learner_that_takes_turns_leaves_its_device_and_goes_on(
     turning = PolicyLearner(start, config)
     assert torch.cuda.memory_allocated() == before
     staying = learner_of(smollm2, config)
-    there = torch.cuda.memory_allocated()
     for step in range(2):
         batch = scored_batch(8, step=step, group_size=2)
         staying.update(batch)
@@ -105,11 +105,12 @@ def test_a_learner_that_takes_turns_leaves_its_device_and_goes_on(
         updated_s = time.perf_counter()
         turning.rest()
         record_property("coming and leaving", f"{woken_s - started_s:.2f} s and {time.perf_counter() - updated_s:.2f} s")
-    left = torch.cuda.memory_allocated() - there
-    record_property("left on the device", f"{left / GIB:.3f} GiB")
-    assert left < 0.1 * (there - before) + 2 * there  # moments of the one that stays came after the first measurement
-    for name, tensor in staying.snapshot().tensors.items():
-        assert torch.equal(tensor.cpu(), turning.snapshot().tensors[name].cpu()), name
+    expected = {name: tensor.cpu() for name, tensor in staying.snapshot().tensors.items()}
+    del staying
+    gc.collect()
+    assert torch.cuda.memory_allocated() - before < 64 * 2**20  # workspaces of cuBLAS stay
+    for name, tensor in turning.snapshot().tensors.items():
+        assert torch.equal(tensor.cpu(), expected[name]), name
 
 
 def larger_model(folder: Path) -> str:
