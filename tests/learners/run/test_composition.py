@@ -16,6 +16,7 @@ from cluster.storage.serving_contract import ContractText
 from learners.run import composition
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig, load_run_config
+from learners.steps.shared_driver import LearnerInTurn
 from learners.weights.link import LinkPlan
 
 CONFIG = Path(composition.__file__).parents[2] / "configs" / "train" / "tiny.yaml"
@@ -127,3 +128,12 @@ def test_a_checkpoint_of_adapters_belongs_to_the_models_that_they_adapt(tmp_path
     (critic / "config.json").write_text("another")
     after = composition._facts(adapted, str(policy))
     assert {name for name in before if before[name] != after[name]} == {"critic_model"}
+
+
+def test_on_shared_devices_weights_are_published_by_turns_and_others_ask_in_turn() -> None:
+    each, turns = cast(Any, Roles()), cast(Any, SimpleNamespace())
+    apart = composition.Roles(rollouts=each, scoring=each, learner=each)
+    assert (apart.generators, apart.learner_between_steps) == (each, each)
+    shared = composition.Roles(rollouts=each, scoring=each, learner=each, turns=turns)
+    assert shared.generators is turns
+    assert isinstance(shared.learner_between_steps, LearnerInTurn)
