@@ -22,10 +22,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "adapter": {"lora": {"rank": 8}},
 }
 
+WAYS: tuple[dict[str, str], ...] = ({"sharding": "none"}, {"sharding": "full"}, {"sharding": "full", "offload": "cpu"})
+
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[ProcessRanks]:
-    with ProcessRanks(num_devices(), backend="nccl") as processes:
+    with ProcessRanks(num_devices(), backend="cpu:gloo,cuda:nccl") as processes:  # of offloaded parts sums are made on the host
         yield processes
 
 
@@ -41,14 +43,15 @@ def assert_same(found: Weights, expected: Weights, start: Weights) -> None:
         assert_close(found[name], weight, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}", check_device=False)
 
 
+@pytest.mark.parametrize("offload", ["none", "cpu"])
 @pytest.mark.parametrize("method", METHODS)
 def test_one_device_in_one_part(
-    ranks: ProcessRanks, tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, method: str
+    ranks: ProcessRanks, tiny_model: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, method: str, offload: str
 ) -> None:
     """The settings refuse one part, for it saves nothing; here it shows FSDP2 without a second device."""
     batches = [scored_batch(9, step=step, group_size=3) for step in range(3)]
     plain = config_of(ppo_config, method)
-    sharded = plain.model_copy(update={"workers": plain.workers.model_copy(update={"sharding": "full"})})
+    sharded = plain.model_copy(update={"workers": plain.workers.model_copy(update={"sharding": "full", "offload": offload})})
     [(start, _)] = ranks.run(trained, 1, tiny_model, plain, [])
     [(expected, _)] = ranks.run(trained, 1, tiny_model, plain, batches)
     [(found, _)] = ranks.run(trained, 1, tiny_model, sharded, batches)
@@ -64,8 +67,8 @@ def test_all_devices_hold_parts_of_one_model(
     count = num_devices()
     [(start, _)] = ranks.run(trained, 1, tiny_model, config_of(ppo_config, method), [])
     [(expected, _)] = ranks.run(trained, 1, tiny_model, config_of(ppo_config, method), batches)
-    for sharding in ("none", "full"):
-        config = config_of(ppo_config, method, num_workers=count, sharding=sharding)
+    for way in WAYS:
+        config = config_of(ppo_config, method, num_workers=count, **way)
         for found, _ in ranks.run(trained, count, tiny_model, config, batches):
             assert_same(found, expected, start)
 
@@ -75,12 +78,13 @@ def test_parts_of_smollm2_take_less_memory(
     ranks: ProcessRanks, smollm2: str, ppo_config: ConfigBuilder, scored_batch: BatchBuilder, record_property: Callable[..., None]
 ) -> None:
     count, batch = num_devices(), scored_batch(8)
-    peaks = {}
-    for sharding in ("none", "full"):
-        config = ppo_config(num_gpus=1, num_workers=count, sharding=sharding, compute_dtype="bfloat16", minibatch_size=8)
-        peaks[sharding] = max(ranks.run(peak_only, count, smollm2, config, batch))
-        record_property(f"sharding={sharding}", f"{peaks[sharding]:.2f} GiB a rank")
-    assert peaks["full"] < peaks["none"]
+    peaks = []
+    for way in WAYS:
+        config = ppo_config(num_gpus=1, num_workers=count, compute_dtype="bfloat16", minibatch_size=8, **way)
+        peaks.append(max(ranks.run(peak_only, count, smollm2, config, batch)))
+        record_property(" ".join(f"{key}={value}" for key, value in way.items()), f"{peaks[-1]:.2f} GiB a rank")
+    whole, parts, offloaded = peaks
+    assert whole > parts > offloaded
 
 
 def peak_only(rank: int, num_ranks: int, model: str, config: PolicyLearnerConfig, batch: ScoredBatch) -> float:

@@ -76,7 +76,7 @@ def _serve(connection: Connection, backend: str) -> None:
     torch.set_num_threads(1)
     while True:
         function, rank, num_ranks, arguments, store = pickle.loads(connection.recv_bytes())
-        if backend == "nccl":
+        if "nccl" in backend:
             torch.cuda.set_device(rank)
         torch.distributed.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=num_ranks)
         try:
