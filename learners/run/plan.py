@@ -101,6 +101,7 @@ def plan_run(config: TrainingRunConfig, nodes: Sequence[Machine] = ()) -> dict[s
         "placement": _placement(role_requests(config), list(nodes) or [this_machine()]),
         "batch": _policy_batch(config) if isinstance(config, PolicyRunConfig) else _reward_model_batch(config),
         "memory": [memory.as_dict() for memory in _memory(config)],
+        "takes_turns": isinstance(config, PolicyRunConfig) and config.placement == "shared",
         "exports": _exports(config) if isinstance(config, PolicyRunConfig) else None,
     }
 
@@ -120,7 +121,20 @@ def plan_table(plan: dict[str, Any]) -> "RenderableType":
     batch, memory = _batch_table(plan["batch"]), _memory_table(plan["memory"])
     exports = [] if plan["exports"] is None else ["", _exports_line(plan["exports"])]
     nodes: list[RenderableType] = ["", _node_table(placement["nodes"])] if len(placement["nodes"]) > 1 else []
-    return Group(title, "", _placement_table(placement), *verdict, *nodes, "", batch, "", memory, *exports)
+    turns = ["", Text("Roles take turns on their GPUs: each must fit by itself, and all of them in host memory")]
+    return Group(
+        title,
+        "",
+        _placement_table(placement),
+        *verdict,
+        *nodes,
+        "",
+        batch,
+        "",
+        memory,
+        *(turns if plan["takes_turns"] else ()),
+        *exports,
+    )
 
 
 def _placement(requests: list[RoleRequest], nodes: list[Machine]) -> dict[str, Any]:

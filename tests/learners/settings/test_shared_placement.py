@@ -1,11 +1,15 @@
 """Roles that take turns on GPUs: what is refused before anything starts, and the defaults of their engines."""
 
+import io
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from cluster.errors import ConfigError
+from cluster.processes.placement import Machine
+from learners.run.plan import plan_run, plan_table
 from learners.settings.run import PolicyRunConfig, load_run_config
 
 CONFIG = Path(__file__).parents[3] / "configs" / "train" / "tiny.yaml"
@@ -58,6 +62,15 @@ def test_what_cannot_take_turns_is_refused(overrides: list[str], problem: str) -
     with pytest.raises(ConfigError) as refused:
         loaded(*overrides)
     assert problem in str(refused.value)
+
+
+def test_the_plan_says_that_memory_is_taken_in_turns() -> None:
+    console = Console(width=150, record=True, file=io.StringIO())
+    for overrides, said in (([], False), (SHARED, True)):
+        plan = plan_run(loaded(*overrides), [Machine(num_cpus=4, num_gpus=1)])
+        assert plan["takes_turns"] is said
+        console.print(plan_table(plan))
+        assert ("Roles take turns on their GPUs" in console.export_text()) is said
 
 
 def test_several_gpus_have_a_rank_and_an_engine_each() -> None:
