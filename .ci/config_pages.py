@@ -51,7 +51,7 @@ PAGES = {
         title="Configuration: generators",
         introduction="How completions are sampled, and the pool of vLLM engines that samples them.",
         kind="policy",
-        starts=("sampling", "generator"),
+        starts=("sampling", "generator", "generators"),
     ),
     "config-learner": Page(
         title="Configuration: learners",

@@ -166,13 +166,15 @@ class SamplingConfig(StrictConfig):
     """A completion is cut at this length."""
 
 
-GPU_ENGINE_DEFAULTS: dict[str, Any] = {"max_model_tokens": 4096, "max_num_sequences": 256, "enforce_eager": False}
+GPU_ENGINE_DEFAULTS = {"max_model_tokens": 4096, "max_num_sequences": 256, "enforce_eager": False}
 GPU_MEMORY_FRAC = 0.9  # of the share of a device that an engine holds; the rest is for CUDA graphs and fragments
 
 
 class GeneratorConfig(ReplicasConfig):
     """The pool of vLLM engines. Defaults are for CPU; with `num_gpus`, those of `GPU_ENGINE_DEFAULTS` take their place."""
 
+    name: str = Field("generator", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    """What its engines are called, with a number each; that of the kind, where a run has several (`generators`)."""
     num_cpus: float = Field(1.0, ge=0)
     """CPUs that Ray reserves for each replica."""
     num_gpus: float = Field(0.0, ge=0)
@@ -181,6 +183,8 @@ class GeneratorConfig(ReplicasConfig):
     """OpenMP threads of a CPU engine."""
     tensor_parallel_size: int = Field(1, ge=1)
     """Devices over which each engine splits the model."""
+    devices: Literal["one_node", "any_node"] = "one_node"
+    """Where those of one engine may be. any_node: on several nodes, for models too large for one; much slower."""
     dtype: DType = Field(default_factory=fast_dtype)
     """bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     max_model_tokens: int = Field(256, ge=2)
@@ -193,9 +197,15 @@ class GeneratorConfig(ReplicasConfig):
     """Share of a GPU's memory that an engine takes. On a shared GPU the default is that part of the engine's own share."""
     enforce_eager: bool = True
     """False compiles the model and records CUDA graphs: slower to start, faster to generate. False is the default on a GPU."""
+    sleep_level: Literal[1, 2] | None = None
+    """Of placement=shared. 1, the default there: weights go to host memory. 2: they are dropped, and sent again at each turn."""
     weight_transfer: Literal["shm", "nccl", "ipc"] = "shm"
-    """How new weights reach an engine. shm: a file in shared memory, which other hosts fetch once each. nccl: between GPUs.
-    ipc: on a shared GPU."""
+    """How new weights come. shm: a file in shared memory; other hosts fetch it once. nccl: between GPUs. ipc: on a shared GPU."""
+
+    @property
+    def num_parts(self) -> int:
+        """Of one engine, that may be on different nodes."""
+        return self.tensor_parallel_size if self.devices == "any_node" else 1
 
     @model_validator(mode="before")
     @classmethod
@@ -212,6 +222,11 @@ class GeneratorConfig(ReplicasConfig):
             raise ValueError("weight_transfer='ipc' needs a learner rank on each engine's GPU from the start: no max_replicas")
         if self.weight_transfer != "shm" and self.num_gpus == 0:
             raise ValueError(f"weight_transfer={self.weight_transfer!r} needs GPUs, but num_gpus=0; use weight_transfer=shm")
+        if self.devices == "any_node" and (self.weight_transfer != "nccl" or self.num_gpus != self.tensor_parallel_size):
+            raise ValueError(
+                "devices=any_node needs weight_transfer=nccl, for files do not reach the other nodes, and one GPU for each of "
+                f"tensor_parallel_size={self.tensor_parallel_size}; got {self.weight_transfer}, num_gpus={self.num_gpus:g}"
+            )
         if 0 < self.num_gpus < self.tensor_parallel_size and self.tensor_parallel_size > 1:
             raise ValueError(
                 f"tensor_parallel_size={self.tensor_parallel_size} needs as many GPUs a replica, but num_gpus={self.num_gpus:g}"

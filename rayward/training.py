@@ -61,7 +61,7 @@ def scale(
     as_json: AsJson = False,
 ) -> None:
     """Change how many generators or scorers a living run has, up to their max_replicas, from its next step on."""
-    from learners.run.scale_request import request_scale
+    from learners.run.sizing.scale_request import request_scale
 
     report("scale", request_scale(run, numbers), _numbers, as_json=as_json)
 

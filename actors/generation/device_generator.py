@@ -28,9 +28,10 @@ class DeviceFedGenerator(VLLMGenerator):
         self._epoch = 0  # of the link; 0 before the first
         self._is_updating = False
 
-    async def check_tensors(self, shapes: TensorShapes) -> None:
-        """Raise `WeightMismatchError` unless the learner's tensors are this model's."""
+    async def check_tensors(self, shapes: TensorShapes) -> int:
+        """Devices of this engine. Raises `WeightMismatchError` unless the learner's tensors are this model's."""
         self._check_shapes(shapes, "the learner's policy")
+        return self._config.tensor_parallel_size
 
     async def init_weight_transfer_engine(self, epoch: int, init_info: dict[str, Any]) -> None:
         """Connect to the learner, and leave the link before. `init_info`: what vLLM's trainer engine says to a worker."""

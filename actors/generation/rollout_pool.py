@@ -1,6 +1,8 @@
 """The rollout stage, driver side: completions from a pool of generators, and new weights into it."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray import ObjectRef
@@ -8,9 +10,11 @@ from ray import ObjectRef
 from actors.config import SupervisionConfig
 from actors.generation.generator import Generated, HeldWeights
 from cluster.errors import WeightMismatchError, WeightsLostError
+from cluster.processes.dispatch.newcomers import resized
+from cluster.processes.dispatch.whole import ask_all
 from cluster.processes.object_store import StoredObject
 from cluster.processes.pool import ActorPool
-from cluster.processes.supervision import PROGRESS_GROUP, Supervision
+from cluster.processes.supervision import PROGRESS_GROUP, Supervision, nothing_reserved
 from cluster.processes.watchdog import Pending
 from cluster.types import Prompt, PublishedWeights, SamplingParameters, TrajectoryGroup
 
@@ -20,26 +24,38 @@ MEMORY_ADVICE = "lower generator.kv_cache_gib or generator.num_replicas; `raywar
 QUEUE_FACTOR = 2  # batches' worth of prompts at each engine, so that it never waits for the driver
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorKind:
+    """Generators of one configuration. Produced by `learners.run.composition`, consumed by `RolloutPool`."""
+
+    start: Callable[[str], Any]  # a new Ray actor of a `Generator`, by its name
+    num_replicas: int
+    max_num_sequences: int  # that one of them decodes at a time, and so its share of the work
+    name: str = "generator"  # with a number after it, that of an actor
+    give_back: Callable[[str], None] = nothing_reserved  # what an actor had reserved that has left for good
+
+
+def generator_name(kind: str, index: int) -> str:
+    """Of one of a kind's actors."""
+    return f"{kind} {index}"
+
+
 class RolloutPool:
-    """Generators of like configuration behind two calls."""
+    """Generators of one or several kinds behind two calls. Each gets work as it can decode sequences at the same time."""
 
     def __init__(
-        self,
-        start: Callable[[str], Any],
-        *,
-        num_replicas: int,
-        max_num_sequences: int,
-        supervision: SupervisionConfig | None,
-        note: Callable[[str], None],
+        self, kinds: Sequence[GeneratorKind], *, supervision: SupervisionConfig | None, note: Callable[[str], None]
     ) -> None:
-        """`start(name)` returns a new Ray actor of a `Generator`. Without `supervision` a lost generator is an error."""
-        names = [_name(index) for index in range(num_replicas)]
+        """`kinds`: with different names. Without `supervision` a lost generator is an error."""
+        self._kinds = {kind.name: kind for kind in kinds}
+        names = [generator_name(kind.name, index) for kind in kinds for index in range(kind.num_replicas)]
         self._generators = ActorPool(
-            {name: start(name) for name in names},
+            {name: self._start(name) for name in names},
             None
             if supervision is None
             else Supervision(
-                start=start,
+                start=self._start,
+                give_back=lambda name: self._kind_of(name).give_back(name),
                 admission=self._admission,
                 progress=lambda generator: generator.progress.options(concurrency_group=PROGRESS_GROUP).remote(),
                 deadline_s=supervision.deadline_s,
@@ -48,8 +64,8 @@ class RolloutPool:
                 memory_advice=MEMORY_ADVICE,
                 note=note,
             ),
+            capacity_of=lambda name: self._kind_of(name).max_num_sequences,
         )
-        self._max_num_sequences = max_num_sequences
         self._publish_deadline_s = None if supervision is None else supervision.publish_deadline_s
         self._published: PublishedWeights | None = None
         self._send_again: Callable[[Any], PublishedWeights] | None = None
@@ -62,17 +78,20 @@ class RolloutPool:
     def actors(self) -> Mapping[str, Any]:
         return self._generators.actors
 
-    def num_replicas(self) -> int:
-        """Generators that take work, or are on their way."""
-        return len(self._generators.names)
+    def num_replicas(self, kind: str) -> int:
+        """Generators of a kind that take work, or are on their way."""
+        return sum(self._kind_of(name).name == kind for name in self._generators.names)
 
-    def num_coming(self) -> int:
+    def num_coming(self, kind: str) -> int:
         """Of these, those that are on their way."""
-        return len(self._generators.names) - len(self._generators)
+        return self.num_replicas(kind) - sum(self._kind_of(name).name == kind for name in self._generators.actors)
 
-    def resize(self, num_replicas: int) -> None:
+    def resize(self, kind: str, num_replicas: int) -> None:
         """Start generators, which take work once they hold the newest weights, or let some go when they have done their work."""
-        self._generators.resize(num_replicas, _name)
+        names = self._generators.names
+        others = [name for name in names if self._kind_of(name).name != kind]
+        own = [name for name in names if self._kind_of(name).name == kind]
+        self._generators.resize([*others, *resized(own, num_replicas, partial(generator_name, kind))])
 
     def pending(self) -> list[Pending]:
         """What the generators owe: the ids of prompts, or an answer. May be asked from any thread."""
@@ -115,7 +134,7 @@ class RolloutPool:
         results = self._generators.map_unordered(
             generate,
             requests,
-            max_in_flight=max(1, QUEUE_FACTOR * self._max_num_sequences // largest_group),
+            max_in_flight=QUEUE_FACTOR / largest_group,  # of each sequence that it decodes at a time
             about=lambda request: request[0].task.task_id,
             patience_s=PATIENCE_S,
         )
@@ -146,9 +165,7 @@ class RolloutPool:
         more: publish again.
         """
         self._published = weights
-        self._generators.broadcast(
-            lambda generator: generator.load_weights.remote(weights), about="new weights", deadline_s=self._publish_deadline_s
-        )
+        self._ask(lambda generator: generator.load_weights.remote(weights), about="new weights")
         held_by_name: dict[str, HeldWeights] = {}
         while not held_by_name:
             self._generators.wait_for_an_actor()
@@ -157,6 +174,26 @@ class RolloutPool:
         differing = {name: held for name, held in held_by_name.items() if held != expected}
         if differing:
             raise WeightMismatchError(f"published {expected}, but generators hold {differing}; restart those generators")
+
+    def sleep(self) -> None:
+        """Every engine leaves its device. One that is lost meanwhile is replaced first: its start needs the device, too."""
+        ask_all(
+            self._generators,
+            lambda generator: generator.sleep.remote(),
+            about="leaving its device",
+            deadline_s=self._publish_deadline_s,
+        )
+
+    def wake_weights(self) -> None:
+        """Every engine has room for its weights again; it may have forgotten them."""
+        self._ask(lambda generator: generator.wake.remote("weights"), about="waking its weights")
+
+    def wake_cache(self) -> None:
+        """Every engine can sample again."""
+        self._ask(lambda generator: generator.wake.remote("kv_cache"), about="waking its cache")
+
+    def _ask(self, call: Callable[[Any], ObjectRef], *, about: str) -> None:
+        self._generators.broadcast(call, about=about, deadline_s=self._publish_deadline_s)
 
     def _admission(self, generator: Any) -> Generator[ObjectRef, Any, None]:
         """A new generator holds the start's weights: it takes work once it holds what the others hold.
@@ -180,13 +217,15 @@ class RolloutPool:
             else:
                 held = yield generator.held_weights.remote()
 
+    def _start(self, name: str) -> Any:
+        return self._kind_of(name).start(name)
+
+    def _kind_of(self, name: str) -> GeneratorKind:
+        return self._kinds[name.rpartition(" ")[0]]
+
     def shutdown(self) -> None:
         """Stop the engines, as far as they answer; the actors themselves stay until Ray ends them."""
         self._generators.shut_down(lambda generator: generator.shutdown.remote(), timeout_s=SHUTDOWN_S)
-
-
-def _name(index: int) -> str:
-    return f"generator {index}"
 
 
 def _held(weights: PublishedWeights) -> HeldWeights:

@@ -55,6 +55,7 @@ INITIAL_LABEL = "default"  # vLLM's label for the weights that it started with
 TIED_HEAD = "lm_head.weight"  # tied embeddings are published once, as the input embedding
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 PAUSE_MODES: dict[RunningRequests, Literal["wait", "keep"]] = {"finish": "wait", "keep": "keep"}
+SleepTag = Literal["weights", "kv_cache"]  # vLLM's names of what can wake by itself
 PROBE = (0,)  # token ids that every vocabulary has
 
 
@@ -74,6 +75,7 @@ class VLLMGenerator:
         self._checksum = INITIAL_CHECKSUM
         self._request_numbers = itertools.count()
         self._publication = asyncio.Lock()  # one at a time
+        self._asleep: set[SleepTag] = set()
         with collector_paused(), spawned_lightly():
             from actors.generation.step_counter import StepCounter
 
@@ -148,6 +150,22 @@ class VLLMGenerator:
         """The engine's own label of its weights, with the checksum of the file that they came from."""
         label = await self._running_engine().get_weight_version()
         return HeldWeights(policy_version=_version(label), checksum=self._checksum)
+
+    async def sleep(self) -> None:
+        """Leave the device to others, once running requests have finished. Nothing where the engine sleeps already."""
+        assert self._config.sleep_level is not None, "the settings of shared devices have one"
+        if "weights" in self._asleep:
+            return
+        if self._asleep:  # vLLM cannot put to sleep what is asleep
+            await self.wake("kv_cache")
+        await self._running_engine().sleep(level=self._config.sleep_level, mode="wait")
+        self._asleep = {"weights", "kv_cache"}
+
+    async def wake(self, tag: SleepTag) -> None:
+        """Take back a part of the device. Nothing where it is awake. Requests are for when all is."""
+        if tag in self._asleep:
+            await self._running_engine().wake_up([tag])
+            self._asleep.remove(tag)
 
     async def shutdown(self) -> None:
         """Stop the engine and its processes."""
@@ -253,6 +271,10 @@ def _process_environment(config: GeneratorConfig) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     }
+    if config.devices == "any_node":  # vLLM says it itself, but for where somebody has set how it starts processes
+        import ray
+
+        environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     if config.num_gpus:
         return environment
     return environment | cpu_engine_environment(config.num_threads, eager=config.enforce_eager)
@@ -262,6 +284,7 @@ def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter"
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
     from vllm.plugins import load_plugins_by_group
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if SHM_PLUGIN not in load_plugins_by_group(PLUGIN_GROUP):
@@ -280,14 +303,20 @@ def _build_engine(model_path: str, config: GeneratorConfig, steps: "StepCounter"
         logprobs_mode="processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend=ENGINE_BACKENDS[config.weight_transfer]),
         disable_log_stats=True,
+        enable_sleep_mode=config.sleep_level is not None,
         **_device_arguments(config),
         **more,
     )
-    return AsyncLLM.from_engine_args(arguments, stat_loggers=[steps.logger])
+    settings = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    if config.devices == "one_node":
+        settings.parallel_config.placement_group = None  # the actor's own, for which the engine process would import Ray
+    return AsyncLLM.from_vllm_config(settings, stat_loggers=[steps.logger], disable_log_stats=arguments.disable_log_stats)
 
 
 def _executor(config: GeneratorConfig) -> "str | type[Executor]":
     """How an engine reaches its workers; left to itself, vLLM would pick ray inside an actor."""
+    if config.devices == "any_node":
+        return "ray"  # its workers take the devices of the actor's placement group
     if config.tensor_parallel_size > 1:
         return "mp"
     # By name, "uni" becomes "mp" on CPU, and the engine process then spins on a core that the worker's threads need.

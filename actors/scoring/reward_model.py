@@ -26,6 +26,14 @@ class RewardModel:
         # Absent from reward models that others trained.
         self._offset = float(self._model.config.to_dict().get(SCORE_OFFSET, 0.0))
 
+    def move_to(self, device: str) -> None:
+        """Weights lie there from now on."""
+        import torch
+
+        self._model.to(device)
+        if device == "cpu" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def score_texts(self, texts: Sequence[str]) -> list[float | Unscored]:
         """One score a text, in order, or why there is none. It does not depend on the other texts, up to rounding."""
         import torch

@@ -36,6 +36,14 @@ class RewardModelScorer:
         """Batches scored."""
         return self._model.num_batches
 
+    def rest(self) -> None:
+        """Leave the device to others."""
+        self._model.move_to("cpu")
+
+    def wake(self) -> None:
+        """Come back to the device."""
+        self._model.move_to("cuda")
+
     def _text(self, trajectory: Trajectory) -> str:
         """A chat is put into the reward model's own template, where it has one; the policy's may be another."""
         if self._prompt_format == "chat" and self._model.tokenizer.chat_template is not None:

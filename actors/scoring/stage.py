@@ -21,7 +21,11 @@ from actors.scoring.remote import (
 )
 from actors.sources.models import resolve_model
 from cluster.errors import ConfigError, DataError, RaywardError
+from cluster.processes.dispatch.newcomers import resized
+from cluster.processes.dispatch.whole import ask_all
+from cluster.processes.placement import seat_of
 from cluster.processes.pool import AGAIN, LOST, ActorPool
+from cluster.processes.reservations.seats import Seats
 from cluster.processes.supervision import PROGRESS_GROUP, Supervision
 from cluster.processes.watchdog import Pending
 from cluster.types import Reward, Score, ScoredGroup, StepScore, TrajectoryGroup, Unscored
@@ -38,6 +42,7 @@ class WeightedScorer:
 
     weight: float
     pool: ActorPool[Any]  # Ray actors of a `Scorer`
+    is_on_device: bool = False  # of a `RewardModelScorer` on a GPU
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,12 +80,26 @@ class ScorerPools:
 
     def resize(self, name: str, num_replicas: int) -> None:
         """Start replicas of one scorer, or let some go when they have done their work."""
-        self._scorers[name].pool.resize(num_replicas, partial(_actor_name, name))
+        pool = self._scorers[name].pool
+        pool.resize(resized(pool.names, num_replicas, partial(scorer_name, name)))
 
     def wait_until_ready(self) -> None:
         """Return when every scorer answers; raises with the name of one that does not start."""
         for scorer in self._scorers.values():
             scorer.pool.broadcast(lambda actor: actor.score.remote([]))
+
+    def rest(self) -> None:
+        """Reward models on a GPU leave it to others. One that is lost meanwhile is replaced first, for it starts on the GPU."""
+        for pool in self._pools_on_devices():
+            ask_all(pool, lambda actor: actor.rest.remote(), about="leaving its device")
+
+    def wake(self) -> None:
+        """Reward models come back to their GPUs."""
+        for pool in self._pools_on_devices():
+            pool.broadcast(lambda actor: actor.wake.remote(), about="coming back to its device")
+
+    def _pools_on_devices(self) -> list[ActorPool[Any]]:
+        return [scorer.pool for scorer in self._scorers.values() if scorer.is_on_device]
 
     def score_stream(self, groups: Iterable[TrajectoryGroup | None]) -> Iterator[ScoredGroup | None]:
         """Yield each group once all scorers have judged it, in order of completion. `groups` is consumed as it comes.
@@ -216,19 +235,22 @@ def build_scorer_pools(
     *,
     prompt_format: PromptFormat,
     supervision: SupervisionConfig,
+    seats: Seats,
     note: Callable[[str], None],
 ) -> ScorerPools:
     """Start the actors of every configured scorer.
 
-    `prompt_format`: that of the task, for reward models that read chats. `note`: told when a scorer is lost, and when it is back.
+    `prompt_format`: that of the task, for reward models that read chats. `seats`: where they sit. `note`: told when a scorer is
+    lost, and when it is back.
     """
     scorers = {}
     for config in configs:
-        start = _starter(config, prompt_format)
+        start = _starter(config, prompt_format, seats)
         pool = ActorPool(
-            {name: start(name) for name in map(partial(_actor_name, config.name), range(config.num_replicas))},
+            {name: start(name) for name in map(partial(scorer_name, config.name), range(config.num_replicas))},
             Supervision(
                 start=start,
+                give_back=seats.give_back,
                 admission=_admission,
                 progress=lambda scorer: scorer.progress.options(concurrency_group=PROGRESS_GROUP).remote(),
                 deadline_s=supervision.deadline_s + longest_wait_s(config),
@@ -238,11 +260,13 @@ def build_scorer_pools(
                 note=note,
             ),
         )
-        scorers[config.name] = WeightedScorer(weight=config.weight, pool=pool)
+        is_on_device = isinstance(config, RewardModelScorerConfig) and config.num_gpus > 0
+        scorers[config.name] = WeightedScorer(weight=config.weight, pool=pool, is_on_device=is_on_device)
     return ScorerPools(scorers)
 
 
-def _actor_name(scorer: str, index: int) -> str:
+def scorer_name(scorer: str, index: int) -> str:
+    """Of one of a scorer's actors."""
     return f"scorer {scorer} {index}"
 
 
@@ -256,14 +280,13 @@ def longest_wait_s(config: ScorerConfig) -> float:
     return 0.0
 
 
-def _starter(config: ScorerConfig, prompt_format: PromptFormat) -> Callable[[str], Any]:
+def _starter(config: ScorerConfig, prompt_format: PromptFormat, seats: Seats) -> Callable[[str], Any]:
     """Starts one more actor of the scorer."""
     if isinstance(config, RewardModelScorerConfig):
-        local = config.model_copy(update={"model": resolve_model(config.model)})
-        model_actor = RewardModelScorerActor.options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)
-        return lambda name: model_actor.remote(local, prompt_format)
-    function_actor = FUNCTION_ACTORS[config.kind].options(num_cpus=config.num_cpus)
-    return lambda name: function_actor.remote(config)
+        local, seat = config.model_copy(update={"model": resolve_model(config.model)}), seat_of(config.num_cpus, config.num_gpus)
+        return lambda name: RewardModelScorerActor.options(**seats.options(name, seat)).remote(local, prompt_format)
+    actor, seat = FUNCTION_ACTORS[config.kind], seat_of(config.num_cpus)
+    return lambda name: actor.options(**seats.options(name, seat)).remote(config)
 
 
 def _admission(scorer: Any) -> Generator[ObjectRef, Any, None]:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 BYTES_PER_MIB = 2**20
 NO_DEVICES = ("", "-1", "NoDevFiles")  # of CUDA_VISIBLE_DEVICES
 
+Seat = Sequence[Mapping[str, float]]  # what a process needs, CPUs and GPUs, of one node or of several
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleRequest:
@@ -25,6 +27,7 @@ class RoleRequest:
     num_cpus: float  # for each process
     num_gpus: float  # for each process
     setting: str  # the configuration key that lowers the count
+    num_parts: int = 1  # of each process, with equal shares of its CPUs and GPUs, which may be on different nodes
 
     @property
     def total_cpus(self) -> float:
@@ -34,6 +37,11 @@ class RoleRequest:
     def total_gpus(self) -> float:
         return self.count * self.num_gpus
 
+    @property
+    def seat(self) -> Seat:
+        """What each process needs."""
+        return seat_of(self.num_cpus, self.num_gpus, self.num_parts)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -42,6 +50,11 @@ class Machine:
     num_cpus: float
     num_gpus: float
     name: str = "this machine"
+
+
+def seat_of(num_cpus: float, num_gpus: float = 0.0, num_parts: int = 1) -> Seat:
+    """Of a process in so many equal parts."""
+    return ({"CPU": num_cpus / num_parts, "GPU": num_gpus / num_parts},) * num_parts
 
 
 def this_machine() -> Machine:
@@ -100,29 +113,41 @@ def check_placement(requests: Sequence[RoleRequest], machine: Machine) -> None:
 def place_on_nodes(requests: Sequence[RoleRequest], nodes: Sequence[Machine]) -> list[dict[str, int]]:
     """How many processes of each role each node holds: largest first, each on the first node with enough left.
 
-    Ray places them one by one as well, and moves none afterwards; its order is its own. Raises `ConfigError` where processes fit
-    the cluster in sum, but one of them finds no node.
+    Of a process in parts the parts are counted. Ray places them one by one as well, and moves none afterwards; its order is its
+    own. Raises `ConfigError` where processes fit the cluster in sum, but one of them finds no node.
     """
     left = [[node.num_cpus, node.num_gpus] for node in nodes]
     placed: list[dict[str, int]] = [{} for _ in nodes]
-    for request in sorted(requests, key=lambda request: (request.num_gpus, request.num_cpus), reverse=True):
+    for request in sorted(requests, key=_largest_part, reverse=True):
+        need = [request.seat[0]["CPU"], request.seat[0]["GPU"]]
+        name = request.role if request.num_parts == 1 else f"{request.role} (1/{request.num_parts})"
         for number in range(1, request.count + 1):
-            need = (request.num_cpus, request.num_gpus)
-            fitting = (
-                index
-                for index, free in enumerate(left)
-                if all(have + 1e-9 >= want for have, want in zip(free, need, strict=True))
-            )
-            index = next(fitting, None)
-            if index is None:
-                raise ConfigError(
-                    f"placement: {request.role} {number} of {request.count} needs {request.num_cpus:g} CPUs and "
-                    f"{request.num_gpus:g} GPUs on one node, and beside the larger processes none has so much; lower "
-                    f"{_remedy(request, 'GPU' if request.num_gpus else 'CPU')}; nodes: {', '.join(map(_described, nodes))}"
-                )
-            left[index] = [have - want for have, want in zip(left[index], need, strict=True)]
-            placed[index][request.role] = placed[index].get(request.role, 0) + 1
+            for _ in request.seat:
+                index = _first_with_room(left, need)
+                if index is None:
+                    raise ConfigError(_no_node(request, number, need, nodes))
+                left[index] = [have - want for have, want in zip(left[index], need, strict=True)]
+                placed[index][name] = placed[index].get(name, 0) + 1
     return placed
+
+
+def _largest_part(request: RoleRequest) -> tuple[float, float]:
+    return request.num_gpus / request.num_parts, request.num_cpus / request.num_parts
+
+
+def _first_with_room(left: Sequence[Sequence[float]], need: Sequence[float]) -> int | None:
+    fitting = (
+        index for index, free in enumerate(left) if all(have + 1e-9 >= want for have, want in zip(free, need, strict=True))
+    )
+    return next(fitting, None)
+
+
+def _no_node(request: RoleRequest, number: int, need: Sequence[float], nodes: Sequence[Machine]) -> str:
+    return (
+        f"placement: {request.role} {number} of {request.count} needs {need[0]:g} CPUs and {need[1]:g} GPUs on one node, and "
+        f"beside the larger processes none has so much; lower {_remedy(request, 'GPU' if request.num_gpus else 'CPU')}; nodes: "
+        f"{', '.join(map(_described, nodes))}"
+    )
 
 
 def _described(node: Machine) -> str:

@@ -8,7 +8,6 @@ An actor is lost when its process or its engine has died, or when it has work an
 only after it was admitted. A call that failed for a passing reason ends as `AGAIN`, and its actor stays.
 """
 
-import itertools
 import math
 import time
 from collections import Counter, deque
@@ -22,6 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.errors import ConfigError, RaywardError
 from cluster.processes.dispatch.arrivals import Arrivals
 from cluster.processes.dispatch.call_book import Call, CallBook
+from cluster.processes.dispatch.loads import equal_capacity
 from cluster.processes.dispatch.newcomers import Newcomer, Newcomers
 from cluster.processes.losses import Outcome, failure_of, is_out_of_memory, outcome_of, reason_of
 from cluster.processes.supervision import START_DEADLINE, ActorT, Pulse, Supervision, not_started
@@ -41,11 +41,18 @@ BLIP_PAUSE_S = 0.5  # before calls are made again; failures within it are one mo
 class ActorPool(Generic[ActorT]):
     """Actors by name, with the calls that each of them has in flight. For one thread of the driver."""
 
-    def __init__(self, actors: Mapping[str, ActorT], supervision: Supervision[ActorT] | None = None) -> None:
+    def __init__(
+        self,
+        actors: Mapping[str, ActorT],
+        supervision: Supervision[ActorT] | None = None,
+        *,
+        capacity_of: Callable[[str], int] = equal_capacity,
+    ) -> None:
+        """`capacity_of`: an actor's, by its name. One of twice another's gets twice the items of a map at a time."""
         if not actors:
             raise ConfigError("an actor pool needs at least one actor; set num_replicas to 1 or more")
         self._supervision = supervision
-        self._calls = CallBook(actors)
+        self._calls = CallBook(actors, capacity_of)
         self._arrivals = Arrivals()
         self._newcomers = None if supervision is None else Newcomers(supervision, self._arrivals)
         self._pulses: dict[str, Pulse[ActorT]] = {}
@@ -67,19 +74,17 @@ class ActorPool(Generic[ActorT]):
     @property
     def names(self) -> list[str]:
         """Of those that take work, and of those that are on their way."""
-        return [*self.actors, *(self._newcomers.names if self._newcomers else [])]
+        return [*self.actors, *(self._newcomers.names if self._newcomers else ())]
 
-    def resize(self, num_actors: int, name_of: Callable[[int], str]) -> None:
-        """Grow or shrink to so many, those that are on their way among them. `name_of`: of the one with an index.
+    def resize(self, names: Collection[str]) -> None:
+        """Grow or shrink to the actors of these `names`, those that are on their way among them; see `resized`.
 
-        A further one takes work once it is admitted; that one does not come is no loss. One too many is ended, and what it has in
-        flight ends as `AGAIN`.
+        A further one takes work once it is admitted; it is no loss if it never comes. What others have in flight ends as `AGAIN`.
         """
-        for name in self.names[num_actors:]:
+        for name in [name for name in self.names if name not in names]:
             self._retire(name)
-        unused = (name for index in itertools.count() if (name := name_of(index)) not in self.names)
-        while len(self.names) < num_actors:
-            self._start(next(unused), is_further=True)
+        for name in [name for name in names if name not in self.names]:
+            self._start(name, is_further=True)
 
     def loads(self) -> dict[str, int]:
         """Calls in flight, by actor name."""
@@ -94,19 +99,17 @@ class ActorPool(Generic[ActorT]):
         call: Callable[[ActorT, ItemT], ObjectRef],
         items: Iterable[ItemT | None],
         *,
-        max_in_flight: int,
+        max_in_flight: float,
         about: Callable[[ItemT], str] = str,
         patience_s: float | None = None,
     ) -> Iterator[tuple[ItemT, int, Any] | None]:
         """Yield (item, attempt, result) as results arrive; each item goes to the actor with the fewest calls in flight.
 
-        `about`: an item's name for people. No actor gets more than `max_in_flight` calls at a time, so that a fast one takes more
-        items than a slow one. Items of a lost actor go to another. The first other failure is raised and ends the iteration; what
-        is still running then, or when the caller stops early, is cancelled. None is yielded where nothing has arrived for
-        `patience_s`, and nothing may have: the caller can turn to something else in between, also to another map.
-
-        `items` is read as there is room for them. None among them says that there is none for now, though there may be later; for
-        such items `patience_s` is needed.
+        `about`: an item's name for people. No actor gets more than `max_in_flight` calls at a time for each unit of its capacity.
+        Items of a lost actor go to another. The first other failure is raised and ends the iteration; what is still running then,
+        or when the caller stops early, is cancelled. None is yielded where nothing has arrived for `patience_s`, and nothing may
+        have: the caller can turn to something else in between, also to another map. `items` is read as there is room for them;
+        None among them says that there is none for now, though there may be later, and needs `patience_s`.
         """
         to_come, again = iter(items), deque[tuple[ItemT, int]]()
         has_more = True
@@ -115,7 +118,7 @@ class ActorPool(Generic[ActorT]):
         try:
             while has_more or again or running:
                 # With nothing of its own running a map starts one call in any case: the pool's room may be taken by another map.
-                while self.actors and (not running or loads.least < max_in_flight):
+                while self.actors and (not running or loads.has_room(max_in_flight)):
                     if again:
                         item, attempt = again.popleft()
                     else:
@@ -261,6 +264,7 @@ class ActorPool(Generic[ActorT]):
         if not (self._newcomers and self._newcomers.end(name)):
             self._calls.take_back(self.actors[name])
             ray.kill(self._calls.dismiss(name))
+        self._supervised.give_back(name)
 
     def _outcomes(self, refs: Collection[ObjectRef], caller: Hashable) -> list[tuple[ObjectRef, Any]]:
         """What the caller's calls came to; those that were lost or taken back may never resolve."""
@@ -379,6 +383,7 @@ class ActorPool(Generic[ActorT]):
             self._replace(newcomer.name, newcomer.actor, reason)
             return
         ray.kill(newcomer.actor)
+        self._supervised.give_back(newcomer.name)
         self._supervised.note(f"{newcomer.name} has not come ({reason}); the run goes on without it")
 
     def _admit(self, ended: tuple[Newcomer[ActorT], RayError | RaywardError | None] | None) -> None:

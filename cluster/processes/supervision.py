@@ -23,6 +23,10 @@ START_DEADLINE = "supervision.start_deadline_s"  # in words for people
 LOOKS_PER_DEADLINE = 10  # progress is seen a tenth of a deadline late at most
 
 
+def nothing_reserved(name: str) -> None:
+    """For actors that have no place of their own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supervision(Generic[ActorT]):
     """How lost actors are replaced. Produced by whoever starts the actors, consumed by `ActorPool`."""
@@ -43,6 +47,8 @@ class Supervision(Generic[ActorT]):
     """What makes such an actor smaller, in words for people whose machine runs out of memory."""
     note: Callable[[str], None]
     """One line to the people who watch."""
+    give_back: Callable[[str], None] = nothing_reserved
+    """What the actor of that name had is free: it has left the pool, and nobody comes in its place."""
 
     @property
     def look_s(self) -> float:
@@ -97,6 +103,11 @@ def not_started(deadline_s: float, *, setting: str, is_up: bool = False) -> str:
 
 def loads_or_has_no_room() -> str:
     """What an actor may be at that does not answer yet, with what is free for it."""
+    return f"it still loads its model, or no node has room for it ({free_resources()})"
+
+
+def free_resources() -> str:
+    """What is free in the cluster, in words for people."""
     available, resources = ray.available_resources(), ray.cluster_resources()
     free = ", ".join(f"{available.get(kind, 0):g} of {resources[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in resources)
-    return f"it still loads its model, or no node has room for it (free in the cluster: {free})"
+    return f"free in the cluster: {free}"

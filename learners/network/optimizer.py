@@ -94,6 +94,12 @@ class GuardedAdamW:
         self._adamw.load_state_dict({"state": moved, "param_groups": self._adamw.state_dict()["param_groups"]})
         self.num_steps = num_steps
 
+    def move_to(self, device: torch.device) -> None:
+        """The moments lie there from now on; the parameters are others' to move."""
+        for state in self._adamw.state.values():
+            for key, tensor in state.items():
+                state[key] = tensor.to(device)
+
     def learning_rate(self) -> float:
         """Of the first group, at the last step."""
         return float(self._adamw.param_groups[0]["lr"])

@@ -49,6 +49,16 @@ def start_kl(worker: Worker, groups: Sequence[ScoredGroup]) -> tuple[float, ...]
     return _learner(worker).start_kl(groups)
 
 
+def rest(worker: Worker) -> None:
+    """Leave the device to others."""
+    _learner(worker).rest()
+
+
+def wake(worker: Worker) -> None:
+    """Come back to the device."""
+    _learner(worker).wake()
+
+
 def connect(worker: Worker, link: GeneratorLink) -> None:
     """Join the generators' end of a link over devices."""
     _learner(worker).connect(link)

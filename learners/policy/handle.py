@@ -75,6 +75,14 @@ class PolicyLearnerHandle(RanksHandle):
         kls: tuple[float, ...] = self.call(Call(function=commands.start_kl, arguments=(ray.put(tuple(groups)),)))
         return kls
 
+    def rest(self) -> None:
+        """Leave the devices to others: returns once the state of all ranks lies on their hosts."""
+        self.call(Call(function=commands.rest))
+
+    def wake(self) -> None:
+        """Come back to the devices."""
+        self.call(Call(function=commands.wake))
+
     def connect(self, plan: LinkPlan) -> None:
         """From here on, `publish` sends weights over devices instead of writing them."""
         self._plan_of_links = plan

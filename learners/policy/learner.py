@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from actors.config import DType
 from cluster.seeding import derive_seed
@@ -39,6 +39,7 @@ from learners.network.lora import adapter_tensors
 from learners.network.micro_batch import RankShare, TokenBatch, fetch_on_all_ranks, rollout_logprobs
 from learners.network.models import TORCH_DTYPES, PolicyWithCritic
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
+from learners.network.residence import HOST, move_state
 from learners.network.sharding import shard_of
 from learners.network.trunk import ForwardSettings
 from learners.policy.batch import PreparedBatch, check_bootstrap, collate, token_batch
@@ -76,20 +77,18 @@ class PolicyLearner:
             chunk_tokens=config.workers.logprob_chunk_tokens,
         )
         self.shard = shard_of(config.workers, rank)
+        begins_on = HOST if start.takes_turns else self.device
         networks = (
-            whole_networks(start.model_path, config, settings, self.device, seed=start.seed)
+            whole_networks(start.model_path, config, settings, begins_on, seed=start.seed)
             if config.workers.sharding == "none"
             else sharded_networks(start.model_path, config, settings, self.device, rank=rank, seed=start.seed)
         )
         self._network, self._reference, self._start_policy = networks.trained, networks.reference, networks.start_policy
         self._moving_reference = networks.moving
-        self._share = RankShare(
-            rank,
-            world_size,
-            max_tokens=config.workers.micro_batch_tokens,
-            in_step=self.shard.count > 1,
-            is_packed=networks.are_packed,
-        )
+        max_tokens, in_step = config.workers.micro_batch_tokens, self.shard.count > 1
+        self._share = RankShare(rank, world_size, max_tokens=max_tokens, in_step=in_step, is_packed=networks.are_packed)
+        passes = (networks.trained, networks.reference, networks.start_policy)
+        self._modules = [each for each in passes if isinstance(each, nn.Module)]  # an adapter's reference is the policy itself
         if config.workers.activation_checkpointing:
             for trunk in self._network.trunks:
                 recompute_activations(trunk)
@@ -108,6 +107,15 @@ class PolicyLearner:
     def policy_version(self) -> int:
         """Optimizer steps completed."""
         return self._optimizer.num_steps
+
+    def rest(self) -> None:
+        """Leave the device to others. Snapshots and publications go on as before."""
+        self._frozen_states.clear()
+        move_state(self._modules, self._optimizer, HOST)
+
+    def wake(self) -> None:
+        """Come back to the device, before anything is computed."""
+        move_state(self._modules, self._optimizer, self.device)
 
     def snapshot(self) -> LearnerSnapshot:
         """Everything that the next step depends on; of tensors, this rank's part."""

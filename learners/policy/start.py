@@ -12,3 +12,4 @@ class StartingPoint:
     max_completion_tokens: int  # the length limit of the run's completions
     samples_per_prompt: int  # of the run's sampling: with `prompts_per_step`, the trajectories of a full batch
     seed: int
+    takes_turns: bool = False  # on its device, with engines and scorers: then it begins on the host

@@ -19,6 +19,7 @@ from cluster.errors import ActorLostError, ConfigError, DataError, RaywardError
 from cluster.processes.collector_pause import collector_paused
 from cluster.processes.hosts.folder import this_node
 from cluster.processes.losses import is_out_of_memory, reason_of
+from cluster.processes.reservations.seats import SEAT_PREFIX
 from learners.settings.training import WorkerConfig
 
 TRAIN_ENVIRONMENT: Mapping[str, str] = {
@@ -94,8 +95,9 @@ class TrainGroup:
         """
         bundle, job = _resources(self._workers), ray.get_runtime_context().get_job_id()
         for name, reservation in placement_group_table().items():
+            is_seat = reservation["name"].startswith(SEAT_PREFIX)
             is_ours = name.endswith(job) and list(reservation["bundles"].values()) == [bundle] * self._workers.num_workers
-            if name not in self._earlier_reservations and is_ours and reservation["state"] != "REMOVED":
+            if name not in self._earlier_reservations and is_ours and not is_seat and reservation["state"] != "REMOVED":
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
     def _error(self) -> RaywardError | None:

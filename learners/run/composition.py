@@ -10,13 +10,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from actors.config import GeneratorConfig
 from actors.generation.adapter_generator import AdapterSlots
 from actors.generation.remote import AdapterGeneratorActor, DeviceFedGeneratorActor, GeneratorActor
-from actors.generation.rollout_pool import RolloutPool
+from actors.generation.rollout_pool import GeneratorKind, RolloutPool
 from actors.scoring.stage import ScorerPools, build_scorer_pools
 from actors.sources.models import model_digest
 from cluster.errors import ConfigError
 from cluster.processes.hosts.weights import check_shared_memory_of_nodes
+from cluster.processes.reservations.seats import Seats
 from cluster.processes.runtime import SHARED_MEMORY
 from cluster.processes.watchdog import Pending
 from cluster.storage.serving_contract import ContractText
@@ -25,9 +27,11 @@ from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
 from learners.policy.start import StartingPoint
 from learners.ranks.mailbox import CheckpointPlan
 from learners.run.memory_estimate import local_model_shape, published_bytes
+from learners.run.seating import LEARNER, generator_seat, reserved_seats
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig
-from learners.steps.driver import publish_newest
+from learners.steps.driver import Generators, publish_newest
+from learners.steps.shared_driver import LearnerInTurn, Turns
 from learners.weights.link import LinkPlan
 
 POLICY_CHECKPOINTS = "checkpoints"
@@ -42,6 +46,17 @@ class Roles:
     rollouts: RolloutPool
     scoring: ScorerPools
     learner: PolicyLearnerHandle
+    turns: Turns | None = None  # where they share devices
+
+    @property
+    def generators(self) -> Generators:
+        """Whom new weights are published to."""
+        return self.rollouts if self.turns is None else self.turns
+
+    @property
+    def learner_between_steps(self) -> PolicyLearnerHandle | LearnerInTurn:
+        """For those who ask it to compute something beside the training."""
+        return self.learner if self.turns is None else LearnerInTurn(self.learner, self.turns)
 
     def pending(self) -> list[Pending]:
         """What the driver waits for. May be asked from any thread."""
@@ -58,7 +73,6 @@ class Roles:
                 LinkPlan(
                     backend=generator.weight_transfer,
                     generators=lambda: tuple(self.rollouts.actors.values()),
-                    workers_per_generator=generator.tensor_parallel_size,
                     dtype=generator.dtype,
                     deadline_s=config.supervision.publish_deadline_s,
                 )
@@ -73,19 +87,24 @@ def start_roles(
 ) -> Roles:
     """Start all roles, which then load side by side; `stack` ends them. `texts`: of the serving contract.
 
-    Raises `ConfigError` where a node has too little shared memory for published weights.
+    None starts before there is room for all. Raises `ConfigError` where a node has too little shared memory for published
+    weights, `RaywardError` where the cluster has no room in time.
     """
     if not session.ray.is_local:
         published = published_bytes(local_model_shape(start_policy), config.generator, config.learner.lora)
         check_shared_memory_of_nodes(published, SHARED_MEMORY)
-    rollouts = _start_generators(start_policy, config, note=session.view.note)
+    seats = reserved_seats(config, note=session.view.note)
+    stack.callback(seats.close)
+    rollouts = _start_generators(start_policy, config, seats, note=session.view.note)
     stack.callback(rollouts.shutdown)
     scoring = build_scorer_pools(
         config.scorers,
         prompt_format=config.task.prompt_format,
         supervision=config.supervision,
+        seats=seats,
         note=session.view.note,
     )
+    seats.give_back(LEARNER)
     learner = stack.enter_context(
         PolicyLearnerHandle(
             StartingPoint(
@@ -94,6 +113,7 @@ def start_roles(
                 max_completion_tokens=config.sampling.max_completion_tokens,
                 samples_per_prompt=config.sampling.samples_per_prompt,
                 seed=config.seed,
+                takes_turns=config.placement == "shared",
             ),
             config.learner,
             LearnerFolders(
@@ -110,7 +130,10 @@ def start_roles(
             ),
         )
     )
-    return Roles(rollouts=rollouts, scoring=scoring, learner=learner)
+    turns = None
+    if config.placement == "shared":
+        turns = Turns(rollouts, scoring, learner, engines_forget=config.generator.sleep_level == 2)
+    return Roles(rollouts=rollouts, scoring=scoring, learner=learner, turns=turns)
 
 
 def _facts(config: PolicyRunConfig, start_policy: str) -> dict[str, str]:
@@ -135,20 +158,23 @@ def _probe(texts: Sequence[ContractText]) -> tuple[int, ...]:
     return texts[-1].token_ids[:MAX_PROBE_TOKENS]
 
 
-def _start_generators(model_path: str, config: PolicyRunConfig, *, note: Callable[[str], None]) -> RolloutPool:
-    generator, lora, asynchronous = config.generator, config.learner.lora, config.asynchronous
-    actor = AdapterGeneratorActor if lora is not None else GENERATOR_ACTORS[generator.weight_transfer]
-    actor = actor.options(num_cpus=generator.num_cpus, num_gpus=generator.num_gpus)
-    arguments: list[Any] = [model_path, generator, "finish" if asynchronous is None else asynchronous.running_requests]
+def _start_generators(model_path: str, config: PolicyRunConfig, seats: Seats, *, note: Callable[[str], None]) -> RolloutPool:
+    kinds = [_generator_kind(model_path, config, kind, seats) for kind in config.generator_kinds]
+    return RolloutPool(kinds, supervision=config.supervision, note=note)
+
+
+def _generator_kind(model_path: str, config: PolicyRunConfig, kind: GeneratorConfig, seats: Seats) -> GeneratorKind:
+    lora, asynchronous = config.learner.lora, config.asynchronous
+    actor = AdapterGeneratorActor if lora is not None else GENERATOR_ACTORS[kind.weight_transfer]
+    arguments: list[Any] = [model_path, kind, "finish" if asynchronous is None else asynchronous.running_requests]
     if lora is not None:
         arguments.append(AdapterSlots(max_rank=lora.rank, num_adapters=config.num_adapters))
-
-    return RolloutPool(
-        lambda name: actor.remote(*arguments),
-        num_replicas=generator.num_replicas,
-        max_num_sequences=generator.max_num_sequences,
-        supervision=config.supervision,
-        note=note,
+    return GeneratorKind(
+        start=lambda name: actor.options(**seats.options(name, generator_seat(kind))).remote(*arguments),
+        give_back=seats.give_back,
+        num_replicas=kind.num_replicas,
+        max_num_sequences=kind.max_num_sequences,
+        name=kind.name,
     )
 
 
@@ -160,7 +186,7 @@ def check_logprob_contract(
     if not any(group.samples for group in groups):
         [problem, *_] = groups[0].failures.values()
         raise ConfigError(f"the engine completes none of {len(groups)} prompts: {problem}; compare the tokenizer with the model")
-    learner_logprobs = np.concatenate(roles.learner.completion_logprobs(groups))
+    learner_logprobs = np.concatenate(roles.learner_between_steps.completion_logprobs(groups))
     engine_logprobs = np.concatenate([each.rollout_logprobs for group in groups for each in group.tokens.fetch()])
     mean = float(np.abs(learner_logprobs - engine_logprobs).mean())
     if not mean <= config.learner.mismatch.max_logprob_mismatch:

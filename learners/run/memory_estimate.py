@@ -227,7 +227,7 @@ def generator_memory(
             parts["adapters"] = num_adapters * policy.adapter(of_all) * DTYPE_BYTES[config.dtype]
         if config.num_gpus == 0:
             parts["kv_cache"] = round(config.kv_cache_gib * BYTES_PER_GIB)
-    return RoleMemory(role="generator", processes=config.num_replicas, parts=parts)
+    return RoleMemory(role=config.name, processes=config.num_replicas, parts=parts)
 
 
 def published_bytes(policy: ModelShape | None, config: GeneratorConfig, lora: LoRAConfig | None) -> int:

@@ -47,13 +47,17 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
     )
     if isinstance(config, RewardModelRunConfig):
         return [learner]
-    generator = RoleRequest(
-        role="generator",
-        count=config.generator.num_replicas,
-        num_cpus=config.generator.num_cpus,
-        num_gpus=config.generator.num_gpus,
-        setting="generator.num_replicas",
-    )
+    generators = [
+        RoleRequest(
+            role=kind.name,
+            count=kind.num_replicas,
+            num_cpus=kind.num_cpus,
+            num_gpus=kind.num_gpus,
+            setting=f"{section}.num_replicas",
+            num_parts=kind.num_parts,
+        )
+        for section, kind in zip(config.generator_sections, config.generator_kinds, strict=True)
+    ]
     scorers = [
         RoleRequest(
             role=f"scorer {scorer.name}",
@@ -64,7 +68,7 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
         )
         for index, scorer in enumerate(config.scorers)
     ]
-    return [learner, generator, *scorers]
+    return [learner, *generators, *scorers]
 
 
 def parse_nodes(given: Sequence[str]) -> list[Machine]:
@@ -97,6 +101,7 @@ def plan_run(config: TrainingRunConfig, nodes: Sequence[Machine] = ()) -> dict[s
         "placement": _placement(role_requests(config), list(nodes) or [this_machine()]),
         "batch": _policy_batch(config) if isinstance(config, PolicyRunConfig) else _reward_model_batch(config),
         "memory": [memory.as_dict() for memory in _memory(config)],
+        "takes_turns": isinstance(config, PolicyRunConfig) and config.placement == "shared",
         "exports": _exports(config) if isinstance(config, PolicyRunConfig) else None,
     }
 
@@ -116,7 +121,20 @@ def plan_table(plan: dict[str, Any]) -> "RenderableType":
     batch, memory = _batch_table(plan["batch"]), _memory_table(plan["memory"])
     exports = [] if plan["exports"] is None else ["", _exports_line(plan["exports"])]
     nodes: list[RenderableType] = ["", _node_table(placement["nodes"])] if len(placement["nodes"]) > 1 else []
-    return Group(title, "", _placement_table(placement), *verdict, *nodes, "", batch, "", memory, *exports)
+    turns = ["", Text("Roles take turns on their GPUs: each must fit by itself, and all of them in host memory")]
+    return Group(
+        title,
+        "",
+        _placement_table(placement),
+        *verdict,
+        *nodes,
+        "",
+        batch,
+        "",
+        memory,
+        *(turns if plan["takes_turns"] else ()),
+        *exports,
+    )
 
 
 def _placement(requests: list[RoleRequest], nodes: list[Machine]) -> dict[str, Any]:
@@ -149,7 +167,7 @@ def _policy_batch(config: PolicyRunConfig) -> dict[str, int | None]:
     updates_per_step = learner.num_epochs * (trajectories // learner.minibatch_size)
     longest = config.task.max_prompt_tokens + sampling.max_completion_tokens
     shape = local_model_shape(config.model)
-    cpu_engine = config.generator.num_gpus == 0
+    cpu_engines = [kind for kind in config.generator_kinds if kind.num_gpus == 0]
     return {
         "num_steps": learner.num_steps,
         "prompts_per_step": learner.prompts_per_step,
@@ -164,7 +182,9 @@ def _policy_batch(config: PolicyRunConfig) -> dict[str, int | None]:
         "max_tokens_per_step": trajectories * longest,
         "sequences_per_micro_batch": learner.workers.micro_batch_tokens // longest,
         "sequences_in_kv_cache": (
-            kv_cache_sequences(shape, config.generator, longest_tokens=longest) if shape is not None and cpu_engine else None
+            min(kv_cache_sequences(shape, kind, longest_tokens=longest) for kind in cpu_engines)
+            if shape is not None and cpu_engines
+            else None
         ),
         "steps_asked_ahead": config.asynchronous.max_staleness if config.asynchronous else 0,
         "evaluation_completions": config.evaluation.num_prompts * config.evaluation.samples_per_prompt,
@@ -214,7 +234,8 @@ def _memory(config: LanguageModelRunConfig) -> Iterable[RoleMemory]:
         for scorer in config.scorers
     ]
     learner = policy_learner_memory(policy, critic, config.learner, batch_tokens=_largest_batch_tokens(config))
-    return [learner, generator_memory(policy, config.generator, config.learner.lora, config.num_adapters), *scorers]
+    generators = [generator_memory(policy, kind, config.learner.lora, config.num_adapters) for kind in config.generator_kinds]
+    return [learner, *generators, *scorers]
 
 
 def _largest_batch_tokens(config: PolicyRunConfig) -> int:

@@ -1,17 +1,27 @@
 """Policies as folders that can be served: the last one, and where the run is followed, some on the way."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
 from cluster.errors import RaywardError
 from cluster.storage.policy_folders import remove_old_versions, version_folder, version_folders
-from learners.policy.handle import PolicyLearnerHandle
+from cluster.storage.serving_contract import ContractText
 from learners.run.prompt_loading import RunPrompts
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig
 
 
+class Exporter(Protocol):
+    """The learner, as far as it writes policies."""
+
+    def export(self, directory: Path, texts: Sequence[ContractText]) -> str: ...
+
+
 class PolicyExports:
     """Writes `policies/v*` of one run and removes old ones. The summary lists what there is."""
 
-    def __init__(self, session: Session, config: PolicyRunConfig, learner: PolicyLearnerHandle, prompts: RunPrompts) -> None:
+    def __init__(self, session: Session, config: PolicyRunConfig, learner: Exporter, prompts: RunPrompts) -> None:
         self._session = session
         self._config = config.export
         self._num_steps = config.learner.num_steps

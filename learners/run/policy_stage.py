@@ -20,8 +20,8 @@ from learners.report.page import ReportInTheMaking
 from learners.run.composition import Roles, check_logprob_contract, start_roles
 from learners.run.policy_exports import PolicyExports
 from learners.run.prompt_loading import RunPrompts
-from learners.run.scaling import Scaling, build_scaling
 from learners.run.session import Session
+from learners.run.sizing.scaling import Scaling, build_scaling
 from learners.settings.policy import GROUP_ESTIMATORS
 from learners.settings.run import PolicyRunConfig
 from learners.steps.async_driver import AsyncDriver
@@ -30,6 +30,7 @@ from learners.steps.driver import Driver, Records
 from learners.steps.lookahead import Lookahead
 from learners.steps.oversampling import Oversampling
 from learners.steps.prompt_schedule import PromptSchedule
+from learners.steps.shared_driver import SharedDriver
 
 NUM_CONTRACT_PROMPTS = 8
 BEFORE, AFTER = Path("evaluation") / "before.json", Path("evaluation") / "after.json"
@@ -52,7 +53,7 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
             prompts=prompts.held_out,
             rollouts=roles.rollouts,
             scoring=roles.scoring,
-            learner=roles.learner,
+            learner=roles.learner_between_steps,
             judges={judge.function: REWARD_FUNCTIONS[judge.function] for judge in config.evaluation.judges},
             sampling=_sampling(config, config.evaluation.samples_per_prompt, "evaluation"),
         )
@@ -60,7 +61,7 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
             _until_ranks_are_kept(session, partial(_evaluate, session, config, evaluator, BEFORE, num_steps_done=0))
         driver = _driver(session, config, roles, prompts.train)
         scaling = build_scaling(session.path, roles, config, note=session.view.note)
-        exports = PolicyExports(session, config, roles.learner, prompts)
+        exports = PolicyExports(session, config, roles.learner_between_steps, prompts)
         while True:  # until the learner keeps its ranks from the last step to the export
             with session.stage("train"):
                 version = _run_steps(session, config, driver, evaluator, exports, scaling)
@@ -98,11 +99,11 @@ def _connect_and_check(session: Session, roles: Roles, prompts: RunPrompts, conf
 def _driver(session: Session, config: PolicyRunConfig, roles: Roles, prompts: Sequence[Prompt]) -> Driver:
     schedule = PromptSchedule(prompts, prompts_per_step=config.learner.prompts_per_step, seed=config.seed)
     ledger = LedgerWriter(TrajectoryLedger(session.path / "trajectories"))
-    driver = Driver if config.asynchronous is None else AsyncDriver
-    return driver(
+    drivers = {"asynchronous": AsyncDriver, "shared": SharedDriver, "separate": Driver}
+    return drivers["asynchronous" if config.asynchronous is not None else config.placement](
         schedule=schedule,
         collector=_collector(config, roles, schedule, ledger),
-        generators=roles.rollouts,
+        generators=roles.generators,
         learner=roles.learner,
         records=Records(
             ledger=ledger,

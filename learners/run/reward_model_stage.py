@@ -23,6 +23,7 @@ from cluster.storage.run_directory import REWARD_MODEL_FOLDER
 from learners.ranks.mailbox import CheckpointPlan
 from learners.reward_model.records import ComparedTexts, RatedTexts, RewardModelJob
 from learners.reward_model.training import train_reward_model
+from learners.run.seating import wait_for_ranks
 from learners.run.session import Session
 from learners.settings.reward_model import RewardModelLearnerConfig
 
@@ -40,6 +41,7 @@ def learn_reward_model(session: Session, model: str, config: RewardModelLearnerC
         snippets = split_movie_reviews(load_movie_reviews())
         job = _job(session, resolve_model(model), config, snippets, folder, seed=seed)
         progress = _Progress(session)
+        wait_for_ranks(session, config.workers)
         with session.watched(progress.pending):
             result = train_reward_model(job, storage_path=session.path / "logs" / "ray_train", on_step=progress.on_step)
         agreement = human_agreement(

@@ -10,7 +10,7 @@ from rich.console import Console
 from actors.config import HttpScorerConfig, PythonScorerConfig
 from cluster.display.progress import RunView
 from cluster.display.view import build_view
-from cluster.errors import NotWrittenError, RunInterruptedError
+from cluster.errors import ConfigError, NotWrittenError, RunInterruptedError
 from cluster.host.crash_report import crashes_kept
 from cluster.host.versions import machine, versions
 from cluster.processes.interrupts import Interrupts, interruptible
@@ -41,6 +41,7 @@ class Session:
         ray: RaySession | None,
         *,
         stall_s: float,
+        wait_for_nodes_s: float = 0.0,
     ) -> None:
         self.directory = directory
         self.view = view
@@ -48,6 +49,7 @@ class Session:
         self.interrupts = interrupts
         self._ray = ray
         self._stall_s = stall_s
+        self.wait_for_nodes_s = wait_for_nodes_s  # for a cluster that grows
         self._clock = StageClock(earlier_s=directory.read_summary().get("wall_s"))
 
     @property
@@ -119,15 +121,36 @@ def open_session(
                 interruptible(interrupts),  # inside, because Ray sets a handler of its own
             ):
                 if address is not None:
-                    check_placement(requests, ray_cluster())
-                    place_on_nodes(requests, cluster_nodes())
+                    _check_cluster(config, requests, note=view.note)
                 if ray_connection is not None and ray_connection.dashboard_url:
                     view.note(f"Ray dashboard {ray_connection.dashboard_url}")
-                yield Session(directory, view, metrics, interrupts, ray_connection, stall_s=config.stall_s)
+                nodes_s = config.wait_for_nodes_s if isinstance(config, RayRunConfig) else 0.0
+                yield Session(
+                    directory,
+                    view,
+                    metrics,
+                    interrupts,
+                    ray_connection,
+                    stall_s=config.stall_s,
+                    wait_for_nodes_s=nodes_s,
+                )
     except KeyboardInterrupt as error:
         raise RunInterruptedError(f"interrupted; what was done until then is in {directory.path}") from error
     finally:
         interrupts.over()
+
+
+def _check_cluster(config: RunConfig, requests: Sequence[RoleRequest], *, note: Callable[[str], None]) -> None:
+    """Raise `ConfigError` where the cluster is too small for the run and is not expected to grow."""
+    assert isinstance(config, RayRunConfig), "a run with processes has settings for Ray"
+    try:
+        check_placement(requests, ray_cluster())
+        place_on_nodes(requests, cluster_nodes())
+    except ConfigError as error:
+        if not config.wait_for_nodes_s:
+            raise ConfigError([*error.problems, "on a cluster that adds nodes, set wait_for_nodes_s"]) from error
+        problems = "; ".join(error.problems)
+        note(f"the cluster is too small yet: {problems}; it is asked for nodes, for {config.wait_for_nodes_s:g} s at most")
 
 
 def _ray(config: RunConfig, address: str | None, log_dir: Path) -> AbstractContextManager[RaySession]:

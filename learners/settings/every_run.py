@@ -25,6 +25,9 @@ class RayRunConfig(RunConfig):
 
     dashboard: bool = False
     """Ray's dashboard on loopback while the run lasts; its nine processes take CPU and memory from a small machine."""
+    wait_for_nodes_s: float = Field(0.0, ge=0)
+    """On a cluster that adds nodes when they are asked for, a run that is larger than the cluster asks for them, and waits so
+    long. 0 refuses it at once. A cluster that is large enough but busy is waited for in any case."""
 
 
 class ModelRunConfig(RayRunConfig):

@@ -7,7 +7,6 @@ from typing import Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import (
-    GeneratorConfig,
     PythonScorerConfig,
     RunningRequests,
     SamplingConfig,
@@ -21,9 +20,11 @@ from cluster.storage.run_directory import CONFIG_NAME
 from learners.settings.environment import EpisodeEvaluationConfig, GymnasiumTaskConfig
 from learners.settings.evaluation import EvaluationConfig
 from learners.settings.every_run import ModelRunConfig, RunConfig
+from learners.settings.generators import GeneratorsConfig
 from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.settings.presets import Algorithm
 from learners.settings.reward_model import RewardModelLearnerConfig
+from learners.settings.sharing import sharing_problems
 from learners.settings.tabular import (
     EpisodeCheckpointConfig,
     EpisodicLearnerConfig,
@@ -78,12 +79,11 @@ class AsynchronousConfig(StrictConfig):
     publication waits for them."""
 
 
-class PolicyStageConfig(StrictConfig):
+class PolicyStageConfig(GeneratorsConfig):
     """All that aligns a policy, but for what every run has."""
 
     task: TaskConfig
     sampling: SamplingConfig = SamplingConfig()
-    generator: GeneratorConfig = GeneratorConfig()
     scorers: tuple[ScorerConfig, ...] = Field(min_length=1)
     learner: PolicyLearnerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -127,7 +127,8 @@ class PolicyStageConfig(StrictConfig):
                 f"generator.weight_transfer={self.generator.weight_transfer} sends a whole policy from a learner rank's device, "
                 f"but learner.workers.sharding={sharding} leaves none with all of it; use shm"
             )
-        backend, learner, generator = self.generator.weight_transfer, self.learner.workers.num_gpus, self.generator.num_gpus
+        backend, learner = self.generator.weight_transfer, self.learner.workers.num_gpus
+        generator = min(kind.num_gpus for kind in self.generator_kinds)
         if backend == "nccl" and min(learner, generator) < 1:
             raise ValueError(
                 f"generator.weight_transfer=nccl needs whole GPUs on both sides, but learner.workers.num_gpus={learner:g} and "
@@ -138,6 +139,19 @@ class PolicyStageConfig(StrictConfig):
                 f"generator.weight_transfer=ipc needs a GPU that both sides share, but learner.workers.num_gpus={learner:g} and "
                 f"generator.num_gpus={generator:g}; give each a fraction, or use nccl"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _roles_can_take_turns(self) -> Self:
+        problems = []
+        if self.placement == "separate" and self.generator.sleep_level is not None:
+            problems.append(f"generator.sleep_level={self.generator.sleep_level} is for placement=shared; take it out")
+        if self.placement == "shared":
+            problems += sharing_problems(self.generator_kinds, self.learner, self.scorers)
+            if self.asynchronous is not None:
+                problems.append("placement=shared does not go with asynchronous, whose generators work while the learner does")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @model_validator(mode="after")
@@ -175,11 +189,12 @@ class PolicyStageConfig(StrictConfig):
                 f"{self.learner.workers.num_workers} workers without a trajectory; raise it"
             )
         longest = self.task.max_prompt_tokens + self.sampling.max_completion_tokens
-        if longest > self.generator.max_model_tokens:
-            problems.append(
-                f"generator.max_model_tokens={self.generator.max_model_tokens} is less than the longest sequence, {longest} "
-                f"({self.task.max_prompt_tokens} prompt + {self.sampling.max_completion_tokens} completion); raise it"
-            )
+        for section, kind in zip(self.generator_sections, self.generator_kinds, strict=True):
+            if longest > kind.max_model_tokens:
+                problems.append(
+                    f"{section}.max_model_tokens={kind.max_model_tokens} is less than the longest sequence, {longest} "
+                    f"({self.task.max_prompt_tokens} prompt + {self.sampling.max_completion_tokens} completion); raise it"
+                )
         if longest > self.learner.workers.micro_batch_tokens:
             problems.append(
                 f"learner.workers.micro_batch_tokens={self.learner.workers.micro_batch_tokens} is less than one sequence, "

@@ -4,6 +4,7 @@ Written against the API of vLLM 0.32. It has run against recording fakes only, n
 where a run asks for these backends.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from cluster.types import SentWeights
 from learners.weights.file import untied_tensors
 from learners.weights.link import GeneratorLink
 
+LOST = object()  # a generator
 LOSS_GRACE_S = 10.0  # for the others of a process group to leave a broadcast that has lost a member
 
 
@@ -91,13 +93,13 @@ class GeneratorClient:
 
     def __init__(self, link: GeneratorLink) -> None:
         self.generators = list(link.generators)  # without those that were lost
-        self.workers_per_generator = link.workers_per_generator
+        self.num_workers: dict[int, int] = {}  # devices of each engine, by the identity of its handle
         self.end_broadcast: Callable[[], None] = lambda: None
         self._epoch, self._deadline_s = link.epoch, link.deadline_s
         self._announced: SentWeights
 
     def check_tensors(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self._ask_all(lambda generator: generator.check_tensors.remote(shapes))
+        self.num_workers = self._ask_all(lambda generator: generator.check_tensors.remote(shapes))
 
     def announce(self, weights: SentWeights) -> None:
         """Say what the next update carries."""
@@ -118,18 +120,23 @@ class GeneratorClient:
         """The announced weights say more than `weight_version`, which vLLM's engines leave out."""
         self._ask_all(lambda generator: generator.finish_weight_update.remote(self._epoch, self._announced))
 
-    def _ask_all(self, ask: Callable[[Any], ObjectRef]) -> None:
+    def _ask_all(self, ask: Callable[[Any], ObjectRef]) -> dict[int, Any]:
+        """What those answered that are left, by the identity of their handles."""
+        answers: dict[int, Any] = {}
         running = {ask(generator): generator for generator in self.generators}
         timeout_s = self._deadline_s
         while running:
             ready, _ = ray.wait(list(running), timeout=timeout_s)
-            lost = [generator for ref, generator in running.items() if not ready or (ref in ready and not _succeeded(ref))]
+            outcomes = {ref: _outcome(ref) for ref in ready}
+            answers |= {id(running[ref]): answer for ref, answer in outcomes.items()}
+            lost = [generator for ref, generator in running.items() if not ready or outcomes.get(ref) is LOST]
             self._lose(lost)
             if not ready:
-                return
+                break
             running = {ref: generator for ref, generator in running.items() if ref not in ready}
             if lost:
                 timeout_s = self._after_loss(timeout_s)
+        return answers
 
     def _lose(self, generators: list[Any]) -> None:
         for generator in generators:
@@ -148,8 +155,9 @@ class RankedGeneratorClient(GeneratorClient):
     """
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        first = init_info["rank_offset"]
-        offsets = {id(generator): first + index * self.workers_per_generator for index, generator in enumerate(self.generators)}
+        workers = [self.num_workers[id(generator)] for generator in self.generators]
+        firsts = itertools.accumulate(workers, initial=init_info["rank_offset"])
+        offsets = {id(generator): first for generator, first in zip(self.generators, firsts, strict=False)}
         self._ask_all(
             lambda generator: generator.init_weight_transfer_engine.remote(
                 self._epoch, init_info | {"rank_offset": offsets[id(generator)]}
@@ -182,17 +190,16 @@ class HandleClient(GeneratorClient):
         )
 
 
-def _succeeded(ref: ObjectRef) -> bool:
-    """False where the generator is lost; an error that it raised to keep its weights is raised here."""
+def _outcome(ref: ObjectRef) -> Any:
+    """`LOST` where the generator is; an error that it raised to keep its weights is raised here."""
     try:
-        ray.get(ref)
+        return ray.get(ref)
     except RayTaskError as error:
         if isinstance(error.cause, RaywardError) and not isinstance(error.cause, ActorLostError):
             raise error.cause from error
-        return False  # whatever fails inside an update stops the engine
+        return LOST  # whatever fails inside an update stops the engine
     except RayError:
-        return False
-    return True
+        return LOST
 
 
 def _nccl_init_info(client: GeneratorClient, rank: int) -> TrainerInitInfo:
@@ -200,7 +207,7 @@ def _nccl_init_info(client: GeneratorClient, rank: int) -> TrainerInitInfo:
     return NCCLTrainerInitInfo(
         master_address=get_ip(),
         master_port=get_open_port(),
-        world_size=1 + len(client.generators) * client.workers_per_generator,
+        world_size=1 + sum(client.num_workers[id(generator)] for generator in client.generators),
         rank=rank,
     )
 

@@ -14,7 +14,6 @@ class GeneratorLink:
     epoch: int  # 1, 2, ...: a link is made anew whenever a rank or a generator was lost; generators refuse older ones
     backend: Literal["nccl", "ipc"]
     generators: tuple[Any, ...]  # handles of Ray actors of a `DeviceFedGenerator`
-    workers_per_generator: int  # devices of one engine
     dtype: DType  # what generators compute in
     deadline_s: float  # for each call to a generator, which may have to finish its running requests first
 
@@ -25,7 +24,6 @@ class LinkPlan:
 
     backend: Literal["nccl", "ipc"]
     generators: Callable[[], tuple[Any, ...]]  # those that take work now
-    workers_per_generator: int
     dtype: DType
     deadline_s: float
 
@@ -35,7 +33,6 @@ class LinkPlan:
             epoch=epoch,
             backend=self.backend,
             generators=generators,
-            workers_per_generator=self.workers_per_generator,
             dtype=self.dtype,
             deadline_s=self.deadline_s,
         )

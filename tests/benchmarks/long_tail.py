@@ -24,10 +24,11 @@ import ray
 
 from actors.config import BuiltInFunctionScorerConfig, SupervisionConfig
 from actors.generation.generator import Generated, GroupNumbers, HeldWeights
-from actors.generation.rollout_pool import RolloutPool
+from actors.generation.rollout_pool import GeneratorKind, RolloutPool
 from actors.scoring.stage import ScorerPools, build_scorer_pools
 from cluster.messages import Message
 from cluster.processes.interrupts import Interrupts
+from cluster.processes.reservations.seats import Seats
 from cluster.processes.runtime import ray_session
 from cluster.processes.supervision import PROGRESS_GROUP
 from cluster.seeding import derive_seed
@@ -202,17 +203,17 @@ def measure(*, updates_s: Sequence[float], num_steps: int) -> dict[str, dict[str
             [BuiltInFunctionScorerConfig(function="length")],
             prompt_format="plain",
             supervision=supervision,
+            seats=Seats(print),
             note=print,
         )
         scoring.wait_until_ready()
         for update_s, way in itertools.product(updates_s, ways):
-            rollouts = RolloutPool(
-                lambda name: engine.options(num_cpus=0).remote(),
+            kind = GeneratorKind(
+                start=lambda name: engine.options(num_cpus=0).remote(),
                 num_replicas=NUM_GENERATORS,
                 max_num_sequences=NUM_PLACES,
-                supervision=supervision,
-                note=print,
             )
+            rollouts = RolloutPool([kind], supervision=supervision, note=print)
             rollouts.wait_until_ready()
             found.setdefault(f"{update_s:g}", {})[way] = _measured(way, rollouts, scoring, update_s=update_s, num_steps=num_steps)
             for actor in rollouts.actors.values():

@@ -28,6 +28,7 @@ from actors.sources.models import resolve_model
 from cluster.storage.ledger import read_ledger
 from learners.network.models import TORCH_DTYPES
 from learners.run.memory_estimate import ModelShape, local_model_shape
+from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.run import PolicyRunConfig, load_run_config
 
 MODEL = "smollm2-135m-instruct"
@@ -90,7 +91,13 @@ def measure(algorithm: str, *, num_steps: int, shape: ModelShape) -> StepTimes:
     return StepTimes(
         algorithm=algorithm,
         seconds={part: statistics.median(line[f"time/{part}_s"] for line in steps) for part in PARTS},
-        necessary_flop=necessary_flop(config, shape, all_tokens=prompt_tokens + completion_tokens, scored=completion_tokens),
+        necessary_flop=necessary_flop(
+            config.learner,
+            shape,
+            num_trajectories=NUM_PROMPTS * NUM_SAMPLES,
+            all_tokens=prompt_tokens + completion_tokens,
+            scored=completion_tokens,
+        ),
     )
 
 
@@ -115,14 +122,15 @@ def run_config(algorithm: str, folder: str, *, num_steps: int) -> dict[str, Any]
     }
 
 
-def necessary_flop(config: PolicyRunConfig, shape: ModelShape, *, all_tokens: float, scored: float) -> float:
+def necessary_flop(
+    learner: PolicyLearnerConfig, shape: ModelShape, *, num_trajectories: int, all_tokens: float, scored: float
+) -> float:
     """Of one step: two a weight and token forward, twice that backward."""
-    learner = config.learner
     head = 2 * shape.hidden * shape.vocabulary * scored
     layers = 2 * shape.layer * all_tokens
     forward = shape.num_layers * layers + head
     backward = 2 * (shape.num_layers - learner.num_frozen_layers) * layers + 2 * head
-    num_optimizer_steps = learner.num_epochs * NUM_PROMPTS * NUM_SAMPLES // learner.minibatch_size
+    num_optimizer_steps = learner.num_epochs * num_trajectories // learner.minibatch_size
     needs_reference = learner.kl.coef > 0
     needs_policy_before = num_optimizer_steps > 1 or learner.critic.kind != "none"
     return learner.num_epochs * (forward + backward) + (needs_reference + needs_policy_before) * forward

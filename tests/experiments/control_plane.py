@@ -232,7 +232,7 @@ class Run:
         return self.outcome
 
     def _dispatch(self) -> None:
-        while self._waiting and self._loads.least < self.roles.max_in_flight:
+        while self._waiting and self._loads.has_room(self.roles.max_in_flight):
             generator = self._loads.least_loaded()
             self._loads.begin(generator)
             self.driver.do(self._half_item_ns, partial(self._send, self._waiting.popleft(), generator))

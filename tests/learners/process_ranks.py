@@ -25,7 +25,8 @@ class ProcessRanks:
     A context manager. Functions, arguments and results are pickled.
     """
 
-    def __init__(self, max_ranks: int) -> None:
+    def __init__(self, max_ranks: int, *, backend: str = "gloo") -> None:
+        """`backend`: of torch.distributed; with nccl every rank has the device of its number."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self._folder = tempfile.TemporaryDirectory()
@@ -34,7 +35,7 @@ class ProcessRanks:
         self._processes = []
         for _ in range(max_ranks):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, backend), daemon=True)
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -69,13 +70,15 @@ class ProcessRanks:
         return [results[rank] for rank in range(num_ranks)]
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, backend: str) -> None:
     import torch.distributed
 
     torch.set_num_threads(1)
     while True:
         function, rank, num_ranks, arguments, store = pickle.loads(connection.recv_bytes())
-        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks)
+        if "nccl" in backend:
+            torch.cuda.set_device(rank)
+        torch.distributed.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=num_ranks)
         try:
             outcome = "", function(rank, num_ranks, *arguments)
         except BaseException:  # noqa: BLE001 - told to the test, which ends this process

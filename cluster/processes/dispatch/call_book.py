@@ -1,14 +1,14 @@
 """Which calls a pool's actors have in flight, and which have ended for whom. Each call costs the same, whatever is in flight."""
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ray import ObjectRef
 
-from cluster.processes.dispatch.loads import Loads
+from cluster.processes.dispatch.loads import Loads, equal_capacity
 from cluster.processes.watchdog import Pending
 
 ActorT = TypeVar("ActorT")  # handle of a Ray actor
@@ -32,7 +32,9 @@ class Call(Generic[ActorT]):
 class CallBook(Generic[ActorT]):
     """The actors that take work, and all calls whose outcome nobody has taken. For one thread."""
 
-    def __init__(self, actors: Mapping[str, ActorT]) -> None:
+    def __init__(self, actors: Mapping[str, ActorT], capacity_of: Callable[[str], int] = equal_capacity) -> None:
+        """`capacity_of`: how much an actor of that name takes of the work, beside others."""
+        self._capacity_of = capacity_of
         self.actors: dict[str, ActorT] = {}
         self.loads = Loads()
         self._calls: dict[ObjectRef, Call[ActorT]] = {}
@@ -45,7 +47,7 @@ class CallBook(Generic[ActorT]):
     def admit(self, name: str, actor: ActorT) -> None:
         """An actor takes work from now on."""
         self.actors[name] = actor
-        self.loads.add(name)
+        self.loads.add(name, self._capacity_of(name))
 
     def dismiss(self, name: str) -> ActorT:
         """An actor takes no more work; what it has in flight may still end."""

@@ -1,7 +1,8 @@
 """Actors on their way into a pool: started, admitted step by step, told of where they are long in coming."""
 
+import itertools
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -15,6 +16,12 @@ from cluster.processes.supervision import ActorT, Supervision, loads_or_has_no_r
 from cluster.processes.watchdog import Pending
 
 LONG_START_S = 60.0  # before people are told what one may wait for
+
+
+def resized(names: Sequence[str], number: int, name_of: Callable[[int], str]) -> list[str]:
+    """So many names for a pool that has `names`: the first of them, or all with the first that are new. `name_of`: an index."""
+    new = (name for index in itertools.count() if (name := name_of(index)) not in names)
+    return [*names[:number], *itertools.islice(new, max(0, number - len(names)))]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -94,6 +94,12 @@ class RecordingEngine:
     async def resume_generation(self) -> None:
         self.calls.append("resume")
 
+    async def sleep(self, *, level: int, mode: str) -> None:
+        self.calls.append(f"sleep {level}, {mode}")
+
+    async def wake_up(self, tags: list[str]) -> None:
+        self.calls.append(f"wake {', '.join(tags)}")
+
     async def get_weight_version(self) -> str:
         return self.label
 

@@ -19,6 +19,7 @@ from cluster.messages import Message
 from cluster.processes.hosts.folder import this_node
 from cluster.storage.weight_file import seal_weights
 from cluster.types import Prompt, SamplingParameters, Task
+from tests.pools import pool_of
 
 CONFIG = GeneratorConfig(dtype="float32", num_threads=1, max_model_tokens=512, max_num_sequences=8, kv_cache_gib=0.25)
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=400, samples_per_prompt=4, seed=3)
@@ -64,7 +65,7 @@ def _publish(pool: RolloutPool, policy: torch.nn.Module, version: int, folder: P
 
 
 def test_a_kept_completion_goes_on_under_each_version_and_has_its_log_probabilities(generator: Any, tmp_path: Path) -> None:
-    pool = RolloutPool(lambda name: generator, num_replicas=1, max_num_sequences=8, supervision=None, note=print)
+    pool = pool_of(generator, max_num_sequences=8)
     policies = _policies()
     request = generator.generate.remote(PROMPT, SAMPLING)
     for version in range(1, NUM_PUBLICATIONS + 1):
@@ -96,7 +97,7 @@ def test_a_kept_completion_goes_on_under_each_version_and_has_its_log_probabilit
 
 
 def test_an_engine_stops_working_on_what_nobody_waits_for(generator: Any) -> None:
-    pool = RolloutPool(lambda name: generator, num_replicas=1, max_num_sequences=8, supervision=None, note=print)
+    pool = pool_of(generator, max_num_sequences=8)
     greedy = dataclasses.replace(SAMPLING, temperature=0.0, samples_per_prompt=1)
     [whole] = [group for group in pool.collect([PROMPT], greedy) if group is not None]
     assert whole.samples[0].num_tokens == 400  # so each of the eight below, being the same, takes 400 steps

@@ -19,6 +19,7 @@ from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import WeightMismatchError
 from cluster.messages import Message
 from cluster.types import AdapterFile, Prompt, SamplingParameters, Task, TrajectoryGroup
+from tests.pools import pool_of
 
 CONFIG = GeneratorConfig(dtype="float32", num_threads=1, max_model_tokens=96, max_num_sequences=16, kv_cache_gib=0.25)
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=16, samples_per_prompt=3, seed=11)
@@ -37,7 +38,7 @@ class Running:
 def running(local_ray: None) -> Iterator[Running]:
     slots = AdapterSlots(max_rank=RANK, num_adapters=2)
     actor = AdapterGeneratorActor.options(num_cpus=1).remote(resolve_model("tiny"), CONFIG, "finish", slots)
-    pool = RolloutPool(lambda name: actor, num_replicas=1, max_num_sequences=16, supervision=None, note=print)
+    pool = pool_of(actor, max_num_sequences=16)
     pool.wait_until_ready()
     yield Running(actor, pool)
     pool.shutdown()

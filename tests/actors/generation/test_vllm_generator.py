@@ -21,6 +21,7 @@ from cluster.processes.hosts.folder import this_node
 from cluster.processes.pool import ActorPool
 from cluster.storage.weight_file import seal_weights
 from cluster.types import Completion, Prompt, SamplingParameters, Task, TrajectoryGroup, WeightFile
+from tests.pools import pool_of
 from tests.records import arrived
 
 MAX_MODEL_TOKENS = 96
@@ -43,9 +44,7 @@ class Fixture:
 def running(local_ray: None) -> Iterator[Fixture]:
     folder = resolve_model("tiny")
     actor = GeneratorActor.options(num_cpus=1).remote(folder, CONFIG)
-    pool = RolloutPool(
-        lambda name: actor, num_replicas=1, max_num_sequences=CONFIG.max_num_sequences, supervision=None, note=print
-    )
+    pool = pool_of(actor, max_num_sequences=CONFIG.max_num_sequences)
     pool.wait_until_ready()
     yield Fixture(actor, pool, folder)
     pool.shutdown()

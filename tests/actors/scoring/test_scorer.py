@@ -28,6 +28,7 @@ from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.messages import Message
 from cluster.processes.object_store import StoredObject
 from cluster.processes.pool import ActorPool
+from cluster.processes.reservations.seats import Seats
 from cluster.types import Prompt, Score, ScoredGroup, StepScore, Task, Trajectory, TrajectoryGroup, Unscored
 from tests.records import NO_FAILURES, arrived, completion, group_of
 
@@ -95,6 +96,13 @@ class BrokenJudge(FromStore):
 @pytest.fixture(scope="module", autouse=True)
 def ray_cluster(local_ray: None) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
+
+
+@pytest.fixture
+def seats() -> Iterator[Seats]:
+    taken = Seats(print)
+    yield taken
+    taken.close()
 
 
 def _group(name: str, *texts: str, failures: Mapping[int, str] = NO_FAILURES) -> TrajectoryGroup:
@@ -220,21 +228,21 @@ def test_a_run_without_scorers_is_refused() -> None:
         ScorerPools({})
 
 
-def test_configured_scorers_start_and_answer(tmp_path: Path) -> None:
+def test_configured_scorers_start_and_answer(tmp_path: Path, seats: Seats) -> None:
     configs = (
         RewardModelScorerConfig(model=str(_reward_model_folder(tmp_path)), dtype="float32", num_threads=1, num_cpus=0.5),
         BuiltInFunctionScorerConfig(function="length", weight=-1.0),
     )
-    scoring = build_scorer_pools(configs, prompt_format="plain", supervision=SupervisionConfig(), note=print)
+    scoring = build_scorer_pools(configs, prompt_format="plain", supervision=SupervisionConfig(), seats=seats, note=print)
     scoring.wait_until_ready()
     (scored,) = _scored(scoring, [_group("a", "x")])
     assert dict(scored.rewards[0].breakdown) == {"reward_model": 0.0, "length": 1.0}  # a new head; one token
     assert scored.rewards[0].total == -1.0
 
 
-def test_a_function_of_the_user_starts_in_an_actor() -> None:
+def test_a_function_of_the_user_starts_in_an_actor(seats: Seats) -> None:
     config = PythonScorerConfig(name="truth", path="operator:truth", weight=3.0, num_cpus=0)
-    scoring = build_scorer_pools([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
+    scoring = build_scorer_pools([config], prompt_format="plain", supervision=SupervisionConfig(), seats=seats, note=print)
     scoring.wait_until_ready()
     (scored,) = _scored(scoring, [_group("a", "x", "y")])
     assert [dict(reward.breakdown) for reward in scored.rewards] == [{"truth": 1.0}] * 2  # a trajectory is not empty
@@ -264,17 +272,21 @@ def test_a_prompt_of_which_every_request_failed_has_nothing_to_judge() -> None:
     assert [reward.total for reward in found["b"].rewards] == [1.0]
 
 
-def test_a_failing_function_of_the_user_is_named() -> None:
+def test_a_failing_function_of_the_user_is_named(seats: Seats) -> None:
     scoring = build_scorer_pools(
-        [PythonScorerConfig(path="json:dumps", num_cpus=0)], prompt_format="plain", supervision=SupervisionConfig(), note=print
+        [PythonScorerConfig(path="json:dumps", num_cpus=0)],
+        prompt_format="plain",
+        supervision=SupervisionConfig(),
+        seats=seats,
+        note=print,
     )
     (scored,) = _scored(scoring, [_group("a", "x")])
     assert scored.problems[0].startswith("reward function json:dumps raised TypeError")
 
 
-def test_a_remote_scorer_starts_in_an_actor() -> None:
+def test_a_remote_scorer_starts_in_an_actor(seats: Seats) -> None:
     config = HttpScorerConfig.model_validate({"url": "http://127.0.0.1:1/", "max_retries": 0, "num_cpus": 0})
-    scoring = build_scorer_pools([config], prompt_format="plain", supervision=SupervisionConfig(), note=print)
+    scoring = build_scorer_pools([config], prompt_format="plain", supervision=SupervisionConfig(), seats=seats, note=print)
     scoring.wait_until_ready()
     (scored,) = _scored(scoring, [_group("a", "x")])
     assert scored.problems[0].startswith("scorer 'http' at http://127.0.0.1:1/: ConnectError")

@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from cluster.errors import ActorLostError
+from cluster.processes.dispatch.newcomers import resized
 from cluster.processes.pool import AGAIN, ActorPool
 from cluster.processes.supervision import Supervision
 
@@ -62,6 +63,7 @@ def pool(notes: list[str]) -> ActorPool[Any]:
         max_losses=MAX_LOSSES,
         memory_advice="",
         note=notes.append,
+        give_back=lambda name: notes.append(f"{name} is given back"),
     )
     return ActorPool({"worker 0": start("worker 0")}, supervision)
 
@@ -76,18 +78,18 @@ def names_that_work(pool: ActorPool[Any], num_items: int = 12) -> set[tuple[str,
 
 
 def test_further_actors_take_work_once_they_are_admitted(pool: ActorPool[Any], notes: list[str]) -> None:
-    pool.resize(3, worker)
+    pool.resize(resized(pool.names, 3, worker))
     assert (pool.names, len(pool)) == (["worker 0", "worker 1", "worker 2"], 1)
     while len(pool) < 3:
         pool.finished([])
     assert names_that_work(pool) == {("worker 0", False), ("worker 1", True), ("worker 2", True)}
     assert sorted(notes) == ["worker 1 has joined", "worker 2 has joined"]
-    pool.resize(3, worker)
+    pool.resize(resized(pool.names, 3, worker))
     assert len(pool.names) == 3
 
 
 def test_what_an_actor_too_many_had_in_flight_is_done_by_another(pool: ActorPool[Any], notes: list[str]) -> None:
-    pool.resize(2, worker)
+    pool.resize(resized(pool.names, 2, worker))
     while len(pool) < 2:
         pool.finished([])
     busy = pool.start("worker 1", lambda actor: actor.never.remote())
@@ -101,29 +103,32 @@ def test_what_an_actor_too_many_had_in_flight_is_done_by_another(pool: ActorPool
         item, attempt, (name, _) = each
         done.append((name, item))
         assert attempt == 1
-        pool.resize(1, worker)
+        pool.resize(resized(pool.names, 1, worker))
     assert sorted(item for _, item in done) == list(range(6))
     assert {name for name, _ in done} == {"worker 0"}
     assert pool.finished([busy]) == [(busy, AGAIN)]
     assert (pool.names, pool.num_lost) == (["worker 0"], 0)
-    pool.resize(2, worker)  # the name is free again
+    assert notes[-1] == "worker 1 is given back"
+    pool.resize(resized(pool.names, 2, worker))  # the name is free again
     while len(pool) < 2:
         pool.finished([])
     assert names_that_work(pool) == {("worker 0", False), ("worker 1", True)}
 
 
 def test_one_that_does_not_come_is_given_up_and_is_no_loss(pool: ActorPool[Any], notes: list[str]) -> None:
-    pool.resize(2, lambda index: f"broken {index}")
+    pool.resize(["worker 0", "broken 0"])
     while len(pool.names) > 1:
         pool.finished([], timeout_s=1.0)
-    (note,) = notes
-    assert note == "broken 0 has not come (it cannot hold the weights); the run goes on without it"
+    assert notes == [
+        "broken 0 is given back",
+        "broken 0 has not come (it cannot hold the weights); the run goes on without it",
+    ]
     assert names_that_work(pool) == {("worker 0", False)}
 
 
 def test_one_on_its_way_that_is_wanted_no_more_is_ended(pool: ActorPool[Any], notes: list[str]) -> None:
-    pool.resize(2, worker)
-    pool.resize(1, worker)
+    pool.resize(resized(pool.names, 2, worker))
+    pool.resize(resized(pool.names, 1, worker))
     assert pool.names == ["worker 0"]
     assert names_that_work(pool) == {("worker 0", False)}
-    assert notes == []
+    assert notes == ["worker 1 is given back"]

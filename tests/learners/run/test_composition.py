@@ -10,10 +10,13 @@ import pytest
 from actors.generation.adapter_generator import AdapterSlots
 from actors.sources.models import model_digest
 from cluster.errors import ConfigError
+from cluster.processes.placement import Seat
+from cluster.processes.reservations.seats import Seats
 from cluster.storage.serving_contract import ContractText
 from learners.run import composition
 from learners.run.session import Session
 from learners.settings.run import PolicyRunConfig, load_run_config
+from learners.steps.shared_driver import LearnerInTurn
 from learners.weights.link import LinkPlan
 
 CONFIG = Path(composition.__file__).parents[2] / "configs" / "train" / "tiny.yaml"
@@ -34,6 +37,15 @@ class Roles:
     def feed_new_ones(self, send_again: object) -> None: ...
 
     def send_again(self, generator: object) -> None: ...
+
+
+class AnySeat:
+    """Stands for `Seats`: there is room for everybody, and no Ray."""
+
+    def options(self, name: str, seat: Seat) -> dict[str, Any]:
+        return dict(seat[0])
+
+    def give_back(self, name: str) -> None: ...
 
 
 def test_weights_over_devices_have_the_deadline_of_a_publication() -> None:
@@ -63,7 +75,7 @@ def test_generators_know_what_becomes_of_running_requests(
     monkeypatch.setitem(composition.GENERATOR_ACTORS, "shm", SimpleNamespace(options=lambda **_: actor))
     config = load_run_config(CONFIG, ["learner.algorithm=decoupled_ppo", *overrides])
     assert isinstance(config, PolicyRunConfig)
-    composition._start_generators("tiny", config, note=print)
+    composition._start_generators("tiny", config, cast(Seats, AnySeat()), note=print)
     assert made == [("tiny", config.generator, expected)]
 
 
@@ -91,7 +103,7 @@ def test_generators_of_an_adapter_are_told_its_rank_and_how_many_there_are(monke
     monkeypatch.setattr(composition, "AdapterGeneratorActor", SimpleNamespace(options=lambda **_: actor))
     config = load_run_config(CONFIG, ["learner.lora={rank: 32}"])
     assert isinstance(config, PolicyRunConfig)
-    composition._start_generators("tiny", config, note=print)
+    composition._start_generators("tiny", config, cast(Seats, AnySeat()), note=print)
     assert made == [("tiny", config.generator, "finish", AdapterSlots(max_rank=32, num_adapters=2))]
 
 
@@ -116,3 +128,12 @@ def test_a_checkpoint_of_adapters_belongs_to_the_models_that_they_adapt(tmp_path
     (critic / "config.json").write_text("another")
     after = composition._facts(adapted, str(policy))
     assert {name for name in before if before[name] != after[name]} == {"critic_model"}
+
+
+def test_on_shared_devices_weights_are_published_by_turns_and_others_ask_in_turn() -> None:
+    each, turns = cast(Any, Roles()), cast(Any, SimpleNamespace())
+    apart = composition.Roles(rollouts=each, scoring=each, learner=each)
+    assert (apart.generators, apart.learner_between_steps) == (each, each)
+    shared = composition.Roles(rollouts=each, scoring=each, learner=each, turns=turns)
+    assert shared.generators is turns
+    assert isinstance(shared.learner_between_steps, LearnerInTurn)

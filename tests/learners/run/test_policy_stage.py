@@ -55,13 +55,13 @@ class Rollouts:
 
     def wait_until_ready(self) -> None: ...
 
-    def num_replicas(self) -> int:
+    def num_replicas(self, kind: str) -> int:
         return 1
 
-    def num_coming(self) -> int:
+    def num_coming(self, kind: str) -> int:
         return 0
 
-    def resize(self, number: int) -> None:
+    def resize(self, kind: str, number: int) -> None:
         raise AssertionError("the run has as many as it may have")
 
     def pending(self) -> list[Any]:

@@ -94,10 +94,10 @@ class Transport:
         self._sent: list[tuple[str, torch.Tensor]] = []
         self._memory: list[torch.Tensor] = []
 
-    def start(self, name: str = "generator") -> FakeHandle:
+    def start(self, name: str = "generator", *, num_workers: int = 1) -> FakeHandle:
         model = FakeModel()
         engine = engine_that_keeps(model, self.backend)
-        config = GeneratorConfig(num_gpus=1, weight_transfer=self.backend)
+        config = GeneratorConfig(num_gpus=num_workers, tensor_parallel_size=num_workers, weight_transfer=self.backend)
         with pytest.MonkeyPatch.context() as patch:
             engine.install(patch, dict(self.shapes))
             self.handles.append(FakeHandle(DeviceFedGenerator("folder", config), engine, model))

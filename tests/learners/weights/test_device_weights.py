@@ -67,12 +67,11 @@ def transports(policy: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> Tra
     return transport
 
 
-def link(backend: Any, generators: Sequence[Any], *, workers: int = 1, epoch: int = 1) -> GeneratorLink:
+def link(backend: Any, generators: Sequence[Any], *, epoch: int = 1) -> GeneratorLink:
     return GeneratorLink(
         epoch=epoch,
         backend=backend,
         generators=tuple(generators),
-        workers_per_generator=workers,
         dtype="bfloat16",
         deadline_s=30.0,
     )
@@ -132,12 +131,12 @@ def test_one_send_brings_every_tensor_with_its_version_to_every_generator(
 
 def test_nccl_counts_and_ranks_the_workers_of_every_replica(policy: LlamaForCausalLM, transports: Transports) -> None:
     transport = transports("nccl")
-    generators = [transport.start() for _ in range(3)]
-    WeightSender(policy, link("nccl", generators, workers=2), dtype=torch.bfloat16, rank=0)
+    generators = [transport.start(num_workers=num_workers) for num_workers in (2, 1, 2)]
+    WeightSender(policy, link("nccl", generators), dtype=torch.bfloat16, rank=0)
     infos = [generator.engine.init_infos[0] for generator in generators]
-    assert [info["rank_offset"] for info in infos] == [1, 3, 5]  # after the learner's rank 0, three pairs
+    assert [info["rank_offset"] for info in infos] == [1, 3, 4]  # after the learner's rank 0, a pair, a single one, a pair
     [own] = transport.groups
-    assert {info["world_size"] for info in infos} | {own.world_size} == {7}
+    assert {info["world_size"] for info in infos} | {own.world_size} == {6}
     assert {(info["master_address"], info["master_port"]) for info in infos} == {(own.master_address, own.master_port)}
 
 

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.config import SupervisionConfig
 from actors.generation.generator import HeldWeights
-from actors.generation.rollout_pool import RolloutPool
+from actors.generation.rollout_pool import GeneratorKind, RolloutPool
 from cluster.errors import LearnerRestartedError, StaleLinkError
 from cluster.types import PublishedWeights, SentWeights
 from learners.policy import commands
@@ -72,18 +72,12 @@ class Roles:
             LearnerFolders(storage=Path("storage"), weights=Path("weights"), weights_dtype="bfloat16"),
             CheckpointPlan(directory=Path("checkpoints"), keep=1, facts={}),
         )
-        self.pool = RolloutPool(
-            self.transport.start,
-            num_replicas=2,
-            max_num_sequences=4,
-            supervision=SupervisionConfig(),
-            note=lambda line: None,
-        )
+        kind = GeneratorKind(start=self.transport.start, num_replicas=2, max_num_sequences=4)
+        self.pool = RolloutPool([kind], supervision=SupervisionConfig(), note=lambda line: None)
         self.learner.connect(
             LinkPlan(
                 backend=backend,
                 generators=lambda: tuple(self.pool.actors.values()),
-                workers_per_generator=1,
                 dtype="bfloat16",
                 deadline_s=30.0,
             )

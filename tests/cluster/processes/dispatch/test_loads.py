@@ -31,7 +31,7 @@ def test_the_fewest_calls_are_found_after_whatever_happens(events: list[tuple[st
             expected[chosen] += 1
         assert loads.by_name() == expected
         if expected:
-            assert loads.least == min(expected.values()) == loads[loads.least_loaded()]
+            assert min(expected.values()) == loads[loads.least_loaded()]
 
 
 def test_of_equally_loaded_ones_the_longest_so_is_next() -> None:
@@ -45,3 +45,39 @@ def test_of_equally_loaded_ones_the_longest_so_is_next() -> None:
     assert chosen == ["a", "b", "c", "a", "b"]
     loads.end("b")  # c has one call since before b came back to one
     assert loads.least_loaded() == "c"
+
+
+def dispatched(loads: Loads, number: int) -> list[str]:
+    chosen = []
+    for _ in range(number):
+        chosen.append(loads.least_loaded())
+        loads.begin(chosen[-1])
+    return chosen
+
+
+def test_calls_are_shared_as_capacities_are() -> None:
+    loads = Loads()
+    for name, capacity in (("small", 16), ("large", 64), ("small too", 16)):
+        loads.add(name, capacity)
+    dispatched(loads, 96)
+    assert loads.by_name() == {"small": 16, "large": 64, "small too": 16}
+    loads.remove("large")
+    assert dispatched(loads, 2) == ["small", "small too"]
+
+
+def test_nobody_is_idle_while_there_is_work() -> None:
+    loads = Loads()
+    for name, capacity in (("small", 1), ("large", 100)):
+        loads.add(name, capacity)
+    assert dispatched(loads, 3) == ["large", "small", "large"]
+
+
+def test_room_counts_by_capacity_and_an_idle_one_has_it() -> None:
+    loads = Loads()
+    for name, capacity in (("small", 2), ("large", 8)):
+        loads.add(name, capacity)
+    num_calls = 0
+    while loads.has_room(0.25):
+        loads.begin(loads.least_loaded())
+        num_calls += 1
+    assert (num_calls, loads.by_name()) == (3, {"small": 1, "large": 2})  # a quarter of 2, but one in any case, and of 8

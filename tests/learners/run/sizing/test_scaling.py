@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cluster.processes.placement import Machine, RoleRequest
-from learners.run import scaling as module
-from learners.run.scale_request import SCALE_NAME
-from learners.run.scaling import Scalable, Scaling
+from learners.run.sizing import scaling as module
+from learners.run.sizing.scale_request import SCALE_NAME
+from learners.run.sizing.scaling import Scalable, Scaling
 
 
 class Pool:

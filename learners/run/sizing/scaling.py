@@ -7,12 +7,14 @@ from pathlib import Path
 
 import ray
 
+from actors.generation.rollout_pool import RolloutPool
+from actors.scoring.stage import ScorerPools
 from cluster.errors import ConfigError, DataError
 from cluster.processes.placement import RoleRequest, place_on_nodes
 from cluster.processes.runtime import cluster_nodes
 from learners.run.composition import Roles
 from learners.run.plan import role_requests
-from learners.run.scale_request import scalable_roles, wanted_numbers
+from learners.run.sizing.scale_request import scalable_roles, wanted_numbers
 from learners.settings.run import PolicyRunConfig
 
 
@@ -87,27 +89,18 @@ class Scaling:
 
 def build_scaling(run: Path, roles: Roles, config: PolicyRunConfig, *, note: Callable[[str], None]) -> Scaling:
     """For the generators and scorers of a run."""
-    (generators, settings), *scorers = scalable_roles(config).items()
-    rollouts, scoring = roles.rollouts, roles.scoring
+    pools: list[tuple[str, RolloutPool | ScorerPools]] = [(kind.name, roles.rollouts) for kind in config.generator_kinds]
+    pools += [(scorer.name, roles.scoring) for scorer in config.scorers]
+    named = zip(scalable_roles(config).items(), pools, strict=True)
     scalable = [
         Scalable(
-            name=generators,
-            place=1,
+            name=name,
+            place=place,
             largest=settings.largest,
-            number=rollouts.num_replicas,
-            num_coming=rollouts.num_coming,
-            resize=rollouts.resize,
+            number=partial(pool.num_replicas, of_pool),
+            num_coming=partial(pool.num_coming, of_pool),
+            resize=partial(pool.resize, of_pool),
         )
+        for place, ((name, settings), (of_pool, pool)) in enumerate(named, start=1)
     ]
-    for index, ((name, settings), scorer) in enumerate(zip(scorers, config.scorers, strict=True)):
-        scalable.append(
-            Scalable(
-                name=name,
-                place=2 + index,
-                largest=settings.largest,
-                number=partial(scoring.num_replicas, scorer.name),
-                num_coming=partial(scoring.num_coming, scorer.name),
-                resize=partial(scoring.resize, scorer.name),
-            )
-        )
     return Scaling(run, scalable, role_requests(config), note=note)

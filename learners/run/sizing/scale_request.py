@@ -19,8 +19,9 @@ GENERATORS = "generators"
 
 
 def scalable_roles(config: PolicyRunConfig) -> dict[str, ReplicasConfig]:
-    """By what they are called on the command line."""
-    return {GENERATORS: config.generator} | {f"scorers.{scorer.name}": scorer for scorer in config.scorers}
+    """By what they are called on the command line: kinds of generators, then scorers, in the order of the file."""
+    kinds = {f"{GENERATORS}.{kind.name}": kind for kind in config.generators} or {GENERATORS: config.generator}
+    return kinds | {f"scorers.{scorer.name}": scorer for scorer in config.scorers}
 
 
 def request_scale(run: Path, assignments: Sequence[str]) -> dict[str, int]:
@@ -58,7 +59,7 @@ def _parsed(assignments: Sequence[str], config: PolicyRunConfig) -> dict[str, in
     for assignment in assignments:
         name, _, number = assignment.partition("=")
         if name not in roles:
-            problems.append(f"{assignment}: the run has {', '.join(roles)}; write {GENERATORS}=2")
+            problems.append(f"{assignment}: the run has {', '.join(roles)}; write {next(iter(roles))}=2")
         elif problem := _problem(name, number, roles, config):
             problems.append(f"{assignment}: {problem}")
         else:
@@ -70,11 +71,12 @@ def _parsed(assignments: Sequence[str], config: PolicyRunConfig) -> dict[str, in
 
 def _problem(name: str, number: str, roles: Mapping[str, ReplicasConfig], config: PolicyRunConfig) -> str | None:
     largest = roles[name].largest
-    if name == GENERATORS and config.generator.weight_transfer == "ipc":
+    if name.partition(".")[0] == GENERATORS and config.generator.weight_transfer == "ipc":
         return "generator.weight_transfer=ipc ties each generator to a learner rank's GPU; the number stays as it is"
     if number.isdecimal() and 1 <= int(number) <= largest:
         return None
-    section = "generator" if name == GENERATORS else f"scorers.{list(roles).index(name) - 1}"
+    scorers = (f"scorers.{index}" for index in range(len(config.scorers)))
+    section = [*config.generator_sections, *scorers][list(roles).index(name)]
     return f"give a number from 1 to {largest}; for more, resume the run with {section}.max_replicas={number or largest + 1}"
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from cluster.errors import ConfigError, DataError
 from cluster.storage.run_directory import RunDirectory
-from learners.run.scale_request import request_scale, wanted_numbers
+from learners.run.sizing.scale_request import request_scale, wanted_numbers
 from learners.settings.run import load_run_config
 
-CONFIGS = Path(__file__).parents[3] / "configs" / "train"
+CONFIGS = Path(__file__).parents[4] / "configs" / "train"
 RunStarter = Callable[..., Path]
 
 

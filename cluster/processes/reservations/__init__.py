@@ -1,0 +1,1 @@
+"""What a run has reserved of its cluster."""

@@ -1,0 +1,1 @@
+"""How many actors a run has, and how that changes."""
