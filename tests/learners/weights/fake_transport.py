@@ -35,7 +35,10 @@ class Ref:
         """Done, unless the call hangs."""
         future: Future[Any] = Future()
         if not self.hangs:
-            future.set_result(self.outcome)
+            if isinstance(self.outcome, BaseException):
+                future.set_exception(self.outcome)
+            else:
+                future.set_result(self.outcome)
         return future
 
 
