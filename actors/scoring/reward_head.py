@@ -91,8 +91,10 @@ def _load(folder: str, dtype: str, **settings: object) -> tuple["PreTrainedModel
     return model.eval(), info
 
 
-def last_token_scores(model: "PreTrainedModel", token_ids: Sequence[Sequence[int]]) -> "Tensor":
+def last_token_scores(model: "PreTrainedModel", token_ids: Sequence[Sequence[int]], *, is_packed: bool = False) -> "Tensor":
     """scores_B, float32, with gradient where enabled; the head itself runs in float32 whatever the trunk's type.
+
+    `is_packed`: without padding, by a trunk that is packable.
 
     Last tokens are found by length. The model's own forward looks for the last token that is not the padding token, and so
     skips the end-of-sequence token where the two are the same.
@@ -100,13 +102,27 @@ def last_token_scores(model: "PreTrainedModel", token_ids: Sequence[Sequence[int
     import torch
 
     device = model.device
-    lengths_B = torch.tensor([len(ids) for ids in token_ids])
-    ids_BT = torch.full((len(token_ids), int(lengths_B.max())), PADDING_ID)
-    for row, ids in enumerate(token_ids):
-        ids_BT[row, : len(ids)] = torch.tensor(ids)
-    # No attention mask: the trunk is causal, and padding comes after the last token.
-    with attention_for(device.type, num_tokens=ids_BT.shape[1]):
-        hidden_BTD = model.base_model(input_ids=ids_BT.to(device), use_cache=False).last_hidden_state
-    last_BD = hidden_BTD[torch.arange(len(token_ids), device=device), (lengths_B - 1).to(device)]
+    lengths = [len(ids) for ids in token_ids]
+    with attention_for(device.type, num_tokens=max(lengths)):
+        if is_packed:
+            last_BD = _last_states_of_packed(model, token_ids)
+        else:
+            ids_BT = torch.full((len(token_ids), max(lengths)), PADDING_ID)
+            for row, ids in enumerate(token_ids):
+                ids_BT[row, : len(ids)] = torch.tensor(ids)
+            # No attention mask: the trunk is causal, and padding comes after the last token.
+            hidden_BTD = model.base_model(input_ids=ids_BT.to(device), use_cache=False).last_hidden_state
+            last_BD = hidden_BTD[torch.arange(len(token_ids), device=device), torch.tensor(lengths, device=device) - 1]
     with torch.autocast(device.type, enabled=False):
         return (last_BD.float() @ model.score.weight.float().t()).squeeze(1)
+
+
+def _last_states_of_packed(model: "PreTrainedModel", token_ids: Sequence[Sequence[int]]) -> "Tensor":
+    import torch
+
+    from actors.packing import packing_of
+
+    packing = packing_of([len(ids) for ids in token_ids], model.device)
+    ids_1T = torch.tensor([[token_id for ids in token_ids for token_id in ids]], device=model.device)
+    hidden_1TD = model.base_model(input_ids=ids_1T, use_cache=False, **packing.arguments()).last_hidden_state
+    return hidden_1TD[0, packing.starts[1:].long() - 1]

@@ -45,7 +45,6 @@ class ActorPool(Generic[ActorT]):
         self,
         actors: Mapping[str, ActorT],
         supervision: Supervision[ActorT] | None = None,
-        *,
         capacity_of: Callable[[str], int] = equal_capacity,
     ) -> None:
         """`capacity_of`: an actor's, by its name. One of twice another's gets twice the items of a map at a time."""
@@ -256,11 +255,11 @@ class ActorPool(Generic[ActorT]):
         """Note which calls have ended, and admit replacements; waits for the first, for the next look at most."""
         wait_s = min(until_s, self._next_look_s) - time.monotonic()
         arrived = self._arrivals.take(timeout_s=None if wait_s == math.inf else max(0.0, wait_s))
-        for ref in arrived:
-            self._calls.end(ref)
-        for ref in arrived:
-            if self._newcomers and ref in self._newcomers:
-                self._admit(self._newcomers.proceed(ref))
+        for ref, answer in arrived:
+            self._calls.end(ref, answer)
+        for arrival in arrived:
+            if self._newcomers and arrival.ref in self._newcomers:
+                self._admit(self._newcomers.proceed(arrival))
 
     def _retire(self, name: str) -> None:
         if not (self._newcomers and self._newcomers.end(name)):
@@ -271,7 +270,7 @@ class ActorPool(Generic[ActorT]):
     def _outcomes(self, refs: Collection[ObjectRef], caller: Hashable) -> list[tuple[ObjectRef, Any]]:
         """What the caller's calls came to; those that were lost or taken back may never resolve."""
         taken = self._calls.take(refs, caller)
-        return [(ref, LOST if call.is_lost else AGAIN if call.is_taken_back else self._result(ref, call)) for ref, call in taken]
+        return [(ref, LOST if call.is_lost else AGAIN if call.is_taken_back else self._result(call)) for ref, call in taken]
 
     @property
     def _supervised(self) -> Supervision[ActorT]:
@@ -283,9 +282,10 @@ class ActorPool(Generic[ActorT]):
         if attempt > self._supervised.max_losses:
             raise RaywardError(f"{attempt} actors were lost while they worked on {item}")
 
-    def _result(self, ref: ObjectRef, call: Call[ActorT]) -> Any:
+    def _result(self, call: Call[ActorT]) -> Any:
+        assert call.answer is not None, "it has ended by itself"
         try:
-            result = ray.get(ref)
+            result = call.answer.result()
         except RayError as error:
             return self._failed(call, error)
         if call.name in self._pulses:

@@ -31,7 +31,8 @@ def recompute_activations(trunk: PreTrainedModel) -> None:
 def _recomputed(forward: Any, hidden_RSD: torch.Tensor, **others: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(hidden_RSD, **others)
-    contexts = partial(_contexts, hidden_RSD.device.type, num_tokens=hidden_RSD.shape[1])
+    longest = others.get("max_length_q", hidden_RSD.shape[1])  # of packed sequences
+    contexts = partial(_contexts, hidden_RSD.device.type, num_tokens=longest)
     return checkpoint(forward, hidden_RSD, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **others)
 
 

@@ -1,6 +1,6 @@
 """The lowest layers of a policy, where nothing trains them: policy, reference and every epoch stand on the same hidden states.
 
-Shapes: R segments of one pass, S tokens of a segment, D hidden units.
+Shapes: R rows of one pass, S tokens of a row, D hidden units.
 """
 
 import torch
@@ -34,9 +34,10 @@ class FrozenStates:
         if self._parts is None:
             return None
         if all(row in self._kept for row in batch.rows):
-            return nn.utils.rnn.pad_sequence([states_SD for row in batch.rows for states_SD in self._kept[row]], batch_first=True)
-        below_RSD = hidden_states(self._parts.lower, batch.token_ids_RS, self._settings)
-        segments = iter(below_RSD)
+            kept = [states_SD for row in batch.rows for states_SD in self._kept[row]]
+            return torch.cat(kept)[None] if batch.packing else nn.utils.rnn.pad_sequence(kept, batch_first=True)
+        below_RSD = hidden_states(self._parts.lower, batch.token_ids_RS, self._settings, packing=batch.packing)
+        segments = iter(below_RSD[0].split(batch.packing.lengths) if batch.packing else below_RSD)
         for row, lengths in zip(batch.rows, batch.segment_lengths, strict=True):
             self._keep(row, [next(segments)[:length] for length in lengths])
         return below_RSD

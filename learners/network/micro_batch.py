@@ -1,9 +1,10 @@
 """From the tokens of trajectories to the input of a forward pass, and how a batch is cut for ranks and for memory.
 
-Shapes: B trajectories, R segments (rows of a forward pass: one a trajectory, unless an environment rewrote the context between
-turns), S tokens of a segment, T tokens that the policy chose in a trajectory, N of these in row-major order. T counts chosen
-tokens only, one after the other, whatever stands between them: losses and advantages know nothing of segments and gaps.
-Everything is right-padded; masks come from lengths, never from token ids, so any id may pad.
+Shapes: B trajectories, R rows of a forward pass, S tokens of such a row, T tokens that the policy chose in a trajectory, N of
+these in row-major order. A row holds one segment (a trajectory has one, unless an environment rewrote the context between turns),
+right-padded; or, packed, the only row holds all segments one after the other. T counts chosen tokens only, one after the other,
+whatever stands between them: losses and advantages know nothing of segments and gaps. Masks come from lengths, never from token
+ids, so any id may pad.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.packing import Packing, packing_of
 from cluster.errors import BatchLostError, SamplesLostError
 from cluster.processes.object_store import fetch_all
 from cluster.types import Stored, TrajectoryTokens
@@ -57,19 +59,20 @@ class MicroBatch:
     rows: tuple[int, ...]  # [B] of the whole batch
     rows_B: Tensor  # int64, the same
     segment_lengths: tuple[tuple[int, ...], ...]  # [B] tokens of each segment
-    token_ids_RS: Tensor  # int64, S is the longest of these segments
+    token_ids_RS: Tensor  # int64, S is the longest of these segments, or all of them together
+    packing: Packing | None  # where segments lie in the only row; None where each is a row of its own
     mask_BT: Tensor  # bool
     row_N: Tensor  # int64, the trajectory of this micro-batch that each chosen token is in
     column_N: Tensor  # int64, its place among those that the policy chose in it
-    segment_N: Tensor  # int64, the segment that it is in
-    position_N: Tensor  # int64, where in that segment the hidden state lies that predicts it
+    input_row_N: Tensor  # int64, the row of `token_ids_RS` that it is in
+    position_N: Tensor  # int64, where in that row the hidden state lies that predicts it
     target_N: Tensor  # int64, the chosen tokens
-    last_segment_B: Tensor  # int64
-    last_position_B: Tensor  # int64, the final token of the last segment
+    last_input_row_B: Tensor  # int64, likewise, of the final token of the last segment
+    last_position_B: Tensor  # int64
 
 
-def micro_batch(tokens: TokenBatch, rows: Sequence[int]) -> MicroBatch:
-    """The rows of one forward pass, cut to their own longest segment and to the most tokens chosen.
+def micro_batch(tokens: TokenBatch, rows: Sequence[int], *, is_packed: bool = False) -> MicroBatch:
+    """The rows of one forward pass, cut to their own longest segment, or packed, and to the most tokens chosen.
 
     Nothing is asked of the device, which would have to finish all its work to answer.
     """
@@ -77,37 +80,48 @@ def micro_batch(tokens: TokenBatch, rows: Sequence[int]) -> MicroBatch:
     segments = [trajectory.segments for trajectory in tokens.rows.of(rows)]
     flat = [segment for of_row in segments for segment in of_row]
     num_chosen = [len(segment.rollout_logprobs) for segment in flat]
-    token_ids_RS = padded([segment.token_ids for segment in flat], fill=PADDING_ID, dtype=np.int64)
+    lengths = [len(segment.token_ids) for segment in flat]
     segment_N = np.repeat(np.arange(len(flat)), num_chosen)
     target_position_N = np.concatenate([segment.action_mask.nonzero()[0] for segment in flat])
+    if is_packed:
+        token_ids_RS = np.concatenate([segment.token_ids for segment in flat], dtype=np.int64)[None]
+        input_rows, starts = np.zeros(len(flat), np.int64), np.cumsum([0, *lengths[:-1]])
+    else:
+        token_ids_RS = padded([segment.token_ids for segment in flat], fill=PADDING_ID, dtype=np.int64)
+        input_rows, starts = np.arange(len(flat)), np.zeros(len(flat), np.int64)
     num_chosen_B = np.array([sum(len(segment.rollout_logprobs) for segment in of_row) for of_row in segments])
     mask_BT = np.arange(num_chosen_B.max()) < num_chosen_B[:, None]
     row_N, column_N = mask_BT.nonzero()
+    input_row_N, target_place_N = input_rows[segment_N], starts[segment_N] + target_position_N
+    last_B = np.cumsum([len(of_row) for of_row in segments]) - 1  # segment
     return MicroBatch(
         rows=tuple(rows),
         rows_B=torch.tensor(rows, device=device),
         segment_lengths=tuple(tokens.segment_lengths[row] for row in rows),
         token_ids_RS=torch.from_numpy(token_ids_RS).to(device),
+        packing=packing_of(lengths, device) if is_packed else None,
         mask_BT=torch.from_numpy(mask_BT).to(device),
         row_N=torch.from_numpy(row_N).to(device),
         column_N=torch.from_numpy(column_N).to(device),
-        segment_N=torch.from_numpy(segment_N).to(device),
-        position_N=torch.from_numpy(target_position_N - 1).to(device),
-        target_N=torch.from_numpy(token_ids_RS[segment_N, target_position_N]).to(device),
-        last_segment_B=torch.from_numpy(np.cumsum([len(of_row) for of_row in segments]) - 1).to(device),
-        last_position_B=torch.tensor([len(of_row[-1].token_ids) - 1 for of_row in segments], device=device),
+        input_row_N=torch.from_numpy(input_row_N).to(device),
+        position_N=torch.from_numpy(target_place_N - 1).to(device),
+        target_N=torch.from_numpy(token_ids_RS[input_row_N, target_place_N]).to(device),
+        last_input_row_B=torch.from_numpy(input_rows[last_B]).to(device),
+        last_position_B=torch.from_numpy(starts[last_B] + np.array(lengths)[last_B] - 1).to(device),
     )
 
 
 class RankShare:
     """Which rows of a batch each rank computes, and one rank's of them in packs."""
 
-    def __init__(self, rank: int, world_size: int, *, max_tokens: int, in_step: bool) -> None:
-        """`max_tokens`: padded, of one forward pass. `in_step`: all ranks do equally many passes, as shards of a model must."""
+    def __init__(self, rank: int, world_size: int, *, max_tokens: int, in_step: bool, is_packed: bool) -> None:
+        """`max_tokens`: of one forward pass, padding included. `in_step`: all ranks do equally many passes, as shards of a model
+        must. `is_packed`: passes have no padding."""
         self._rank = rank
         self._world_size = world_size
         self._max_tokens = max_tokens
         self._in_step = in_step
+        self._is_packed = is_packed
 
     def deal(self, tokens: TokenBatch, rows: Sequence[int]) -> list[list[int]]:
         """Rows of each rank: they take turns in order of length, so that their shares cost about the same."""
@@ -124,9 +138,9 @@ class RankShare:
 
     def packs(self, tokens: TokenBatch, dealt: Sequence[Sequence[int]]) -> Iterator[tuple[MicroBatch, float]]:
         """This rank's rows, in packs that fit the token budget, with what each counts for."""
-        packs = packs_of_rank(dealt, tokens.segment_lengths, max_tokens=self._max_tokens, rank=self._rank, in_step=self._in_step)
-        for pack in packs:
-            yield micro_batch(tokens, pack.rows), pack.weight
+        sizes = PassSizes(max_tokens=self._max_tokens, is_packed=self._is_packed)
+        for pack in packs_of_rank(dealt, tokens.segment_lengths, sizes, rank=self._rank, in_step=self._in_step):
+            yield micro_batch(tokens, pack.rows, is_packed=self._is_packed), pack.weight
 
 
 def rollout_logprobs(tokens: TokenBatch, own_rows: Sequence[int]) -> Tensor:
@@ -157,15 +171,27 @@ def shard(rows: Sequence[int], rank: int, world_size: int) -> list[int]:
     return list(rows[rank::world_size])
 
 
-def micro_batches(rows: Sequence[int], segment_lengths: Sequence[Sequence[int]], *, max_tokens: int) -> Iterator[list[int]]:
-    """Rows in order of length, packed so that segments x longest stays within `max_tokens` (a longer row stands alone)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSizes:
+    """How many rows one forward pass takes. Produced by learners, consumed by `micro_batches`."""
+
+    max_tokens: int  # padding included
+    is_packed: bool = False  # there is none
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Whether segments of these lengths, the longest of them last, do."""
+        return (sum(lengths) if self.is_packed else len(lengths) * lengths[-1]) <= self.max_tokens
+
+
+def micro_batches(rows: Sequence[int], segment_lengths: Sequence[Sequence[int]], sizes: PassSizes) -> Iterator[list[int]]:
+    """Rows in order of length, as many together as fit into one pass (a longer row stands alone)."""
     pack: list[int] = []
-    num_segments = 0
+    lengths: list[int] = []
     for row in sorted(rows, key=lambda row: max(segment_lengths[row])):
-        num_segments += len(segment_lengths[row])
-        if pack and num_segments * max(segment_lengths[row]) > max_tokens:
+        lengths += sorted(segment_lengths[row])
+        if pack and not sizes.fits(lengths):
             yield pack
-            pack, num_segments = [], len(segment_lengths[row])
+            pack, lengths = [], sorted(segment_lengths[row])
         pack.append(row)
     if pack:
         yield pack
@@ -182,15 +208,14 @@ class Pack:
 def packs_of_rank(
     dealt: Sequence[Sequence[int]],
     segment_lengths: Sequence[Sequence[int]],
+    sizes: PassSizes,
     *,
-    max_tokens: int,
     rank: int,
     in_step: bool,
 ) -> list[Pack]:
     """A rank's rows in packs; `in_step` gives all ranks equally many. `dealt`: the rows of each rank."""
     packs = {
-        each: list(micro_batches(dealt[each], segment_lengths, max_tokens=max_tokens))
-        for each in (range(len(dealt)) if in_step else (rank,))
+        each: list(micro_batches(dealt[each], segment_lengths, sizes)) for each in (range(len(dealt)) if in_step else (rank,))
     }
     num_missing = max(map(len, packs.values())) - len(packs[rank])
     if not num_missing:

@@ -1,6 +1,6 @@
 """The networks of a policy-gradient learner: policy, critic and frozen reference.
 
-Shapes: B trajectories, R segments, S tokens of a segment, N tokens that the policy chose, D hidden units, V vocabulary.
+Shapes: B trajectories, R rows of a forward pass, S tokens of a row, N tokens that the policy chose, D hidden units, V vocabulary.
 Log-probabilities are nats, values are score points. Master weights are float32; matrix products run in `compute_dtype`
 under autocast, and so do the reference's, with the same roundings: where weights are equal, log-probabilities are too.
 """
@@ -75,13 +75,13 @@ class PolicyWithCritic(nn.Module):
         hidden_RSD = _continued(self.policy, self.parts, batch, below_RSD, self._settings)
         logprobs_N, entropy_N = _head_logprobs(self.policy, hidden_RSD, batch, self._settings, with_entropy=with_entropy)
         if self.critic_trunk is not None:
-            hidden_RSD = hidden_states(self.critic_trunk, batch.token_ids_RS, self._settings)
+            hidden_RSD = hidden_states(self.critic_trunk, batch.token_ids_RS, self._settings, packing=batch.packing)
         elif not trains_trunk:
             hidden_RSD = hidden_RSD.detach()
         return PolicyOutput(
             logprobs_N=logprobs_N,
-            values_N=self._values(hidden_RSD[batch.segment_N, batch.position_N]),
-            final_values_B=self._values(hidden_RSD[batch.last_segment_B, batch.last_position_B]),
+            values_N=self._values(hidden_RSD[batch.input_row_N, batch.position_N]),
+            final_values_B=self._values(hidden_RSD[batch.last_input_row_B, batch.last_position_B]),
             entropy_N=entropy_N,
         )
 
@@ -263,15 +263,15 @@ def _continued(
     settings: ForwardSettings,
 ) -> Tensor:
     if parts is None or below_RSD is None:
-        return hidden_states(policy.base_model, batch.token_ids_RS, settings)
-    return hidden_states(parts.upper, batch.token_ids_RS, settings, below_RSD=below_RSD)
+        return hidden_states(policy.base_model, batch.token_ids_RS, settings, packing=batch.packing)
+    return hidden_states(parts.upper, batch.token_ids_RS, settings, below_RSD=below_RSD, packing=batch.packing)
 
 
 def _head_logprobs(
     policy: PreTrainedModel, hidden_RSD: Tensor, batch: MicroBatch, settings: ForwardSettings, *, with_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
     return gather_logprobs(
-        hidden_RSD[batch.segment_N, batch.position_N],
+        hidden_RSD[batch.input_row_N, batch.position_N],
         policy.get_output_embeddings().weight,
         batch.target_N,
         temperature=settings.temperature,

@@ -8,6 +8,9 @@ the root, which is gathered for as long as one of its calls runs: whatever uses 
 How gradients are reduced: losses divide by counts of the whole step, so a gradient is the plain sum over all ranks. Each backward
 pass sums layer by layer and adds to what the pass before it left. So all ranks run equally many passes: one with fewer packs of
 rows runs some again that count for nothing.
+
+Parts may be offloaded: they then lie in host memory, where the optimizer steps, and a layer's are copied to the device before it
+is gathered. Gradients follow them.
 """
 
 import ctypes
@@ -18,12 +21,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from cluster.errors import ConfigError
-from learners.settings.training import WorkerConfig
+from learners.settings.training import Offload, WorkerConfig
 
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 MMAP_THRESHOLD_BYTES = 128 * 1024  # what glibc starts with
@@ -64,28 +74,32 @@ def shard_network(
     mesh: DeviceMesh,
     *,
     compute_dtype: torch.dtype,
+    offload: Offload,
     calls: Sequence[str] = (),
 ) -> None:
     """Shard a network whose parameters are on the meta device, and allocate this rank's part, not yet filled.
 
-    `trunks` are those inside `root`; `calls` are the methods besides `forward` that use parameters.
+    `trunks` are those inside `root`; `calls` are the methods besides `forward` that use parameters. `offload`: where parts lie
+    while they are not computed with, the mesh's device or the CPU.
     """
     if mesh.device_type == "cpu":
         _return_freed_memory()
     buffers = dict(root.named_buffers())
+    place = _place(mesh, offload)
     for trunk in trunks:
         for layer in _layers(trunk):
-            fully_shard(layer, mesh=mesh, mp_policy=_precision(compute_dtype))
-    fully_shard(root, mesh=mesh, reshard_after_forward=True)
+            fully_shard(layer, mesh=mesh, mp_policy=_precision(compute_dtype), offload_policy=place)
+    fully_shard(root, mesh=mesh, reshard_after_forward=True, offload_policy=place)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum, not even by 1
     for call in calls:
         register_fsdp_forward_method(root, call)
-    root.to_empty(device=mesh.device_type)
-    for name, buffer in root.named_buffers():
-        buffer.copy_(buffers[name])  # they were computed, and are whole on every rank
+    root.to_empty(device=mesh.device_type if offload == "none" else "cpu")
+    for name, buffer in buffers.items():  # they were computed, and are whole on every rank, where it computes
+        owner, _, own_name = name.rpartition(".")
+        setattr(root.get_submodule(owner), own_name, buffer.to(mesh.device_type))
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -125,17 +139,15 @@ def gathering(tensors: Mapping[str, Tensor]) -> Iterator[GatheredTensors]:
 
 
 def part_like(local: Tensor, whole_like: Tensor) -> Tensor:
-    """This rank's rows as a tensor that is sharded as `whole_like` is."""
+    """This rank's rows as a tensor that is sharded as `whole_like` is, and lies where it does.
+
+    Where parts are offloaded that is not the mesh's device, to which `DTensor.from_local` would move them.
+    """
     if not isinstance(whole_like, DTensor):
         return local
-    return DTensor.from_local(
-        local.to(whole_like.device),
-        whole_like.device_mesh,
-        whole_like.placements,
-        run_check=False,
-        shape=whole_like.shape,
-        stride=whole_like.stride(),
-    )
+    part = torch.empty_like(whole_like, dtype=local.dtype, requires_grad=False)
+    local_part(part).copy_(local)
+    return part
 
 
 def _return_freed_memory() -> None:
@@ -153,6 +165,11 @@ def _layers(trunk: PreTrainedModel) -> Iterable[nn.Module]:
     if layers is None:
         raise ConfigError(f"sharding deals decoder layers out, but {type(trunk).__name__} has no `layers`; set sharding=none")
     return layers
+
+
+def _place(mesh: DeviceMesh, offload: Offload) -> OffloadPolicy:
+    """Pinned, so that copies run beside computations; there is no such memory without a device."""
+    return OffloadPolicy() if offload == "none" else CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
 
 
 def _precision(compute_dtype: torch.dtype) -> MixedPrecisionPolicy:

@@ -1,9 +1,11 @@
 """Running the trunk of a language model, whole or in two parts.
 
-Shapes: R segments, S tokens of a segment, D hidden units.
+Shapes: R rows of a forward pass, S tokens of a row, D hidden units.
 """
 
 import copy
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from actors.attention import attention_for
+from actors.packing import Packing, is_packable
+from cluster.errors import ConfigError
+from learners.settings.training import WorkerConfig
+
+logger = logging.getLogger("rayward")
 
 PROBE_TOLERANCE = 1e-3  # relative; the same layers in the same order differ by rounding, other inputs by far more
 
@@ -37,14 +44,34 @@ class TrunkParts:
 
 
 def hidden_states(
-    trunk: nn.Module, token_ids_RS: Tensor, settings: ForwardSettings, *, below_RSD: Tensor | None = None
+    trunk: nn.Module,
+    token_ids_RS: Tensor,
+    settings: ForwardSettings,
+    *,
+    below_RSD: Tensor | None = None,
+    packing: Packing | None = None,
 ) -> Tensor:
-    """What a trunk makes of tokens, or, where it is the upper part of one, of the hidden states below it."""
+    """What a trunk makes of tokens, or, where it is the upper part of one, of the hidden states below it. `packing`: of the only
+    row, where it holds several sequences."""
     # No attention mask: a valid token sees only tokens before it, and padding comes after all of them.
     device_type = token_ids_RS.device.type
-    with settings.autocast(device_type), attention_for(device_type, num_tokens=token_ids_RS.shape[1]):
+    longest = token_ids_RS.shape[1] if packing is None else max(packing.lengths)
+    with settings.autocast(device_type), attention_for(device_type, num_tokens=longest):
         inputs = {"input_ids": token_ids_RS} if below_RSD is None else {"inputs_embeds": below_RSD}
+        inputs |= {} if packing is None else packing.arguments()
         return trunk(**inputs, use_cache=False).last_hidden_state
+
+
+def packs(trunks: Sequence[PreTrainedModel], workers: WorkerConfig) -> bool:
+    """Whether forward passes are packed. Raises `ConfigError` where they must be and a trunk cannot."""
+    if not workers.is_packing_wanted:
+        return False
+    unable = [type(trunk).__name__ for trunk in trunks if not is_packable(trunk)]
+    if unable and workers.packing == "packed":
+        raise ConfigError(f"{unable[0]} does not keep packed sequences apart; set learner.workers.packing=padded")
+    if unable:
+        logger.warning("%s does not keep packed sequences apart, so forward passes are padded", unable[0])
+    return not unable
 
 
 def cut_trunk(trunk: PreTrainedModel, num_layers: int, settings: ForwardSettings) -> TrunkParts | None:

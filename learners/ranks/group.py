@@ -131,7 +131,7 @@ def build_trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
     return TorchTrainer(
         plan.train_loop,
         train_loop_config={"setup": plan.setup},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(backend=_backend(workers)),
         scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=use_gpu, resources_per_worker=_resources(workers)),
         run_config=RunConfig(
             name=plan.name,
@@ -140,6 +140,13 @@ def build_trainer(plan: GroupPlan) -> "ray.train.torch.TorchTrainer":
             callbacks=[_LossTeller(plan.tell)],
         ),
     )
+
+
+def _backend(workers: WorkerConfig) -> str:
+    """Of torch's process group. Parts in host memory are gathered for files and norms there, which NCCL cannot."""
+    if workers.num_gpus == 0:
+        return "gloo"
+    return "nccl" if workers.offload == "none" else "cpu:gloo,cuda:nccl"
 
 
 class _LossTeller(UserCallback):

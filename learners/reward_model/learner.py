@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from actors.packing import make_packable
 from actors.scoring.reward_head import SCORE_OFFSET, last_token_scores, layers_to_load, start_reward_model
 from cluster.errors import ConfigError
 from cluster.seeding import derive_seed
@@ -21,13 +22,15 @@ from learners.algorithms.preference import comparisons, preference_loss
 from learners.network.activation_checkpointing import recompute_activations
 from learners.network.collectives import sum_gradients, sum_over_ranks
 from learners.network.lora import add_adapter, fill_adapter, is_of_adapter
-from learners.network.micro_batch import Pack, packs_of_rank, shard
+from learners.network.micro_batch import Pack, PassSizes, packs_of_rank, shard
 from learners.network.models import TORCH_DTYPES, empty_model, freeze_lowest_layers, read_part, write_policy
 from learners.network.optimizer import GuardedAdamW, ParameterGroup
 from learners.network.sharding import gathering, rank_mesh, shard_network, shard_of
+from learners.network.trunk import packs
 from learners.ranks.checkpoint import LearnerSnapshot, copied, copy_into, section
 from learners.reward_model.records import RewardModelJob
 from learners.settings.reward_model import RewardModelLearnerConfig
+from learners.settings.training import WorkerConfig
 from learners.weights.file import generator_weights
 
 NUM_NORMALISATION_TEXTS = 512  # training texts that mean and standard deviation are taken over; 3 % off at most, mostly
@@ -50,6 +53,7 @@ class RewardModelLearner:
             torch.set_num_threads(job.config.workers.num_threads)
         self.shard = shard_of(job.config.workers, rank)
         self._scorer = self._whole_scorer() if self.shard.count == 1 else self._sharded_scorer()
+        self._scorer.choose_packing(job.config.workers)
         self._model = self._scorer.model
         if job.config.workers.activation_checkpointing:
             recompute_activations(self._model.base_model)
@@ -65,14 +69,16 @@ class RewardModelLearner:
     def _whole_scorer(self) -> "TextScorer":
         config = self._config
         model = start_reward_model(self._job.model_path, dtype="float32", num_layers=config.num_layers)
-        self._freeze(model)
+        self._set_up(model)
         if config.lora is not None:
             fill_adapter(model, self._job.seed)
         return TextScorer(model.to(self.device))
 
-    def _freeze(self, model: PreTrainedModel) -> None:
-        """What is not trained; the head is."""
+    def _set_up(self, model: PreTrainedModel) -> None:
+        """Before it has weights: its attention, and what of it is not trained; the head is."""
         config = self._config
+        if config.workers.is_packing_wanted:
+            make_packable(model)
         freeze_lowest_layers(model, config.num_frozen_layers, self._compute_dtype)
         if config.lora is not None:
             add_adapter(model, config.lora, num_frozen_layers=config.num_frozen_layers, compute_dtype=self._compute_dtype)
@@ -83,10 +89,17 @@ class RewardModelLearner:
         config, path = self._config, self._job.model_path
         num_layers = layers_to_load(path, config.num_layers)
         model = empty_model(AutoModelForSequenceClassification, path, num_labels=1, num_hidden_layers=num_layers)
-        self._freeze(model)
+        self._set_up(model)
         scorer = TextScorer(model)
         mesh = rank_mesh(config.workers, self.device)
-        shard_network(scorer, [model.base_model], mesh, compute_dtype=self._compute_dtype)
+        shard_network(
+            scorer,
+            [model.base_model],
+            mesh,
+            compute_dtype=self._compute_dtype,
+            offload=config.workers.offload,
+            calls=["choose_packing"],
+        )
         read_part(model.base_model, path, self.shard)
         torch.nn.init.zeros_(model.score.weight)
         if config.lora is not None:
@@ -198,7 +211,7 @@ class RewardModelLearner:
         return packs_of_rank(
             [shard(range(len(token_ids)), rank, self._world_size) for rank in range(self._world_size)],
             [(length,) for length in lengths],
-            max_tokens=self._config.workers.micro_batch_tokens,
+            PassSizes(max_tokens=self._config.workers.micro_batch_tokens, is_packed=self._scorer.is_packed),
             rank=self._rank,
             in_step=self.shard.count > 1,
         )
@@ -224,10 +237,16 @@ class TextScorer(torch.nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.is_packed = False
+
+    @torch.no_grad()
+    def choose_packing(self, workers: WorkerConfig) -> None:
+        """Whether `forward` packs texts. Once the model has its weights; call it on every rank."""
+        self.is_packed = packs([self.model.base_model], workers)
 
     def forward(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """scores_N of texts."""
-        return last_token_scores(self.model, token_ids)
+        return last_token_scores(self.model, token_ids, is_packed=self.is_packed)
 
 
 def _num_steps(num_texts: int, config: RewardModelLearnerConfig) -> int:

@@ -8,6 +8,7 @@ from actors.config import DType, fast_dtype
 from cluster.config import StrictConfig
 
 ExportedWeights = Literal["merged", "adapter"]
+Offload = Literal["none", "cpu"]
 
 MAX_KEPT_BYTES = 2**29  # of hidden states above frozen layers, of one batch on one rank
 
@@ -54,6 +55,9 @@ class WorkerConfig(StrictConfig):
     one part in `shard_group_size`, and every group of so many ranks holds the whole. The update does not depend on it."""
     shard_group_size: int | None = Field(None, ge=2)
     """Of sharding=hybrid: the ranks that hold one copy of the model between them; the ranks of one host, as a rule."""
+    offload: Offload = "none"
+    """Of a sharded learner on GPUs, where its parts lie. cpu: weights, gradients and moments in host memory, where the optimizer
+    steps; a layer's are copied to the GPU each time it is computed with. The update does not depend on it."""
     num_cpus: float = Field(0.5, ge=0)
     """CPUs that Ray reserves for each rank."""
     num_gpus: float = Field(0.0, ge=0)
@@ -69,12 +73,21 @@ class WorkerConfig(StrictConfig):
     """Type of the matrix products; master weights, gradients and losses stay in float32. float16 is refused. The default is
     bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     micro_batch_tokens: int = Field(4096, ge=1)
-    """Padded tokens in one forward pass; bounds memory, never changes the update."""
+    """Tokens in one forward pass, padding included; bounds memory, never changes the update."""
+    packing: Literal["auto", "packed", "padded"] = "auto"
+    """How the sequences of a forward pass lie. padded: below each other, filled up to the longest. packed: one after the other,
+    without padding, and kept apart by attention. auto: packed on a GPU if the architecture can, padded on CPU. The update does
+    not depend on it."""
     activation_checkpointing: bool = False
     """Keep what comes into each trained layer only, and compute the rest again in the backward pass: much less memory for a third
     more work, and the same update."""
     logprob_chunk_tokens: int = Field(512, ge=1)
     """Completion positions whose logits exist at one time."""
+
+    @property
+    def is_packing_wanted(self) -> bool:
+        """Whether forward passes are packed, if the architecture can."""
+        return self.packing == "packed" or (self.packing == "auto" and self.num_gpus > 0)
 
     @property
     def num_shards(self) -> int:
@@ -102,6 +115,17 @@ class WorkerConfig(StrictConfig):
                 f"shard_group_size={size} must divide num_workers={num_workers} into two groups or more; sharding=full has one "
                 "group of all ranks"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_has_a_device_to_spare(self) -> Self:
+        if self.offload == "cpu" and self.num_gpus == 0:
+            raise ValueError(
+                "offload=cpu moves parts of the model out of GPUs, but the ranks have num_gpus=0 and all of it is on the CPU; "
+                "set offload=none"
+            )
+        if self.offload == "cpu" and self.sharding == "none":
+            raise ValueError("offload=cpu moves the parts of a sharded learner, but sharding=none; set sharding=full or hybrid")
         return self
 
     @field_validator("compute_dtype")

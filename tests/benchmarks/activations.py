@@ -39,7 +39,7 @@ def updated(model: str, num_tokens: int, again: bool) -> dict[str, float]:
     )
     learner = PolicyLearner(start, config)
     before_kib, begun_s = _peak_kib(), time.process_time()
-    learner.update(random_batch(0, num_trajectories=num_trajectories, num_tokens=TOKENS_PER_TRAJECTORY // 2))
+    learner.update(random_batch(0, lengths=[TOKENS_PER_TRAJECTORY] * num_trajectories))
     return {"grown_mib": (_peak_kib() - before_kib) / KIB_PER_MIB, "processor_s": time.process_time() - begun_s}
 
 

@@ -84,7 +84,7 @@ class Echo:
 def in_process(actors: Sequence[InProcessActor], num_in_flight: int) -> float:
     """The pool alone."""
     pool = ActorPool({str(index): actor for index, actor in enumerate(actors)})
-    with patch.object(pool_module.ray, "get", lambda ref: ref.number), patch.object(pool_module.ray, "cancel"):
+    with patch.object(pool_module.ray, "cancel"):
         results = pool.map_unordered(
             lambda actor, number: actor.echo(number),
             range(num_in_flight + NUM_ITEMS),

@@ -62,7 +62,7 @@ def updated(rank: int, num_ranks: int, model: str, sharding: str) -> PolicyLearn
     start = StartingPoint(model_path=model, temperature=1.0, max_completion_tokens=NUM_TOKENS, samples_per_prompt=1, seed=0)
     learner = PolicyLearner(start, config, rank=rank, world_size=num_ranks)
     for step in range(2):
-        learner.update(random_batch(step, num_trajectories=NUM_TRAJECTORIES, num_tokens=NUM_TOKENS))
+        learner.update(random_batch(step, lengths=[2 * NUM_TOKENS] * NUM_TRAJECTORIES))
     return learner
 
 

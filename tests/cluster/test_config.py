@@ -112,6 +112,15 @@ MUTANTS = [
         )
         for sharding in ("none", "full")
     ),
+    (setting("learner.workers.offload", "cpu"), "learner.workers: offload=cpu moves parts of the model out of GPUs"),
+    (
+        setting("learner.workers", {"num_workers": 2, "sharding": "full", "offload": "cpu"}),
+        "learner.workers: offload=cpu moves parts of the model out of GPUs, but the ranks have num_gpus=0",
+    ),
+    (
+        setting("learner.workers", {"num_workers": 2, "num_gpus": 1, "offload": "cpu"}),
+        "learner.workers: offload=cpu moves the parts of a sharded learner, but sharding=none",
+    ),
     (setting("generator.max_model_tokens", 31), "generator.max_model_tokens=31 is less than the longest sequence, 32"),
     (setting("learner.workers.micro_batch_tokens", 31), "learner.workers.micro_batch_tokens=31 is less than one sequence, 32"),
 ]

@@ -40,6 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "sharded": {"num_workers": 4, "sharding": "full"},
     "two sharded": {"num_workers": 2, "sharding": "full"},
     "hybrid": {"num_workers": 4, "sharding": "hybrid", "shard_group_size": 2},
+    "packed": {"num_workers": 2, "sharding": "full", "packing": "packed"},
 }
 METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"critic": {"warmup_steps": 1, "whiten_returns": True}},
@@ -112,7 +113,7 @@ def test_five_updates_end_in_the_same_weights_however_the_model_lies(
     expected, expected_metrics = trained(0, 1, tiny_model, config_of(method, "one rank"), batches)
     moved = max(float((expected[name] - weight).abs().max()) for name, weight in start.items())
     assert moved > 1e-4  # a hundred times what may differ
-    for way in ("replicated", "sharded", "hybrid"):
+    for way in ("replicated", "sharded", "hybrid", "packed"):
         config = config_of(method, way)
         for found, metrics in ranks.run(trained, config.workers.num_workers, tiny_model, config, batches):
             assert found.keys() == expected.keys()
@@ -344,7 +345,7 @@ def test_a_reward_model_in_parts_learns_what_a_whole_one_learns(
     ranks: ProcessRanks, tiny_model: str, tmp_path: Path, lora: dict[str, Any] | None
 ) -> None:
     results = {}
-    for way in ("one rank", "replicated", "sharded", "hybrid"):
+    for way in ("one rank", "replicated", "sharded", "hybrid", "packed"):
         job = reward_model_job(tiny_model, way, tmp_path, lora)
         accuracies = ranks.run(reward_model_trained, job.config.workers.num_workers, job)
         results[way] = accuracies[0], load_file(job.output_dir / "model.safetensors")

@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ray import ObjectRef
 
@@ -23,6 +24,7 @@ class Call(Generic[ActorT]):
     deadline_s: float | None  # of this call; None is the supervision's
     caller: Hashable
     has_ended: bool = False
+    answer: "Future[Any] | None" = None  # what it ended with; none where it was lost, taken back or abandoned
     is_lost: bool = False  # with an actor that hangs: its reference may never resolve
     is_taken_back: bool = False  # from an actor that leaves the pool
 
@@ -57,12 +59,13 @@ class CallBook(Generic[ActorT]):
         self._calls[ref] = call
         self.loads.begin(call.name)
 
-    def end(self, ref: ObjectRef) -> None:
+    def end(self, ref: ObjectRef, answer: "Future[Any] | None" = None) -> None:
         """Its actor has no more to do with this call; its outcome waits for the caller. Nothing where it was abandoned."""
         call = self._calls.get(ref)
         if call is None or call.has_ended:
             return
         call.has_ended = True
+        call.answer = answer
         self._ended[call.caller][ref] = call
         if self.actors.get(call.name) is call.actor:
             self.loads.end(call.name)

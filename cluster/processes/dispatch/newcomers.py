@@ -11,7 +11,7 @@ from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.errors import RaywardError
-from cluster.processes.dispatch.arrivals import Arrivals
+from cluster.processes.dispatch.arrivals import Arrival, Arrivals
 from cluster.processes.supervision import ActorT, Supervision, loads_or_has_no_room
 from cluster.processes.watchdog import Pending
 
@@ -68,15 +68,15 @@ class Newcomers(Generic[ActorT]):
         newcomer = Newcomer(name=name, actor=actor, admission=admission, is_further=is_further, since_s=time.monotonic())
         self._expect(newcomer, next(admission))
 
-    def proceed(self, ref: ObjectRef) -> tuple[Newcomer[ActorT], RayError | RaywardError | None] | None:
+    def proceed(self, arrival: Arrival) -> tuple[Newcomer[ActorT], RayError | RaywardError | None] | None:
         """Take one more answer. None where its actor owes another; else the newcomer, with what keeps it from joining.
 
         An error of ours is the admission's to judge.
         """
-        newcomer = self._by_answer.pop(ref)
+        newcomer = self._by_answer.pop(arrival.ref)
         try:
             try:
-                answer = ray.get(ref)
+                answer = arrival.answer.result()
             except RayTaskError as error:
                 if not isinstance(error.cause, RaywardError):
                     raise

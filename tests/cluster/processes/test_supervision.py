@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError
 
 from cluster.errors import ActorLostError, RaywardError
+from cluster.processes.dispatch.arrivals import Arrival, Arrivals
 from cluster.processes.pool import LOST, ActorPool, Supervision
 from tests.records import arrived
 
@@ -87,6 +89,23 @@ def admission_after_a_refusal(actor: Any) -> Generator[ray.ObjectRef, Any, None]
     with pytest.raises(ActorLostError, match="refused this once"):
         yield actor.refuse.remote()
     yield actor.admit.remote()
+
+
+def fail_some(monkeypatch: pytest.MonkeyPatch, error_of: Callable[[ray.ObjectRef], Exception | None]) -> None:
+    """Calls for which there is an error end with that, whatever they have ended with."""
+    take = Arrivals.take
+
+    def taken(arrivals: Arrivals, *, timeout_s: float | None) -> list[Arrival]:
+        found = take(arrivals, timeout_s=timeout_s)
+        for index, (ref, _) in enumerate(found):
+            error = error_of(ref)
+            if error is not None:
+                failed: Future[Any] = Future()
+                failed.set_exception(error)
+                found[index] = Arrival(ref, failed)
+        return found
+
+    monkeypatch.setattr(Arrivals, "take", taken)
 
 
 class Watched:
@@ -299,15 +318,8 @@ def test_shutdown_is_short_and_silent_where_an_actor_is_dead_and_another_hangs()
 
 def test_one_outage_with_many_calls_in_flight_is_one_moment_and_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(max_losses=0)
-    num_out_of_reach = itertools.count()
-    get = ray.get
-
-    def out_of_reach_at_first(ref: ray.ObjectRef, **options: Any) -> Any:
-        if next(num_out_of_reach) < 30:
-            raise ActorUnavailableError("for a moment", None)
-        return get(ref, **options)
-
-    monkeypatch.setattr("cluster.processes.pool.ray.get", out_of_reach_at_first)
+    num_ended = itertools.count()
+    fail_some(monkeypatch, lambda _: ActorUnavailableError("for a moment", None) if next(num_ended) < 30 else None)
     results = arrived(watched.pool.map_unordered(lambda actor, number: actor.double.remote(number), range(40), max_in_flight=20))
     found = sorted(results)
     assert found == [(number, 1, 2 * number) for number in range(40)]  # asked again, and not a second attempt
@@ -317,14 +329,8 @@ def test_one_outage_with_many_calls_in_flight_is_one_moment_and_no_loss(monkeypa
 def test_a_loss_to_the_memory_monitor_is_told_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched()
     call = watched.pool.start("a", lambda actor: actor.double.remote(1))
-    get = ray.get
-
-    def killed(ref: ray.ObjectRef, **options: Any) -> Any:
-        if ref == call:
-            raise OutOfMemoryError("killed by Ray's memory monitor\na page of its text")
-        return get(ref, **options)
-
-    monkeypatch.setattr("cluster.processes.pool.ray.get", killed)
+    killed = OutOfMemoryError("killed by Ray's memory monitor\na page of its text")
+    fail_some(monkeypatch, lambda ref: killed if ref == call else None)
     assert watched.pool.finished([call]) == [(call, LOST)]
     assert "(the machine ran out of memory; Ray's memory monitor ended it; give it less to hold)" in watched.notes[0]
     watched.wait_for(2)

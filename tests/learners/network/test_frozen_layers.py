@@ -38,13 +38,14 @@ def _batch(rows: list[int], lengths: list[int]) -> MicroBatch:
         rows_B=tensor(rows),
         segment_lengths=tuple((length,) for length in lengths),
         token_ids_RS=TOKENS_RS[[row % 2 for row in rows], : max(lengths)],
+        packing=None,
         mask_BT=torch.zeros(len(rows), 1, dtype=torch.bool),
         row_N=none,
         column_N=none,
-        segment_N=none,
+        input_row_N=none,
         position_N=none,
         target_N=none,
-        last_segment_B=torch.arange(len(rows)),
+        last_input_row_B=torch.arange(len(rows)),
         last_position_B=tensor(lengths) - 1,
     )
 

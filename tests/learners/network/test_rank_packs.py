@@ -2,7 +2,7 @@
 
 import pytest
 
-from learners.network.micro_batch import Pack, packs_of_rank, shard
+from learners.network.micro_batch import Pack, PassSizes, packs_of_rank, shard
 
 LENGTHS = [3, 9, 2, 7, 7, 1, 4, 8, 5]
 
@@ -10,7 +10,7 @@ LENGTHS = [3, 9, 2, 7, 7, 1, 4, 8, 5]
 def packs_of_ranks(num_rows: int, world_size: int, *, in_step: bool) -> list[list[Pack]]:
     dealt = [shard(range(num_rows), rank, world_size) for rank in range(world_size)]
     lengths = [(length,) for length in LENGTHS]
-    return [packs_of_rank(dealt, lengths, max_tokens=10, rank=rank, in_step=in_step) for rank in range(world_size)]
+    return [packs_of_rank(dealt, lengths, PassSizes(max_tokens=10), rank=rank, in_step=in_step) for rank in range(world_size)]
 
 
 @pytest.mark.parametrize("in_step", [False, True])

@@ -26,7 +26,7 @@ from cluster.types import (
     TrajectoryTokens,
     sample_of,
 )
-from learners.network.micro_batch import TokenBatch, TokenRows, micro_batch, micro_batches, shard
+from learners.network.micro_batch import PassSizes, TokenBatch, TokenRows, micro_batch, micro_batches, shard
 from learners.policy.batch import check_bootstrap, collate, token_batch
 from tests.records import segment, single_turn
 
@@ -57,31 +57,49 @@ def test_a_micro_batch_points_at_the_states_that_predict_each_completion_token()
     assert_close(part.token_ids_RS, tensor([[8, 9, 3], [5, 6, 7]]))  # cut to the longest of these rows
     assert_close(part.row_N, tensor([0, 0, 1]))
     assert_close(part.column_N, tensor([0, 1, 0]))
-    assert_close(part.segment_N, tensor([0, 0, 1]))
+    assert_close(part.input_row_N, tensor([0, 0, 1]))
     assert_close(part.position_N, tensor([0, 1, 1]))  # the position before each token
     assert_close(part.target_N, tensor([9, 3, 7]))
-    assert_close(part.last_segment_B, tensor([0, 1]))
+    assert_close(part.last_input_row_B, tensor([0, 1]))
     assert_close(part.last_position_B, tensor([2, 2]))
 
 
 def test_a_micro_batch_points_past_what_an_environment_said_and_into_every_segment() -> None:
+    part = micro_batch(_with_a_gap_and_two_segments(), [0, 1])
+    assert_close(part.token_ids_RS, tensor([[5, 6, 7, 8, 9], [1, 2, 0, 0, 0], [3, 4, 4, 0, 0]]))
+    assert_close(part.mask_BT, tensor([[True, True, True], [True, True, False]]))
+    assert_close(part.row_N, tensor([0, 0, 0, 1, 1]))
+    assert_close(part.column_N, tensor([0, 1, 2, 0, 1]))
+    assert_close(part.input_row_N, tensor([0, 0, 1, 2, 2]))
+    assert_close(part.position_N, tensor([0, 3, 0, 0, 1]))
+    assert_close(part.target_N, tensor([6, 9, 2, 4, 4]))
+    assert_close(part.last_input_row_B, tensor([1, 2]))
+    assert_close(part.last_position_B, tensor([1, 2]))
+
+
+def test_a_packed_micro_batch_is_one_row_that_points_at_the_same_states() -> None:
+    part = micro_batch(_with_a_gap_and_two_segments(), [0, 1], is_packed=True)
+    assert_close(part.token_ids_RS, tensor([[5, 6, 7, 8, 9, 1, 2, 3, 4, 4]]))
+    assert part.packing is not None
+    assert_close(part.packing.position_ids_1T, tensor([[0, 1, 2, 3, 4, 0, 1, 0, 1, 2]]))
+    assert_close(part.packing.starts, tensor([0, 5, 7, 10], dtype=torch.int32))
+    assert_close(part.row_N, tensor([0, 0, 0, 1, 1]))
+    assert_close(part.column_N, tensor([0, 1, 2, 0, 1]))
+    assert_close(part.input_row_N, tensor([0, 0, 0, 0, 0]))
+    assert_close(part.position_N, tensor([0, 3, 5, 7, 8]))
+    assert_close(part.target_N, tensor([6, 9, 2, 4, 4]))
+    assert_close(part.last_input_row_B, tensor([0, 0]))
+    assert_close(part.last_position_B, tensor([6, 9]))
+
+
+def _with_a_gap_and_two_segments() -> TokenBatch:
     gap = Segment(
         token_ids=np.array([5, 6, 7, 8, 9], np.int32),
         action_mask=np.array([False, True, False, False, True]),
         rollout_logprobs=np.array([-1.0, -2.0], np.float32),
         stretches=(Stretch(num_tokens=2, policy_version=0),),
     )
-    tokens = _tokens(TrajectoryTokens(segments=(gap, segment((1,), (2,)))), single_turn((3,), (4, 4)))
-    part = micro_batch(tokens, [0, 1])
-    assert_close(part.token_ids_RS, tensor([[5, 6, 7, 8, 9], [1, 2, 0, 0, 0], [3, 4, 4, 0, 0]]))
-    assert_close(part.mask_BT, tensor([[True, True, True], [True, True, False]]))
-    assert_close(part.row_N, tensor([0, 0, 0, 1, 1]))
-    assert_close(part.column_N, tensor([0, 1, 2, 0, 1]))
-    assert_close(part.segment_N, tensor([0, 0, 1, 2, 2]))
-    assert_close(part.position_N, tensor([0, 3, 0, 0, 1]))
-    assert_close(part.target_N, tensor([6, 9, 2, 4, 4]))
-    assert_close(part.last_segment_B, tensor([1, 2]))
-    assert_close(part.last_position_B, tensor([1, 2]))
+    return _tokens(TrajectoryTokens(segments=(gap, segment((1,), (2,)))), single_turn((3,), (4, 4)))
 
 
 def test_a_rank_fetches_the_groups_that_it_computes_with_once() -> None:
@@ -112,9 +130,17 @@ def test_an_empty_batch_is_refused() -> None:
 
 def test_micro_batches_hold_every_row_once_within_the_budget() -> None:
     lengths = [(3,), (9,), (1,), (4,), (4,), (2,)]
-    packs = list(micro_batches([0, 1, 3, 4, 5], lengths, max_tokens=8))
+    packs = list(micro_batches([0, 1, 3, 4, 5], lengths, PassSizes(max_tokens=8)))
     assert packs == [[5, 0], [3, 4], [1]]  # 2 x 3, 2 x 4, and a row above the budget by itself
-    assert list(micro_batches([0, 1, 2], [(2, 2), (2,), (3,)], max_tokens=8)) == [[0, 1], [2]]  # 3 x 2; 4 x 3 would be too many
+    turns = [(2, 2), (2,), (3,)]
+    assert list(micro_batches([0, 1, 2], turns, PassSizes(max_tokens=8))) == [[0, 1], [2]]  # 3 x 2; 4 x 3 would be too many
+
+
+def test_packed_micro_batches_count_no_padding() -> None:
+    sizes = PassSizes(max_tokens=9, is_packed=True)
+    assert list(micro_batches([0, 1, 2], [(2, 2), (2,), (3,)], sizes)) == [[0, 1, 2]]  # 4 + 2 + 3
+    assert list(micro_batches([0, 1, 2], [(2, 2), (2,), (4,)], sizes)) == [[0, 1], [2]]
+    assert list(micro_batches([0, 1], [(20,), (5,)], sizes)) == [[1], [0]]  # a row above the budget by itself
 
 
 def test_shards_are_disjoint_complete_and_even() -> None:

@@ -102,14 +102,16 @@ def _by_hand(model: torch.nn.Module, head: torch.nn.Linear, trajectories: tuple[
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("micro_batch_tokens", [4096, 1])  # all in one pack, and one trajectory a pack
+@pytest.mark.parametrize("packing", ["padded", "packed"])
+@pytest.mark.parametrize("micro_batch_tokens", [4096, 1])  # all in one pass, and one trajectory a pass
 def test_the_update_of_several_turns_is_the_one_computed_by_hand(
-    tiny_model: str, ppo_config: ConfigBuilder, micro_batch_tokens: int
+    tiny_model: str, ppo_config: ConfigBuilder, micro_batch_tokens: int, packing: str
 ) -> None:
     trajectories = (WITH_A_GAP, REWRITTEN, SHORT)
     config = ppo_config(
         minibatch_size=3,
         micro_batch_tokens=micro_batch_tokens,
+        packing=packing,
         advantage={"gamma": GAMMA, "gae_lambda": LAMBDA, "whiten": False},
         critic={"coef": COEF, "learning_rate": 1e-4},
         kl={"coef": 0.0},
@@ -140,10 +142,11 @@ def test_the_update_of_several_turns_is_the_one_computed_by_hand(
 
 
 @pytest.mark.numeric
-def test_frozen_layers_are_kept_segment_by_segment(tiny_model: str, ppo_config: ConfigBuilder) -> None:
+@pytest.mark.parametrize("packing", ["padded", "packed"])
+def test_frozen_layers_are_kept_segment_by_segment(tiny_model: str, ppo_config: ConfigBuilder, packing: str) -> None:
     """The second of two epochs, and each of two packs, stands on states that the first kept."""
     batch = _batch(WITH_A_GAP, REWRITTEN, SHORT)
-    fields = {"minibatch_size": 3, "num_frozen_layers": 1, "num_epochs": 2}
+    fields = {"minibatch_size": 3, "num_frozen_layers": 1, "num_epochs": 2, "packing": packing}
     kept, again = (_learner(tiny_model, ppo_config(micro_batch_tokens=limit, **fields)) for limit in (4096, 24))
     assert kept.update(batch).metrics["optim/loss"] == pytest.approx(again.update(batch).metrics["optim/loss"], rel=1e-5)
 

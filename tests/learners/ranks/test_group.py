@@ -4,7 +4,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -74,6 +76,19 @@ def test_the_line_about_lost_ranks_says_why_and_what_to_set(tmp_path: Path) -> N
         "rank 0: its process has died",
         "rank 0: ValueError: of its own",
     ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "backend"),
+    [
+        ({}, "gloo"),
+        ({"num_gpus": 1}, "nccl"),
+        ({"num_gpus": 1, "num_workers": 2, "sharding": "full", "offload": "cpu"}, "cpu:gloo,cuda:nccl"),
+    ],
+)
+def test_ranks_talk_through_what_carries_their_tensors(tmp_path: Path, fields: dict[str, Any], backend: str) -> None:
+    plan = replace(_plan(tmp_path, max_restarts=0), workers=WorkerConfig(**fields))
+    assert build_trainer(plan).backend_config.backend == backend
 
 
 def _plan(storage: Path, *, max_restarts: int, tell: Callable[[str], object] = print) -> GroupPlan:

@@ -128,6 +128,14 @@ def test_the_update_does_not_depend_on_the_micro_batches(job: JobBuilder) -> Non
 
 
 @pytest.mark.numeric
+@pytest.mark.parametrize("fields", [{}, {"lora": {"rank": 8}}, {"activation_checkpointing": True, "num_frozen_layers": 1}])
+def test_packed_texts_give_the_same_update(job: JobBuilder, fields: dict[str, Any]) -> None:
+    padded, packed = (_trained(job(output=way, packing=way, micro_batch_tokens=60, **fields)) for way in ("padded", "packed"))
+    for name, parameter in padded.items():
+        assert_close(packed[name], parameter, atol=1e-6, rtol=0)
+
+
+@pytest.mark.numeric
 def test_recomputed_activations_give_the_same_update(job: JobBuilder) -> None:
     plain, again = (_trained(job(output=str(flag), activation_checkpointing=flag)) for flag in (False, True))
     assert [name for name, parameter in plain.items() if not parameter.equal(again[name])] == []
@@ -137,8 +145,8 @@ def test_one_pack_at_a_time_has_a_graph(job: JobBuilder, monkeypatch: pytest.Mon
     """What a backward pass needs is what fills memory, so `micro_batch_tokens` bounds it."""
     graphs: list[int] = []  # that are alive, after each pack with a gradient
 
-    def recording_scores(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
-        scores_N = last_token_scores(model, token_ids)
+    def recording_scores(model: PreTrainedModel, token_ids: Sequence[Sequence[int]], *, is_packed: bool) -> Tensor:
+        scores_N = last_token_scores(model, token_ids, is_packed=is_packed)
         if scores_N.requires_grad:
             graphs.append(1 + (graphs[-1] if graphs else 0))
             scores_N.register_hook(lambda gradient_N: graphs.append(graphs[-1] - 1))

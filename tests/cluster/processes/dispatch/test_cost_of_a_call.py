@@ -86,7 +86,6 @@ def never_admitted(actor: Any) -> Generator[Any, Any, None]:
 
 def cost_of_an_item(monkeypatch: pytest.MonkeyPatch, *, num_in_flight: int, num_actors: int, is_supervised: bool) -> list[float]:
     """(operations, lookups of references) an item, while so many calls are in flight beside it."""
-    monkeypatch.setattr("cluster.processes.pool.ray.get", lambda ref: ref.number)
     monkeypatch.setattr("cluster.processes.pool.ray.cancel", lambda ref: None)
     actors = FakeActors()
     supervision: Supervision[Any] = Supervision(
@@ -139,7 +138,6 @@ def test_an_item_costs_the_same_however_many_actors_there_are(monkeypatch: pytes
 
 
 def test_what_has_ended_for_another_map_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.processes.pool.ray.get", lambda ref: ref.number)
     monkeypatch.setattr("cluster.processes.pool.ray.cancel", lambda ref: None)
     costs = []
     for num_of_the_other in (10, 1000):
