@@ -256,11 +256,14 @@ class VLLMGenerator:
     async def _replace_weights(self, engine: "AsyncLLM", weights: WeightFile) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self._pause(engine)
+        takes_requests = not self._asleep  # once its cache wakes, it does again
+        if takes_requests:
+            await self._pause(engine)
         await engine.start_weight_update()
         await engine.update_weights(WeightTransferUpdateRequest(update_info={"path": weights.path}))
         await engine.finish_weight_update(weight_version=str(weights.policy_version))
-        await engine.resume_generation()
+        if takes_requests:
+            await engine.resume_generation()
 
 
 def _process_environment(config: GeneratorConfig) -> dict[str, str]:

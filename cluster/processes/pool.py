@@ -45,7 +45,6 @@ class ActorPool(Generic[ActorT]):
         self,
         actors: Mapping[str, ActorT],
         supervision: Supervision[ActorT] | None = None,
-        *,
         capacity_of: Callable[[str], int] = equal_capacity,
     ) -> None:
         """`capacity_of`: an actor's, by its name. One of twice another's gets twice the items of a map at a time."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from actors.packing import make_packable
@@ -40,6 +40,11 @@ class Networks:
     start_policy: ReferencePass  # evaluations measure the KL to the start; the reference itself where that never moves
     moving: Reference | None  # the reference, where it becomes a copy of the policy now and then
     are_packed: bool  # whether they are given packed rows
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All that hold weights; an adapter's reference is the policy itself."""
+        return [each for each in (self.trained, self.reference, self.start_policy) if isinstance(each, nn.Module)]
 
 
 def whole_networks(

@@ -51,12 +51,15 @@ def start_kl(worker: Worker, groups: Sequence[ScoredGroup]) -> tuple[float, ...]
 
 def rest(worker: Worker) -> None:
     """Leave the device to others."""
-    _learner(worker).rest()
+    from learners.network.residence import HOST
+
+    _learner(worker).move_to(HOST)
 
 
 def wake(worker: Worker) -> None:
     """Come back to the device."""
-    _learner(worker).wake()
+    learner = _learner(worker)
+    learner.move_to(learner.device)
 
 
 def connect(worker: Worker, link: GeneratorLink) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actors.config import DType
 from cluster.seeding import derive_seed
@@ -85,10 +85,14 @@ class PolicyLearner:
         )
         self._network, self._reference, self._start_policy = networks.trained, networks.reference, networks.start_policy
         self._moving_reference = networks.moving
-        max_tokens, in_step = config.workers.micro_batch_tokens, self.shard.count > 1
-        self._share = RankShare(rank, world_size, max_tokens=max_tokens, in_step=in_step, is_packed=networks.are_packed)
-        passes = (networks.trained, networks.reference, networks.start_policy)
-        self._modules = [each for each in passes if isinstance(each, nn.Module)]  # an adapter's reference is the policy itself
+        self._modules = networks.modules
+        self._share = RankShare(
+            rank,
+            world_size,
+            max_tokens=config.workers.micro_batch_tokens,
+            in_step=self.shard.count > 1,
+            is_packed=networks.are_packed,
+        )
         if config.workers.activation_checkpointing:
             for trunk in self._network.trunks:
                 recompute_activations(trunk)
@@ -108,14 +112,10 @@ class PolicyLearner:
         """Optimizer steps completed."""
         return self._optimizer.num_steps
 
-    def rest(self) -> None:
-        """Leave the device to others. Snapshots and publications go on as before."""
+    def move_to(self, device: torch.device) -> None:
+        """Computing needs the learner's own device; snapshots and publications do not."""
         self._frozen_states.clear()
-        move_state(self._modules, self._optimizer, HOST)
-
-    def wake(self) -> None:
-        """Come back to the device, before anything is computed."""
-        move_state(self._modules, self._optimizer, self.device)
+        move_state(self._modules, self._optimizer, device)
 
     def snapshot(self) -> LearnerSnapshot:
         """Everything that the next step depends on; of tensors, this rank's part."""

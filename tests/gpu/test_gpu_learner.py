@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, set_seed
 
 from cluster.types import ScoredBatch
+from learners.network.residence import HOST
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.run.memory_estimate import ModelShape, local_model_shape
@@ -99,11 +100,11 @@ def test_a_learner_that_takes_turns_leaves_its_device_and_goes_on(
         batch = scored_batch(8, step=step, group_size=2)
         staying.update(batch)
         started_s = time.perf_counter()
-        turning.wake()
+        turning.move_to(turning.device)
         woken_s = time.perf_counter()
         turning.update(batch)
         updated_s = time.perf_counter()
-        turning.rest()
+        turning.move_to(HOST)
         record_property("coming and leaving", f"{woken_s - started_s:.2f} s and {time.perf_counter() - updated_s:.2f} s")
     expected = {name: tensor.cpu() for name, tensor in staying.snapshot().tensors.items()}
     del staying

@@ -106,7 +106,7 @@ def test_rollouts_ahead_of_the_learner_on_one_device(run_folder: Path, record_pr
     config = config_of(run_folder, generator={"num_gpus": 0.4}, workers={"num_gpus": 0.6}, asynchronous={"max_staleness": 1})
     steps = steps_of(run_folder, config)
     assert len(steps) == NUM_STEPS
-    record_property("staleness", f"{max(step['buffer/staleness_max'] for step in steps):.0f}")
+    record_property("staleness", f"{max(step['rollout/staleness_max'] for step in steps):.0f}")
 
 
 @needs_devices(2)

@@ -1,14 +1,17 @@
 """Engines on GPUs, as far as this can be told without one: what they are told, and how they are built."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.numpy import save_file
 
 from actors.config import GeneratorConfig
 from actors.generation import vllm_generator
 from actors.generation.vllm_generator import VLLMGenerator
+from cluster.storage.weight_file import seal_weights
 from tests.actors.generation.recording_engine import RecordingEngine
 
 ASLEEP = "sleep 2, wait"
@@ -45,6 +48,23 @@ def told(engine: RecordingEngine, *calls: str) -> list[str]:
 )
 def test_an_engine_is_told_what_it_does_not_do_already(engine: RecordingEngine, calls: list[str], heard: list[str]) -> None:
     assert told(engine, *calls) == heard
+
+
+def test_an_engine_whose_cache_sleeps_takes_weights_and_no_requests(engine: RecordingEngine, tmp_path: Path) -> None:
+    partial = tmp_path / "partial"
+    save_file({}, partial)
+    weights = seal_weights(partial, tmp_path / "v3.safetensors", policy_version=3, node_id="")
+    generator = VLLMGenerator("folder", GeneratorConfig(num_gpus=0.6, sleep_level=2))
+
+    async def run() -> int:
+        await generator.sleep()
+        await generator.wake("weights")
+        version = await generator.load_weights(weights)
+        await generator.wake("kv_cache")
+        return version
+
+    assert asyncio.run(run()) == 3
+    assert engine.calls == [ASLEEP, "wake weights", "start", "update", "finish", "wake kv_cache"]
 
 
 class Arguments:

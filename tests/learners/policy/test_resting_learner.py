@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.types import ScoredBatch, WeightFile
-from learners.network.residence import move_state
+from learners.network.residence import HOST, move_state
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
 from learners.settings.policy import PolicyLearnerConfig
@@ -44,10 +44,10 @@ def test_turns_change_no_bit_of_what_is_learned(
     plain, turning = (learner_of(tiny_model, config, takes_turns=each) for each in (False, True))
     for step in range(2):
         batch = scored_batch(8, step=step, group_size=2)
-        turning.wake()
+        turning.move_to(turning.device)
         plain.update(batch)
         turning.update(batch)
-        turning.rest()
+        turning.move_to(HOST)
     published = [learner.publish(tmp_path / str(number), "float32") for number, learner in enumerate((plain, turning))]
     assert all(isinstance(each, WeightFile) for each in published)
     assert len({each.checksum for each in published}) == 1

@@ -13,6 +13,8 @@ import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 from ray.util.placement_group import placement_group, placement_group_table
 
+from cluster.processes.placement import seat_of
+from cluster.processes.reservations.seats import SEAT_PREFIX, Seats
 from learners.ranks.group import GroupPlan, TrainGroup, build_trainer
 from learners.settings.training import WorkerConfig
 
@@ -34,7 +36,7 @@ def _sleep() -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_killed_group_leaves_the_equal_reservation_of_another_job(tmp_path: Path) -> None:
+def test_a_killed_group_leaves_the_equal_reservations_of_another_job_and_of_actors(tmp_path: Path) -> None:
     address = ray.get_runtime_context().gcs_address
     with subprocess.Popen(
         [sys.executable, "-c", ANOTHER_DRIVER, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -43,10 +45,16 @@ def test_a_killed_group_leaves_the_equal_reservation_of_another_job(tmp_path: Pa
         theirs = another.stdout.readline().strip()
         ours = placement_group([{"CPU": 0.5}])
         ray.get(ours.ready())
+        seats = Seats(print)
+        seats.reserve({"generator 3": seat_of(0.5)}, deadline_s=60.0)  # of a pool that has grown since the group was started
         fit = ray.remote(_sleep).options(num_cpus=0, max_retries=0).remote()
         TrainGroup(_plan(tmp_path, max_restarts=0), fit, earlier_reservations=set()).kill()
-        states = {name: reservation["state"] for name, reservation in placement_group_table().items()}
+        table = placement_group_table()
+        states = {name: reservation["state"] for name, reservation in table.items()}
         assert (states[ours.id.hex()], states[theirs]) == ("REMOVED", "CREATED")
+        [seat] = [each["state"] for each in table.values() if each["name"].startswith(SEAT_PREFIX) and each["name"].endswith("3")]
+        assert seat == "CREATED"
+        seats.close()
 
 
 def test_neither_lost_ranks_nor_a_group_that_cannot_start_are_tried_for_ever(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.errors import DataError, UnexpectedError
+from cluster.errors import ConfigError, DataError, UnexpectedError
+from cluster.processes.placement import Machine, RoleRequest
 from cluster.storage.run_directory import read_summary
 from learners.run import plan, session
 from learners.run.session import named_variables, open_session
@@ -53,3 +54,27 @@ def test_a_quiet_command_has_no_live_view(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DataError), open_session(config, stages=["train"], requests=[]):
         pass
     assert [console.quiet for console in consoles] == [is_quiet]
+
+
+@pytest.fixture
+def small_cluster(monkeypatch: pytest.MonkeyPatch) -> list[RoleRequest]:
+    """Of one CPU; returns what asks for two."""
+    monkeypatch.setattr(session, "ray_cluster", lambda: Machine(num_cpus=1, num_gpus=0, name="the cluster"))
+    monkeypatch.setattr(session, "cluster_nodes", lambda: [Machine(num_cpus=1, num_gpus=0)])
+    return [RoleRequest(role="generator", count=2, num_cpus=1, num_gpus=0, setting="generator.num_replicas")]
+
+
+def test_a_cluster_that_is_too_small_is_refused_with_what_helps_where_it_grows(small_cluster: list[RoleRequest]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        session._check_cluster(load_run_config(CONFIG), small_cluster, note=print)
+    problem, help_ = refused.value.problems
+    assert problem.startswith("placement needs 2 CPUs (2 generator), the cluster has 1")
+    assert help_ == "on a cluster that adds nodes, set wait_for_nodes_s"
+
+
+def test_a_cluster_that_adds_nodes_is_waited_for(small_cluster: list[RoleRequest]) -> None:
+    notes: list[str] = []
+    session._check_cluster(load_run_config(CONFIG, ["wait_for_nodes_s=600"]), small_cluster, note=notes.append)
+    (note,) = notes
+    assert note.startswith("the cluster is too small yet: placement needs 2 CPUs")
+    assert note.endswith("it is asked for nodes, for 600 s at most")
