@@ -11,12 +11,13 @@ from learners.settings.environment import GymnasiumTaskConfig
 
 def make_environment(task: GymnasiumTaskConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """The environment as Gymnasium makes it, and `EnvironmentFailedError` where it raises later. Raises `ConfigError`."""
+    shown = {} if render_mode is None else {"render_mode": render_mode}  # an environment need not know the word
     try:
         made = gymnasium.make(
             task.env,
             max_episode_steps=task.max_episode_steps,
             disable_env_checker=True,  # its checks cost more than a step of a toy environment
-            render_mode=render_mode,
+            **shown,
             **task.options,
         )
     except Exception as error:  # whatever an environment raises on its own options

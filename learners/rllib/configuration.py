@@ -21,7 +21,7 @@ from learners.settings.rllib import NetworkConfig, RLlibDQNLearnerConfig, RLlibP
 RLlibLearnerConfig = RLlibPPOLearnerConfig | RLlibDQNLearnerConfig
 
 OPTION_METHODS = ("training", "env_runners", "learners", "reporting")  # of AlgorithmConfig
-NOT_RLLIBS = {"algorithm", "num_env_steps", "network", "max_restarts", "options", "replay_buffer"}  # settings of ours
+OURS = {"algorithm", "num_env_steps", "network", "num_threads", "max_restarts", "options", "replay_buffer"}  # not RLlib's
 RUNNERS = {"num_env_runners", "num_envs_per_env_runner", "num_cpus_per_env_runner"}
 LEARNERS = {"num_learners", "num_cpus_per_learner", "num_gpus_per_learner"}
 SAMPLE_TIMEOUT_S = 600.0  # RLlib's own 60 drop what slow environments have sampled
@@ -36,7 +36,7 @@ def algorithm_config(
     `env`: one to look at. `module_spec`: a network of one's own in the place of the perceptron. Raises `ConfigError`.
     """
     config = PPOConfig() if isinstance(learner, RLlibPPOLearnerConfig) else DQNConfig()
-    values = {name: value for name, value in learner if name not in NOT_RLLIBS}
+    values = {name: value for name, value in learner if name not in OURS}
     config.env_runners(
         **{name: value for name, value in values.items() if name in RUNNERS},
         sample_timeout_s=SAMPLE_TIMEOUT_S,

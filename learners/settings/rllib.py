@@ -46,6 +46,8 @@ class RLlibConfig(StrictConfig):
     """CPUs that Ray reserves for each."""
     num_gpus_per_learner: float = Field(0.0, ge=0)
     """GPUs of each learner, or of the driver where there is none; a fraction shares a device, 0 is the CPU."""
+    num_threads: int = Field(1, ge=1)
+    """Torch threads of the driver, for what it computes itself. One is faster for small networks, much so beside other work."""
     max_restarts: int = Field(10, ge=0)
     """Times that lost processes are replaced: each env runner by itself; all learners together, from the newest checkpoint."""
     options: dict[str, Any] = Field(default_factory=dict)

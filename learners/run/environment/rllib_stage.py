@@ -3,12 +3,14 @@
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import torch
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from safetensors.numpy import load_file, save_file
@@ -33,6 +35,11 @@ ITERATION_GRACE_S = 5.0  # after Ctrl-C, for the iteration in progress
 
 def learn_with_rllib(session: Session, config: RLlibRunConfig, algorithm: AlgorithmConfig) -> None:
     """Evaluate the start, learn iteration by iteration, evaluate what was learned."""
+    with _threads(config.learner.num_threads):
+        _learn(session, config, algorithm)
+
+
+def _learn(session: Session, config: RLlibRunConfig, algorithm: AlgorithmConfig) -> None:
     run = _Run(session=session, config=config, algorithm=algorithm)
     try:
         if not (session.path / BEFORE).exists():
@@ -43,6 +50,16 @@ def learn_with_rllib(session: Session, config: RLlibRunConfig, algorithm: Algori
         run.evaluate(AFTER)
     finally:
         run.training.stop()
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(kw_only=True)
