@@ -71,7 +71,7 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
 
 
 def _rllib_requests(config: RLlibRunConfig) -> list[RoleRequest]:
-    """What the driver does itself is a role without CPUs of its own: Ray counts what its processes reserve."""
+    """What the driver does itself is a role without CPUs of its own: Ray counts what its processes reserve. Its GPU is there."""
     learner = config.learner
     env_runner = RoleRequest(
         role="env runner",
@@ -87,7 +87,8 @@ def _rllib_requests(config: RLlibRunConfig) -> list[RoleRequest]:
         num_gpus=learner.num_gpus_per_learner,
         setting="learner.num_learners",
     )
-    driver = RoleRequest(role="driver", count=1, num_cpus=0.0, num_gpus=0.0, setting="learner.num_env_runners")
+    own_gpus = 0.0 if learner.num_learners else learner.num_gpus_per_learner
+    driver = RoleRequest(role="driver", count=1, num_cpus=0.0, num_gpus=own_gpus, setting="learner.num_gpus_per_learner")
     return [driver, *(request for request in (env_runner, own) if request.count)]
 
 

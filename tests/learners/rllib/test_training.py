@@ -112,11 +112,10 @@ def test_a_killed_env_runner_is_started_again() -> None:
         group = training._algorithm.env_runner_group
         [victim, _] = group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
         os.kill(victim, signal.SIGKILL)
-        for _ in range(3):
-            training.iterate()
-        pids = group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
-        assert len(pids) == 2
-        assert victim not in pids
+        pids = [victim]
+        while len(pids) < 2 or victim in pids:  # the other samples alone until it is back
+            assert training.iterate()
+            pids = group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
 
 
 def test_a_killed_learner_is_a_loss() -> None:
