@@ -71,6 +71,12 @@ PAGES = {
         kind="tabular",
         starts=("", "task", "learner", "evaluation", "checkpoint"),
     ),
+    "config-rllib": Page(
+        title="Configuration: RLlib",
+        introduction="A file for `rayward train` with one of RLlib's algorithms. Keys have RLlib's own names.",
+        kind="rllib",
+        starts=("", "task", "learner", "evaluation", "checkpoint"),
+    ),
     "config-planning": Page(
         title="Configuration: planning",
         introduction="A file for `rayward train` with value iteration or policy iteration.",

@@ -35,9 +35,9 @@ MEANINGS = {
     "planning/max_change": "Largest change of a state's value in the sweep.",
     "planning/start_value": "Value of the start distribution.",
     "policy/advantage_zero_frac": "Share of tokens with an advantage of exactly zero. They teach nothing.",
-    "policy/approx_kl": "Nats a token between the weights at batch start and now (k3).",
+    "policy/approx_kl": "Nats a token between the weights at batch start and now (k3); with RLlib nats an action, exact.",
     "policy/clip_frac": "Share of tokens whose ratio was clipped.",
-    "policy/entropy": "Nats a token, over the whole vocabulary. Logged where `entropy_coef` is above 0.",
+    "policy/entropy": "Nats a token, over the whole vocabulary, where `entropy_coef` is above 0; with RLlib nats an action.",
     "policy/kl_coef": "Score points a nat. It moves under `kl.control: adaptive`.",
     "policy/kl_penalty": "KL to the reference as a loss term, nats a token.",
     "policy/loss": "The policy's own term of the loss.",
@@ -54,6 +54,7 @@ MEANINGS = {
     "reward_model/train_accuracy": "Share of the batch's pairs in the order of the ratings.",
     "rollout/completion_tokens_mean": "Mean length of a completion.",
     "rollout/cut_prompts": "Prompts that were cut because others were complete first. Logged if `extra_prompts_per_step` is set.",
+    "rollout/env_steps_per_s": "Environment steps a second, of a whole iteration: sampling and learning.",
     "rollout/failed_frac": "Share of trajectories whose request failed in the engine. It counts towards `max_unscored_frac`.",
     "rollout/mixed_versions_frac": "Share of trajectories sampled by several policy versions. Logged if `asynchronous` is set.",
     "rollout/staleness_max": "Publications by which the weights of the oldest token are behind the learner's. Logged likewise.",
@@ -71,7 +72,9 @@ MEANINGS = {
     "time/update_s": "Of `learn`: the optimizer steps.",
     "value/clip_frac": "Share of tokens where the clipped value loss is the larger one.",
     "value/explained_variance": "1 is a critic that predicts every return, 0 one that predicts their mean.",
-    "value/loss": "Value loss, with its factor 1/2.",
+    "value/loss": "Value loss, with its factor 1/2. Of RLlib's PPO without the factor, of its DQN the loss of action values.",
+    "value/q_mean": "Mean value of the actions that a batch took.",
+    "value/td_error_mean": "Mean absolute error of a batch against its targets.",
 }
 NAMED_BY_A_STAR = {"time/rollout_s", "time/publish_s"}  # in reports; the code logs them as time/*_s
 

@@ -61,6 +61,10 @@ class EndpointError(RaywardError):
     """An HTTP endpoint did not answer, or refused what it was asked."""
 
 
+class EnvironmentFailedError(RaywardError):
+    """The environment that a run learns in raised an exception: its author's to correct."""
+
+
 class FeedbackConflictError(RaywardError):
     """An idempotency key came again with another preference; a new judgement needs a new key."""
 

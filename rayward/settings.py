@@ -15,6 +15,7 @@ KINDS = {  # of file -> what it is for
     "reward_model": "rayward train, with learner.algorithm=reward_model",
     "planning": "rayward train, with value_iteration or policy_iteration",
     "tabular": "rayward train, with a method that learns a table from episodes",
+    "rllib": "rayward train, with one of RLlib's algorithms",
     "quickstart": "rayward quickstart",
     "serve": "rayward serve --config",
     "serve_scorer": "rayward serve-scorer --config",
@@ -91,12 +92,13 @@ def schemas() -> dict[str, Any]:
         PolicyRunConfig,
         QuickstartConfig,
         RewardModelRunConfig,
+        RLlibRunConfig,
         TabularRunConfig,
     )
     from serving.config import ServeConfig
     from serving.scorer.config import ServeScorerConfig
 
-    of_runs = (PolicyRunConfig, RewardModelRunConfig, PlanningRunConfig, TabularRunConfig, QuickstartConfig)
+    of_runs = (PolicyRunConfig, RewardModelRunConfig, PlanningRunConfig, TabularRunConfig, RLlibRunConfig, QuickstartConfig)
     records = (*of_runs, ServeConfig, ServeScorerConfig)
     return dict(zip(KINDS, records, strict=True))
 

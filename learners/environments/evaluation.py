@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.seeding import derive_seed
+from learners.environments.drawn import Frames, text_mode
 from learners.environments.finite import Environment, build_environment
 from learners.environments.grid import grid_of
 from learners.environments.markov_model import Array, MarkovModel
 from learners.evaluation.environment import EnvironmentEvaluation, ShownEpisode
 from learners.settings.environment import EpisodeEvaluationConfig, GymnasiumTaskConfig
 
-MAX_FRAMES = 40
 MAX_SHOWN_STEPS = 200  # of the episode that is shown
 
 
@@ -36,6 +36,7 @@ class Evaluator:
             returns = [self._return(policy_SA, episode) for episode in range(num_episodes)]
             mean, std = float(np.mean(returns)), float(np.std(returns))
         return EnvironmentEvaluation(
+            is_discounted=True,
             return_mean=mean,
             return_std=std,
             optimal_return=self.optimal_return,
@@ -58,25 +59,18 @@ class Evaluator:
 
     def _shown(self, policy_SA: Array) -> ShownEpisode:
         """The same start before and after; the environment's draws are those of the seed."""
-        modes = self.environment.env.metadata.get("render_modes", [])
-        shown = build_environment(self.task, render_mode="ansi" if "ansi" in modes else None)
+        shown = build_environment(self.task, render_mode=text_mode(self.environment.env))
         generator = np.random.default_rng(derive_seed(self.seed, "shown actions"))
         state = shown.reset(derive_seed(self.seed, "shown environment"))
-        frames, total, num_steps, is_terminal, is_cut = [_frame(shown)], 0.0, 0, False, False
+        frames, total, num_steps, is_terminal, is_cut = Frames(shown.env), 0.0, 0, False, False
+        frames.add()
         while not (is_terminal or is_cut or num_steps >= MAX_SHOWN_STEPS):
             state, reward, is_terminal, is_cut = shown.step(_drawn(policy_SA[state], generator))
             total, num_steps = total + reward, num_steps + 1
-            if len(frames) < MAX_FRAMES:
-                frames.append(_frame(shown))
+            frames.add()
         shown.env.close()
-        return ShownEpisode(frames=tuple(filter(None, frames)), num_steps=num_steps, total=total, is_cut=not is_terminal)
+        return ShownEpisode(frames=frames.shown(), num_steps=num_steps, total=total, is_cut=not is_terminal)
 
 
 def _drawn(probabilities_A: Array, generator: np.random.Generator) -> int:
     return int(generator.choice(len(probabilities_A), p=probabilities_A))
-
-
-def _frame(environment: Environment) -> str:
-    """Empty where the environment shows no text."""
-    frame = environment.env.render() if environment.env.render_mode == "ansi" else ""
-    return frame if isinstance(frame, str) else ""

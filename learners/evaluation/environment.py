@@ -33,9 +33,10 @@ class Grid:
 class EnvironmentEvaluation:
     """Of one policy. Produced by `learners.environments`, consumed by the summary and by reports."""
 
-    return_mean: float  # discounted
+    is_discounted: bool  # whether returns are: a reward counts gamma to the steps before it
+    return_mean: float
     return_std: float | None  # over episodes; None where the mean is exact
-    optimal_return: float | None  # discounted; None where the model is not known
+    optimal_return: float | None  # None where the model is not known
     num_episodes: int  # 0 where the mean is exact
     episode: ShownEpisode | None
     grid: Grid | None

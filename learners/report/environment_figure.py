@@ -19,9 +19,13 @@ LETTERS = {"S": "start", "G": "goal", "H": "hole", "C": "cliff"}  # of the maps
 
 
 def draw_episode_return(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    """Discounted where the run's evaluation is, over what the run counts: episodes, or environment steps."""
     axes.set_title("Return of an episode while learning")
-    steps, means = data.series("episode/discounted_return_mean")
-    std_steps, stds = data.series("episode/discounted_return_std")
+    is_discounted = bool(data.series("episode/discounted_return_mean")[0])
+    names = ("episode/return_mean", "episode/return_std")
+    if is_discounted:
+        names = ("episode/discounted_return_mean", "episode/discounted_return_std")
+    (steps, means), (std_steps, stds) = map(data.series, names)
     if std_steps == steps:
         low, high = np.subtract(means, stds), np.add(means, stds)
         axes.fill_between(steps, low, high, color=theme.after, alpha=0.16, lw=0, label="\N{PLUS-MINUS SIGN} 1 std of episodes")
@@ -35,9 +39,14 @@ def draw_episode_return(axes: "Axes", data: ReportData, theme: Theme) -> None:
     if after is not None and after.optimal_return is not None:
         axes.axhline(after.optimal_return, color=theme.ink, lw=1.2, ls="--", label=f"optimum {after.optimal_return:.3f}")
         shown.append(after.optimal_return)
+    elif after is not None and not is_discounted and steps:
+        label = f"after, without exploration: {after.return_mean:.4g}"
+        axes.plot(steps[-1], after.return_mean, "D", color=theme.accent, ms=5, label=label, clip_on=False)
+        shown.append(after.return_mean)
     low, high = float(np.percentile(shown, LOW_PERCENTILE)), max(shown)
     margin = 0.08 * (high - low) or 1.0
-    axes.set(xlabel="episode", ylabel="discounted return", ylim=(low - margin, high + margin))
+    label, unit = ("episode", "discounted return") if is_discounted else ("environment step", "return")
+    axes.set(xlabel=label, ylabel=unit, ylim=(low - margin, high + margin))
     legend_above(axes)
 
 
@@ -45,7 +54,37 @@ def draw_episode_length(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Length of an episode")
     steps, means = data.series("episode/length_mean")
     curve(axes, steps, means, theme.stages[3], "mean")
-    axes.set(xlabel="episode", ylabel="steps", ylim=(0, max(means) * 1.1))
+    is_by_episode = bool(data.series("episode/discounted_return_mean")[0])
+    axes.set(xlabel="episode" if is_by_episode else "environment step", ylabel="steps", ylim=(0, max(means) * 1.1))
+
+
+def draw_learner_health(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    """Of a learner with a critic."""
+    axes.set_title("Health of the updates")
+    for name, label, colour in (
+        ("value/explained_variance", "critic: explained variance", theme.after),
+        ("policy/entropy", "entropy of the policy, nats", theme.stages[3]),
+        ("policy/approx_kl", "KL of one update, nats", theme.accent),
+    ):
+        steps, values = data.series(name)
+        if steps:
+            curve(axes, steps, np.clip(values, -1, None).tolist(), colour, label)
+    axes.set_xlabel("environment step")
+    legend_above(axes)
+
+
+def draw_action_values(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    """What a learner of action values expects, and how far off its batches are."""
+    axes.set_title("Values of the actions that were taken")
+    for name, label, colour in (
+        ("value/q_mean", "mean value", theme.after),
+        ("value/td_error_mean", "mean error of a batch", theme.accent),
+    ):
+        steps, values = data.series(name)
+        if steps:
+            curve(axes, steps, values, colour, label)
+    axes.set(xlabel="environment step", ylabel="discounted return")
+    legend_above(axes)
 
 
 def draw_planning(axes: "Axes", data: ReportData, theme: Theme) -> None:

@@ -45,7 +45,7 @@ def environment_headline(data: ReportData) -> str:
         return f"This run in {data.environment} has no evaluation before and after yet."
     how = "exact" if after.num_episodes == 0 else f"mean of {after.num_episodes} episodes"
     found = f"went from {before.return_mean:.4g} to {after.return_mean:.4g} ({how})"
-    sentence = f"In {data.environment} the expected discounted return {found}"
+    sentence = f"In {data.environment} the expected {'discounted ' if after.is_discounted else ''}return {found}"
     share = share_of_optimum(after)
     if after.optimal_return is None:
         return sentence + "."
@@ -72,7 +72,15 @@ def environment_rows(data: ReportData) -> list[SummaryRow]:
             label=label, before=template.format(old), after="" if new is None else template.format(new), change=change
         )
 
-    rows = [row("Discounted return", before.return_mean, None if after is None else after.return_mean, "{:.4g}")]
+    name = "Discounted return" if before.is_discounted else "Return"
+    rows = [
+        row(
+            name,
+            before.return_mean,
+            None if after is None else after.return_mean,
+            "{:.4g}",
+        )
+    ]
     if before.return_std is not None:
         rows.append(row("Its standard deviation", before.return_std, None if after is None else after.return_std, "{:.4g}"))
     if before.optimal_return is not None:

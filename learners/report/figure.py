@@ -11,7 +11,14 @@ import numpy as np
 from learners.evaluation.results import EvaluatedCompletion, EvaluationResult
 from learners.report.data import ReportData
 from learners.report.drawing import Theme, curve, legend_above
-from learners.report.environment_figure import draw_episode_length, draw_episode_return, draw_grid, draw_planning
+from learners.report.environment_figure import (
+    draw_action_values,
+    draw_episode_length,
+    draw_episode_return,
+    draw_grid,
+    draw_learner_health,
+    draw_planning,
+)
 from learners.settings.evaluation import JudgeConfig
 
 if TYPE_CHECKING:
@@ -278,8 +285,9 @@ def _histograms(
 Panel = Callable[["Axes", ReportData, Theme], None]
 CURVES_OF_LEARNING: tuple[tuple[str, Panel], ...] = (  # (metric that it needs, panel)
     ("reward_model/train_accuracy", _draw_reward_model),
-    ("episode/discounted_return_mean", draw_episode_return),
+    ("episode/return_mean", draw_episode_return),
     ("episode/length_mean", draw_episode_length),
+    ("value/q_mean", draw_action_values),
     ("planning/start_value", draw_planning),
     ("score/mean", _draw_score),
     ("policy/ref_kl_nats_per_completion", _draw_kl),
@@ -296,6 +304,8 @@ def _wide_panels(data: ReportData) -> list[Panel]:
 def _panels(data: ReportData) -> list[Panel]:
     """Those that the run has data for."""
     panels = [draw for needed, draw in CURVES_OF_LEARNING if data.series(needed)[0]]
+    if data.environment and data.series("value/explained_variance")[0]:
+        panels.append(draw_learner_health)
     if data.has_samples:
         panels += [_draw_scores_before_after, *(partial(_draw_judge, judge) for judge in data.evaluation.judges)]
     if 0 < data.num_map_columns <= MAX_MAP_COLUMNS:

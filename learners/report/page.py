@@ -41,6 +41,7 @@ STEP_COLUMNS = {  # metric -> (heading, format)
     "value/explained_variance": ("explained var.", "{:.2f}"),
     "optim/grad_norm": ("grad norm", "{:.2f}"),
     "rollout/tokens_per_s": ("tok/s", "{:.0f}"),
+    "rollout/env_steps_per_s": ("steps/s", "{:.0f}"),
 }
 
 

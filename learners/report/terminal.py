@@ -28,6 +28,7 @@ CURVES = {  # metric -> its name on the screen
     "episode/length_mean": "steps of an episode",
     "planning/start_value": "value of the start",
     "rollout/tokens_per_s": "generated tokens a second",
+    "rollout/env_steps_per_s": "environment steps a second",
     "reward_model/train_accuracy": "reward model: accuracy while training",
 }
 SPARK_LEVELS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"  # eighths of a line, from low to full

@@ -23,6 +23,7 @@ from learners.settings.run import (
     PolicyRunConfig,
     QuickstartConfig,
     RewardModelRunConfig,
+    RLlibRunConfig,
     TabularRunConfig,
     TrainingRunConfig,
     load_resolved_config,
@@ -54,6 +55,8 @@ def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = N
 def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = None) -> Path:
     """One learner. Returns the run directory. `resumed`: an earlier run of the same configuration to go on with."""
     report = ReportInTheMaking()
+    if isinstance(config, RLlibRunConfig):
+        return _reported(_run_with_rllib(config, resumed), report)
     if isinstance(config, PlanningRunConfig | TabularRunConfig):
         return _reported(_run_in_environment(config, resumed), report)
     if isinstance(config, RewardModelRunConfig):
@@ -83,6 +86,19 @@ def _run_in_environment(config: PlanningRunConfig | TabularRunConfig, resumed: R
         else:
             assert model is not None, "planning has one"
             plan_table_of_values(session, config, environment, model)
+    return session.path
+
+
+def _run_with_rllib(config: RLlibRunConfig, resumed: RunDirectory | None) -> Path:
+    """Environment and settings are looked at first, so that whatever is wrong with them is told before Ray starts."""
+    from learners.environments.making import make_environment  # with RLlib, which other runs need not wait for
+    from learners.rllib.configuration import algorithm_config
+    from learners.run.environment.rllib_stage import learn_with_rllib
+    from learners.run.environment.tabular_stage import ENVIRONMENT_STAGES
+
+    algorithm = algorithm_config(config.learner, make_environment(config.task))
+    with open_session(config, stages=ENVIRONMENT_STAGES, requests=role_requests(config), resumed=resumed) as session:
+        learn_with_rllib(session, config, algorithm)
     return session.path
 
 

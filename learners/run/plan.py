@@ -24,6 +24,7 @@ from learners.settings.run import (
     PlanningRunConfig,
     PolicyRunConfig,
     RewardModelRunConfig,
+    RLlibRunConfig,
     TabularRunConfig,
     TrainingRunConfig,
 )
@@ -37,6 +38,8 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
     """The processes of each role; a run without any needs no Ray. The learner's mailbox and other small actors reserve no CPU."""
     if isinstance(config, PlanningRunConfig | TabularRunConfig):
         return []
+    if isinstance(config, RLlibRunConfig):
+        return _rllib_requests(config)
     workers = config.learner.workers
     learner = RoleRequest(
         role="learner",
@@ -71,6 +74,28 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
     return [learner, *generators, *scorers]
 
 
+def _rllib_requests(config: RLlibRunConfig) -> list[RoleRequest]:
+    """What the driver does itself is a role without CPUs of its own: Ray counts what its processes reserve. Its GPU is there."""
+    learner = config.learner
+    env_runner = RoleRequest(
+        role="env runner",
+        count=learner.num_env_runners,
+        num_cpus=learner.num_cpus_per_env_runner,
+        num_gpus=0.0,
+        setting="learner.num_env_runners",
+    )
+    own = RoleRequest(
+        role="learner",
+        count=learner.num_learners,
+        num_cpus=learner.num_cpus_per_learner,
+        num_gpus=learner.num_gpus_per_learner,
+        setting="learner.num_learners",
+    )
+    own_gpus = 0.0 if learner.num_learners else learner.num_gpus_per_learner
+    driver = RoleRequest(role="driver", count=1, num_cpus=0.0, num_gpus=own_gpus, setting="learner.num_gpus_per_learner")
+    return [driver, *(request for request in (env_runner, own) if request.count)]
+
+
 def parse_nodes(given: Sequence[str]) -> list[Machine]:
     """Nodes of a cluster that `rayward plan` is asked about, each as CPUS or CPUS,GPUS. Raises `ConfigError`."""
     nodes, problems = [], []
@@ -90,6 +115,10 @@ def plan_run(config: TrainingRunConfig, nodes: Sequence[Machine] = ()) -> dict[s
 
     `nodes`: of the cluster; none: this machine.
     """
+    if isinstance(config, RLlibRunConfig):
+        from learners.run.environment.rllib_plan import plan_rllib_run  # RLlib: seconds
+
+        return {**plan_rllib_run(config), "placement": _placement(role_requests(config), list(nodes) or [this_machine()])}
     if isinstance(config, PlanningRunConfig | TabularRunConfig):
         from learners.run.environment.plan import plan_environment_run  # Gymnasium: a second
 
@@ -108,33 +137,28 @@ def plan_run(config: TrainingRunConfig, nodes: Sequence[Machine] = ()) -> dict[s
 
 def plan_table(plan: dict[str, Any]) -> "RenderableType":
     """The plan for a terminal."""
-    if "environment" in plan:
-        from learners.run.environment.plan import environment_plan_table
-
-        return environment_plan_table(plan)
     from rich.console import Group
     from rich.text import Text
 
+    if "environment" in plan:
+        from learners.run.environment.plan import environment_plan_table
+
+        table = environment_plan_table(plan)
+        return Group(table, "", *_placement_lines(plan["placement"])) if "placement" in plan else table
     title = Text.assemble((plan["name"], "bold"), f"  {plan['algorithm']} on {plan['model']}")
-    placement = plan["placement"]
-    verdict = [Text(f"does not fit: {problem}", style="bold red") for problem in placement["problems"]]
     batch, memory = _batch_table(plan["batch"]), _memory_table(plan["memory"])
     exports = [] if plan["exports"] is None else ["", _exports_line(plan["exports"])]
-    nodes: list[RenderableType] = ["", _node_table(placement["nodes"])] if len(placement["nodes"]) > 1 else []
     turns = ["", Text("Roles take turns on their GPUs: each must fit by itself, and all of them in host memory")]
-    return Group(
-        title,
-        "",
-        _placement_table(placement),
-        *verdict,
-        *nodes,
-        "",
-        batch,
-        "",
-        memory,
-        *(turns if plan["takes_turns"] else ()),
-        *exports,
-    )
+    shared = turns if plan["takes_turns"] else ()
+    return Group(title, "", *_placement_lines(plan["placement"]), "", batch, "", memory, *shared, *exports)
+
+
+def _placement_lines(placement: dict[str, Any]) -> "list[RenderableType]":
+    from rich.text import Text
+
+    verdict = [Text(f"does not fit: {problem}", style="bold red") for problem in placement["problems"]]
+    nodes: list[RenderableType] = ["", _node_table(placement["nodes"])] if len(placement["nodes"]) > 1 else []
+    return [_placement_table(placement), *verdict, *nodes]
 
 
 def _placement(requests: list[RoleRequest], nodes: list[Machine]) -> dict[str, Any]:

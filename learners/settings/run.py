@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,11 +19,12 @@ from cluster.errors import ConfigError
 from cluster.storage.run_directory import CONFIG_NAME
 from learners.settings.environment import EpisodeEvaluationConfig, GymnasiumTaskConfig
 from learners.settings.evaluation import EvaluationConfig
-from learners.settings.every_run import ModelRunConfig, RunConfig
+from learners.settings.every_run import ModelRunConfig, RayRunConfig, RunConfig
 from learners.settings.generators import GeneratorsConfig
 from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.settings.presets import Algorithm
 from learners.settings.reward_model import RewardModelLearnerConfig
+from learners.settings.rllib import EnvStepCheckpointConfig, RLlibDQNLearnerConfig, RLlibPPOLearnerConfig
 from learners.settings.sharing import sharing_problems
 from learners.settings.tabular import (
     EpisodeCheckpointConfig,
@@ -315,8 +316,18 @@ class TabularRunConfig(RunConfig):
     checkpoint: EpisodeCheckpointConfig = EpisodeCheckpointConfig()
 
 
+class RLlibRunConfig(RayRunConfig):
+    """`rayward train` with one of RLlib's algorithms."""
+
+    task: GymnasiumTaskConfig
+    learner: Annotated[RLlibPPOLearnerConfig | RLlibDQNLearnerConfig, Field(discriminator="algorithm")]
+    evaluation: EpisodeEvaluationConfig = EpisodeEvaluationConfig()
+    checkpoint: EnvStepCheckpointConfig = EnvStepCheckpointConfig()
+
+
 LanguageModelRunConfig = PolicyRunConfig | RewardModelRunConfig
-TrainingRunConfig = LanguageModelRunConfig | PlanningRunConfig | TabularRunConfig
+EnvironmentRunConfig = PlanningRunConfig | TabularRunConfig | RLlibRunConfig
+TrainingRunConfig = LanguageModelRunConfig | EnvironmentRunConfig
 
 
 def _algorithms_of(*learners: type[StrictConfig]) -> list[str]:
@@ -330,6 +341,7 @@ _RUN_CONFIGS: dict[str, type[TrainingRunConfig]] = {
     **dict.fromkeys(
         _algorithms_of(MonteCarloLearnerConfig, TemporalDifferenceLearnerConfig, TabularReinforceLearnerConfig), TabularRunConfig
     ),
+    **dict.fromkeys(_algorithms_of(RLlibPPOLearnerConfig, RLlibDQNLearnerConfig), RLlibRunConfig),
 }
 
 

@@ -65,7 +65,7 @@ def test_every_key_of_a_file_is_on_a_page() -> None:
 
     from rayward.settings import schemas
 
-    for kind in ("policy", "reward_model", "planning", "tabular", "serve"):  # a quickstart holds the first two
+    for kind in ("policy", "reward_model", "planning", "tabular", "rllib", "serve"):  # a quickstart holds the first two
         listed = [section for page in PAGES.values() if page.kind == kind for section in sections_on(page)]
         assert sorted(listed) == sorted(sections_of(schemas()[kind])), kind
     pages = config_pages()

@@ -44,7 +44,7 @@ def environment_plan_table(plan: dict[str, Any]) -> "RenderableType":
 
     table = Table("quantity", "value")
     for name, value in plan.items():
-        if name not in ("name", "algorithm", "environment"):
+        if name not in ("name", "algorithm", "environment", "placement"):
             shown = "no limit" if value is None else f"{value:,}" if isinstance(value, int) else value
             table.add_row(name.replace("_", " "), shown)
     return Group(Text.assemble((plan["name"], "bold"), f"  {plan['algorithm']} on {plan['environment']}"), "", table)

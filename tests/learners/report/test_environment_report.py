@@ -19,8 +19,9 @@ MAP = Grid(cells=(("S", "G"),), values=((0.5, 0.0),), arrows=(("right", ""),))
 
 def evaluation(return_mean: float, **others: Any) -> EnvironmentEvaluation:
     episode = ShownEpisode(frames=(f"{RED}S{PLAIN}G\x07",), num_steps=3, total=1.0, is_cut=False)
-    values = {"return_std": None, "optimal_return": 0.8, "num_episodes": 0, "episode": episode, "grid": MAP} | others
-    return EnvironmentEvaluation(return_mean=return_mean, **values)
+    values: dict[str, Any] = {"is_discounted": True, "return_mean": return_mean, "return_std": None, "optimal_return": 0.8}
+    values |= {"num_episodes": 0, "episode": episode, "grid": MAP}
+    return EnvironmentEvaluation(**values | others)
 
 
 def write_run(path: Path, *, before: EnvironmentEvaluation, after: EnvironmentEvaluation | None) -> Path:

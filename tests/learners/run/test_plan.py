@@ -171,3 +171,24 @@ def test_a_node_is_cpus_and_gpus() -> None:
     with pytest.raises(ConfigError) as refused:
         parse_nodes(["4,1", "many", "1,2,3"])
     assert [problem.partition(":")[0] for problem in refused.value.problems] == ["--node many", "--node 1,2,3"]
+
+
+def test_a_run_with_rllib_plans_its_roles(tmp_path: Path) -> None:
+    learner = {
+        "algorithm": "rllib_ppo",
+        "num_env_steps": 100,
+        "num_env_runners": 3,
+        "num_learners": 2,
+        "num_cpus_per_learner": 0.5,
+    }
+    path = tmp_path / "pole.yaml"
+    path.write_text(json.dumps({"name": "pole", "task": {"env": "CartPole-v1"}, "learner": learner}))
+    plan = plan_run(load_run_config(path), parse_nodes(["2", "2"]))
+    roles = {role["role"]: (role["count"], role["num_cpus"]) for role in plan["placement"]["roles"]}
+    assert roles == {"driver": (1, 0.0), "env runner": (3, 1.0), "learner": (2, 0.5)}
+    assert [node["processes"] for node in plan["placement"]["nodes"]] == [
+        {"env runner": 2, "driver": 1},
+        {"env runner": 1, "learner": 2},
+    ]
+    assert (plan["environments"], plan["env_steps_per_iteration"], plan["ray_processes"]) == (24, 4096, 5)
+    assert "env runner" in rendered(plan)

@@ -1,0 +1,33 @@
+"""What a run with one of RLlib's algorithms will do."""
+
+from typing import Any
+
+from learners.environments.making import make_environment
+from learners.rllib.configuration import algorithm_config
+from learners.settings.rllib import RLlibPPOLearnerConfig
+from learners.settings.run import RLlibRunConfig
+
+
+def plan_rllib_run(config: RLlibRunConfig) -> dict[str, Any]:
+    """As plain values. Makes the environment, and raises `ConfigError` where it cannot be made or RLlib refuses a setting."""
+    learner, environment = config.learner, make_environment(config.task)
+    rllib = algorithm_config(learner, environment)
+    batch = rllib.total_train_batch_size
+    work = {"env_steps_per_iteration": rllib.min_sample_timesteps_per_iteration or batch, "env_steps_per_batch": batch}
+    if isinstance(learner, RLlibPPOLearnerConfig):
+        minibatches = -(-learner.train_batch_size_per_learner // learner.minibatch_size)
+        work["optimizer_steps_per_iteration"] = learner.num_epochs * minibatches
+    return {
+        "name": config.name,
+        "algorithm": learner.algorithm,
+        "environment": config.task.env,
+        "observations": " ".join(str(environment.observation_space).split()),
+        "actions": str(environment.action_space),
+        "max_episode_steps": None if environment.spec is None else environment.spec.max_episode_steps,
+        "num_env_steps": learner.num_env_steps,
+        "environments": max(1, learner.num_env_runners) * learner.num_envs_per_env_runner,
+        **work,
+        "checkpoint_every_num_env_steps": config.checkpoint.every_num_env_steps,
+        "evaluation": f"{config.evaluation.num_episodes} episodes",
+        "ray_processes": learner.num_env_runners + learner.num_learners,
+    }

@@ -1,0 +1,170 @@
+"""The stages of a run that learns with one of RLlib's algorithms. Env runners and learners are Ray actors, if there are any."""
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from ray.exceptions import RayError
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from safetensors.numpy import load_file, save_file
+
+from cluster.errors import CannotResumeError, RaywardError
+from cluster.processes.losses import Outcome, failure_of, outcome_of, reason_of
+from cluster.processes.watchdog import Pending
+from cluster.storage.checkpoint import CheckpointFolder
+from learners.environments.making import make_environment
+from learners.environments.rollouts import evaluate_by_episodes
+from learners.evaluation.environment import AFTER, BEFORE
+from learners.rllib.configuration import observation_connector
+from learners.rllib.plain_state import join, split
+from learners.rllib.training import RLlibTraining
+from learners.run.environment.tabular_stage import CHECKPOINTS, write_down
+from learners.run.session import Session
+from learners.settings.run import RLlibRunConfig
+
+ARRAYS_NAME, STATE_NAME = "rllib.safetensors", "rllib.json"
+ITERATION_GRACE_S = 5.0  # after Ctrl-C, for the iteration in progress
+
+
+def learn_with_rllib(session: Session, config: RLlibRunConfig, algorithm: AlgorithmConfig) -> None:
+    """Evaluate the start, learn iteration by iteration, evaluate what was learned."""
+    with _threads(config.learner.num_threads):
+        _learn(session, config, algorithm)
+
+
+def _learn(session: Session, config: RLlibRunConfig, algorithm: AlgorithmConfig) -> None:
+    run = _Run(session=session, config=config, algorithm=algorithm)
+    try:
+        if not (session.path / BEFORE).exists():
+            run.evaluate(BEFORE)
+        run.restore()
+        with session.stage("train"), session.watched(run.pending):
+            run.go()
+        run.evaluate(AFTER)
+    finally:
+        run.training.stop()
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """Iterations, their metrics and checkpoints."""
+
+    session: Session
+    config: RLlibRunConfig
+    algorithm: AlgorithmConfig
+
+    def __post_init__(self) -> None:
+        self._checkpoints = CheckpointFolder(self.session.path / CHECKPOINTS)
+        self._facts = {
+            "task": json.dumps(self.config.task.model_dump(mode="json"), sort_keys=True),
+            "seed": str(self.config.seed),
+            "algorithm": self.config.learner.algorithm,
+            "network": json.dumps(self.config.learner.network.model_dump(mode="json"), sort_keys=True),
+        }
+        self._make: Callable[[], gymnasium.Env[Any, Any]] = functools.partial(make_environment, self.config.task)
+        self._example = self._make()
+        self._num_restarts = 0
+        self._began_s = time.monotonic()
+        self.training = self._build()
+
+    def pending(self) -> list[Pending]:
+        what = f"iteration from environment step {self._last_step}"
+        return [Pending(whom=self.config.task.env, what=what, since_s=self._began_s)]
+
+    def evaluate(self, file: Path) -> None:
+        """As a stage: into the file, and the numbers into the summary."""
+        is_flat = observation_connector(self._example.observation_space) is not None
+        with self.session.stage(f"evaluate {file.stem}"):
+            found = evaluate_by_episodes(
+                lambda render_mode: make_environment(self.config.task, render_mode=render_mode),
+                self.training.policy(self._example, is_flat=is_flat),
+                self.config.evaluation,
+                seed=self.config.seed,
+            )
+            write_down(self.session, found, file)
+
+    def restore(self) -> None:
+        """From the newest checkpoint, if there is one; what was recorded after it is dropped."""
+        checkpoint = self._checkpoints.newest_intact()
+        if checkpoint is not None:
+            for name, fact in self._facts.items():
+                if checkpoint.manifest.facts.get(name) != fact:
+                    raise CannotResumeError(
+                        f"{checkpoint.path} was learned with {name} {checkpoint.manifest.facts.get(name)}, and the run now has "
+                        f"{fact}; set it back, or resume with --fresh"
+                    )
+            state = json.loads((checkpoint.path / STATE_NAME).read_text(encoding="utf-8"))
+            self.training.restore(join(load_file(checkpoint.path / ARRAYS_NAME), state))
+        self._last_step = self._saved_step = self.training.num_env_steps
+        if self.session.metrics.last_step("") > self._last_step:
+            self.session.metrics.discard(lambda line: line["step"] > self._last_step, from_step=self._last_step + 1)
+
+    def go(self) -> None:
+        """All iterations that are still to do; lost learners are replaced, and go back to the newest checkpoint."""
+        while self._last_step < self.config.learner.num_env_steps:
+            try:
+                with self.session.interrupts.deferred(ITERATION_GRACE_S):
+                    self._began_s = time.monotonic()
+                    self._run_iteration()
+            except RayError as error:
+                self._replace(error)
+
+    def _run_iteration(self) -> None:
+        metrics = self.training.iterate()
+        step, num_env_steps = self.training.num_env_steps, self.config.learner.num_env_steps
+        seconds = time.monotonic() - self._began_s
+        metrics["rollout/env_steps_per_s"] = (step - self._last_step) / seconds
+        self._last_step = step
+        self.session.metrics.log(step, metrics)
+        self.session.view.step(min(step, num_env_steps), num_env_steps, metrics)
+        if step - self._saved_step >= self.config.checkpoint.every_num_env_steps or step >= num_env_steps:
+            self._save()
+
+    def _save(self) -> None:
+        arrays, rest = split(self.training.state())
+
+        def write_files(folder: Path) -> None:
+            save_file(arrays, folder / ARRAYS_NAME)
+            (folder / STATE_NAME).write_text(json.dumps(rest, allow_nan=False), encoding="utf-8")
+
+        self._checkpoints.write(self._last_step, policy_version=self._last_step, facts=self._facts, write_files=write_files)
+        self._checkpoints.prune(keep=self.config.checkpoint.keep)
+        self._saved_step = self._last_step
+        self.training.reseed()
+
+    def _replace(self, error: RayError) -> None:
+        """Start all processes anew where one of the learners is lost; RLlib itself restarts none."""
+        if outcome_of(error) is not Outcome.LOST:
+            raise failure_of("RLlib's learner", error)
+        self._num_restarts += 1
+        if self._num_restarts > self.config.learner.max_restarts:
+            raise RaywardError(
+                f"a learner was lost {self._num_restarts} times ({reason_of(error)}), more than learner.max_restarts="
+                f"{self.config.learner.max_restarts}; correct the cause, then resume the run"
+            ) from error
+        self.training.stop()
+        self.training = self._build()
+        self.restore()
+        self.session.view.note(
+            f"a learner was lost ({reason_of(error)}); all were replaced and go on from environment step {self._last_step}"
+        )
+
+    def _build(self) -> RLlibTraining:
+        return RLlibTraining(self.algorithm, self._make, seed=self.config.seed)

@@ -1,0 +1,166 @@
+"""Settings of RLlib's algorithms, under RLlib's own names. Defaults are for small environments on a few CPUs."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cluster.config import StrictConfig
+
+
+class NetworkConfig(StrictConfig):
+    """The network, a multi-layer perceptron: a view of RLlib's `DefaultModelConfig`."""
+
+    fcnet_hiddens: tuple[int, ...] = Field((64, 64), min_length=1)
+    """Units of each hidden layer of the encoder."""
+    fcnet_activation: Literal["tanh", "relu", "silu", "linear"] = "tanh"
+    """After each hidden layer."""
+    head_fcnet_hiddens: tuple[int, ...] = ()
+    """Hidden layers of each head, between encoder and output."""
+    vf_share_layers: bool = False
+    """Of rllib_ppo: policy and value function share the encoder."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of `DefaultModelConfig`, for example `conv_filters` for images."""
+
+
+class RLlibConfig(StrictConfig):
+    """What all of RLlib's algorithms have."""
+
+    num_env_steps: int = Field(ge=1)
+    """Environment steps to learn from, over all environments. The iteration in which they are reached is the last one."""
+    gamma: float = Field(0.99, gt=0, le=1)
+    """Discount of rewards, a step."""
+    lr: float = Field(3e-4, gt=0, lt=1)
+    """Learning rate of Adam."""
+    grad_clip: float | None = Field(0.5, gt=0)
+    """A longer gradient, in L2 norm over all parameters, is scaled down to it; None is never."""
+    network: NetworkConfig = NetworkConfig()
+    num_env_runners: int = Field(0, ge=0)
+    """Processes that step environments, on any node; 0: the driver does it itself."""
+    num_envs_per_env_runner: int = Field(1, ge=1)
+    """Environments that each of them steps side by side, with one forward pass for all."""
+    num_cpus_per_env_runner: float = Field(1.0, ge=0)
+    """CPUs that Ray reserves for each."""
+    num_learners: int = Field(0, ge=0)
+    """Processes that compute gradients, each on its own share of the batch; 0: the driver does it itself."""
+    num_cpus_per_learner: float = Field(1.0, ge=0)
+    """CPUs that Ray reserves for each."""
+    num_gpus_per_learner: float = Field(0.0, ge=0)
+    """GPUs of each learner, or of the driver where there is none; a fraction shares a device, 0 is the CPU."""
+    num_threads: int = Field(1, ge=1)
+    """Torch threads of the driver, for what it computes itself. One is faster for small networks, much so beside other work."""
+    max_restarts: int = Field(10, ge=0)
+    """Times that lost processes are replaced: each env runner by itself; all learners together, from the newest checkpoint."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further settings of RLlib's `AlgorithmConfig`, by the names that its methods `training`, `env_runners`, `learners` and
+    `reporting` take. One that has a setting here is refused."""
+
+
+class RLlibPPOLearnerConfig(RLlibConfig):
+    """Proximal policy optimisation by RLlib. arXiv:1707.06347."""
+
+    algorithm: Literal["rllib_ppo"]
+    """`ppo` without the prefix is the method for language models."""
+    num_envs_per_env_runner: int = Field(8, ge=1)
+    """Environments that each env runner steps side by side, with one forward pass for all."""
+    train_batch_size_per_learner: int = Field(2048, ge=1)
+    """Environment steps of one iteration, for each learner."""
+    minibatch_size: int = Field(128, ge=1)
+    """Environment steps of one optimizer step."""
+    num_epochs: int = Field(6, ge=1)
+    """Passes over each batch."""
+    lambda_: float = Field(0.95, ge=0, le=1)
+    """Of generalised advantage estimation. arXiv:1506.02438."""
+    clip_param: float = Field(0.2, gt=0, lt=1)
+    """Half-width of the trust region on the probability ratio."""
+    vf_clip_param: float = Field(10_000.0, gt=0)
+    """The squared error of a value is cut here, and beyond it teaches nothing. RLlib's own 10 is too small for most returns."""
+    vf_loss_coeff: float = Field(0.5, ge=0)
+    """Weight of the value loss."""
+    entropy_coeff: float = Field(0.0, ge=0)
+    """Weight of the policy's entropy, which keeps it exploring."""
+    use_kl_loss: bool = False
+    """Also penalise the KL divergence to the policy that sampled, with a coefficient that seeks `kl_target`."""
+    kl_coeff: float = Field(0.2, ge=0)
+    """Where that coefficient begins."""
+    kl_target: float = Field(0.01, gt=0)
+    """Nats."""
+
+    @model_validator(mode="after")
+    def _minibatches_fit(self) -> Self:
+        if self.minibatch_size > self.train_batch_size_per_learner:
+            raise ValueError(
+                f"minibatch_size={self.minibatch_size} is more than train_batch_size_per_learner="
+                f"{self.train_batch_size_per_learner}; lower it"
+            )
+        return self
+
+
+class ReplayBufferConfig(StrictConfig):
+    """Steps that were taken and are learned from again and again."""
+
+    prioritized: bool = True
+    """Draw those more often that surprised. arXiv:1511.05952. false: all alike."""
+    capacity: int = Field(50_000, ge=1)
+    """Environment steps; the oldest episodes make room."""
+    alpha: float = Field(0.6, ge=0, le=1)
+    """How much surprise counts: 0 is not at all."""
+    beta: float = Field(0.4, ge=0, le=1)
+    """How much the bias of that is corrected: 1 is wholly."""
+
+
+class RLlibDQNLearnerConfig(RLlibConfig):
+    """Deep Q-learning by RLlib, with the parts of Rainbow. arXiv:1312.5602, arXiv:1710.02298."""
+
+    algorithm: Literal["rllib_dqn"]
+    """`q_learning` keeps a table in the place of the network."""
+    lr: float = Field(1e-3, gt=0, lt=1)
+    """Learning rate of Adam."""
+    grad_clip: float | None = Field(10.0, gt=0)
+    """A longer gradient, in L2 norm over all parameters, is scaled down to it; None is never."""
+    train_batch_size_per_learner: int = Field(32, ge=1)
+    """Steps that one optimizer step draws from the replay buffer, for each learner."""
+    double_q: bool = True
+    """The network chooses the next action, the target network values it. arXiv:1509.06461."""
+    dueling: bool = True
+    """A head for the state's value and one for what each action adds. arXiv:1511.06581."""
+    n_step: int = Field(1, ge=1)
+    """Rewards that are summed before the target network's value."""
+    num_atoms: int = Field(1, ge=1)
+    """Above 1: learn the distribution of returns over so many values. arXiv:1707.06887."""
+    v_min: float = -10.0
+    """The lowest of them."""
+    v_max: float = 10.0
+    """The highest."""
+    epsilon: tuple[tuple[int, float], ...] = ((0, 1.0), (10_000, 0.05))
+    """Share of random actions: pairs of (environment step, share), with straight lines between. The first is of step 0."""
+    num_steps_sampled_before_learning_starts: int = Field(1000, ge=0)
+    """Until then steps are only taken."""
+    training_intensity: float | None = Field(None, gt=0)
+    """Steps learned from for each step taken. None: one batch each time that every environment has stepped."""
+    target_network_update_freq: int = Field(500, ge=1)
+    """Environment steps between updates of the target network."""
+    tau: float = Field(1.0, gt=0, le=1)
+    """By how much it then moves towards the network; 1 is a copy."""
+    replay_buffer: ReplayBufferConfig = ReplayBufferConfig()
+
+    @model_validator(mode="after")
+    def _ranges_have_an_order(self) -> Self:
+        steps = [step for step, _ in self.epsilon]
+        if steps[:1] != [0] or sorted(set(steps)) != steps or not all(0 <= share <= 1 for _, share in self.epsilon):
+            raise ValueError(
+                f"epsilon={list(self.epsilon)} must be pairs of (environment step, share from 0 to 1) in rising order, the first "
+                "of step 0"
+            )
+        if self.v_min >= self.v_max:
+            raise ValueError(f"v_min={self.v_min:g} must be below v_max={self.v_max:g}")
+        return self
+
+
+class EnvStepCheckpointConfig(StrictConfig):
+    """Checkpoints of network, optimizer and replay buffer; the last iteration is always kept."""
+
+    every_num_env_steps: int = Field(50_000, ge=1)
+    """After the iteration in which so many more are reached. A killed run or a lost learner costs so many at most. Episodes in
+    progress are dropped then, so that a resumed run is the same as one that was not interrupted."""
+    keep: int = Field(2, ge=1)
+    """Older ones are removed."""

@@ -1,0 +1,128 @@
+"""RLlib's algorithms go on from a state as if nothing had happened, and processes that end are told apart."""
+
+import json
+import os
+import signal
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from ray.exceptions import RayError
+from safetensors.numpy import load, save
+
+from cluster.errors import EnvironmentFailedError
+from cluster.processes.losses import Outcome, outcome_of
+from learners.rllib.plain_state import join, split
+from learners.settings.environment import GymnasiumTaskConfig
+from tests.learners.rllib.small_learners import DQN, PPO, build_training
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def mistaken(**options: Any) -> GymnasiumTaskConfig:
+    return GymnasiumTaskConfig(env="tests.learners.environments.failing:Mistaken-v0", options=options)
+
+
+@contextmanager
+def running(*arguments: Any, **named: Any) -> Any:
+    training = build_training(*arguments, **named)
+    try:
+        yield training
+    finally:
+        training.stop()
+
+
+def through_files(state: Any) -> Any:
+    arrays, rest = split(state)
+    return join(load(save(arrays)), json.loads(json.dumps(rest, allow_nan=False)))
+
+
+def bits(state: Any) -> Any:
+    """Comparable, without the names that episodes are given at random."""
+    arrays, rest = split({name: state[name] for name in ("learner", "learner_beside", "counters")})
+    return [array.tobytes() for array in arrays.values()], json.dumps(rest)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [PPO, DQN, DQN | {"replay_buffer": {"prioritized": False}}, PPO | {"num_env_runners": 1, "num_cpus_per_env_runner": 0.5}],
+    ids=["ppo", "dqn", "dqn-uniform", "ppo-runner"],
+)
+def test_a_restored_state_goes_on_bit_by_bit(values: dict[str, Any]) -> None:
+    with running(values) as training:
+        for _ in range(3):
+            training.iterate()
+        state = through_files(training.state())
+        num_env_steps = training.num_env_steps
+        training.reseed()
+        metrics = [training.iterate() for _ in range(3)]
+        end = bits(training.state())
+    with running(values) as training:
+        training.restore(state)
+        assert training.num_env_steps == num_env_steps
+        assert [training.iterate() for _ in range(3)] == metrics
+        assert bits(training.state()) == end
+
+
+def test_a_seed_makes_a_run_and_another_makes_another() -> None:
+    def first_iteration(seed: int) -> dict[str, float]:
+        with running(PPO, seed=seed) as training:
+            found: dict[str, float] = training.iterate()
+            return found
+
+    assert first_iteration(1) == first_iteration(1)
+    assert first_iteration(2) != first_iteration(1)
+
+
+def test_metrics_have_our_names() -> None:
+    with running(PPO) as training:
+        names = set(training.iterate())
+    assert names == {
+        "episode/return_mean",
+        "episode/return_std",
+        "episode/length_mean",
+        "policy/loss",
+        "policy/entropy",
+        "policy/approx_kl",
+        "policy/kl_coef",
+        "value/loss",
+        "value/explained_variance",
+        "optim/grad_norm",
+        "optim/learning_rate",
+    }
+    with running(DQN) as training:
+        names = set(training.iterate())
+    assert names >= {"episode/return_mean", "value/loss", "value/q_mean", "value/td_error_mean", "optim/grad_norm"}
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("options", [{"fails_at_step": 20}, {"fails_at_step": 20, "num_states": 3}])
+def test_an_environment_that_raises_is_told_at_once(num_env_runners: int, options: dict[str, Any]) -> None:
+    values = PPO | {"num_env_runners": num_env_runners, "num_cpus_per_env_runner": 0.5}
+    with (
+        running(values, mistaken(**options)) as training,
+        pytest.raises(EnvironmentFailedError, match=r"raised ZeroDivisionError in step: the wind has no speed \(.*failing\.py"),
+    ):
+        training.iterate()
+
+
+def test_a_killed_env_runner_is_started_again() -> None:
+    with running(PPO | {"num_env_runners": 2, "num_cpus_per_env_runner": 0.5}) as training:
+        training.iterate()
+        group = training._algorithm.env_runner_group
+        [victim, _] = group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
+        os.kill(victim, signal.SIGKILL)
+        pids = [victim]
+        while len(pids) < 2 or victim in pids:  # the other samples alone until it is back
+            assert training.iterate()
+            pids = group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
+
+
+def test_a_killed_learner_is_a_loss() -> None:
+    with running(PPO | {"num_learners": 1, "num_cpus_per_learner": 0.5}) as training:
+        training.iterate()
+        [pid] = [found.get() for found in training._algorithm.learner_group.foreach_learner(lambda learner: os.getpid())]
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(RayError) as caught:
+            training.iterate()
+        assert outcome_of(caught.value) is Outcome.LOST

@@ -1,0 +1,117 @@
+"""Runs with RLlib's algorithms from configuration to report; interrupted and hurt ones go on."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from cluster.errors import CannotResumeError, EnvironmentFailedError
+from cluster.storage.run_directory import read_summary
+from learners.report.terminal import list_runs
+from learners.rllib.training import RLlibTraining
+from learners.run import commands
+from learners.settings.run import load_run_config
+from tests.learners.rllib.small_learners import DQN, PPO
+
+pytestmark = [pytest.mark.cold_start, pytest.mark.usefixtures("no_ray")]
+SHORT = {"num_episodes": 3, "max_episode_steps": 100}
+
+
+def write_config(path: Path, learner: dict[str, Any], **others: Any) -> Path:
+    import yaml
+
+    values = {"name": "pole", "runs_dir": str(path), "task": {"env": "CartPole-v1"}, "learner": learner, "evaluation": SHORT}
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "pole.yaml").write_text(yaml.safe_dump(values | {"checkpoint": {"every_num_env_steps": 250}} | others))
+    return path / "pole.yaml"
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """Without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.endswith("_per_s")} for line in lines]
+
+
+def weights_of(run: Path) -> list[bytes]:
+    newest = max((run / "checkpoints").glob("step-*"))
+    arrays = load_file(newest / "rllib.safetensors")
+    return [array.tobytes() for name, array in arrays.items() if "/learner/" in name]
+
+
+@pytest.mark.parametrize("learner", [PPO, DQN], ids=["ppo", "dqn"])
+def test_a_run_that_dies_goes_on_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learner: dict[str, Any]
+) -> None:
+    whole = commands.run_training(load_run_config(write_config(tmp_path / "whole", learner)))
+    summary = read_summary(whole)
+    assert summary["state"] == "completed"
+    assert list(summary["wall_s"]) == ["evaluate before", "train", "evaluate after"]
+    assert summary["after"]["num_episodes"] == 3
+    assert (whole / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "An episode, before and after" in (whole / "report.html").read_text()
+    assert set(list_runs(tmp_path / "whole")[0]["result"]) == {"return_before", "return_after"}
+
+    iterate = RLlibTraining.iterate
+
+    def broken(training: RLlibTraining) -> dict[str, float]:
+        if training.num_env_steps > 600:
+            raise OSError("the disk broke")
+        return iterate(training)
+
+    monkeypatch.setattr(RLlibTraining, "iterate", broken)
+    with pytest.raises(Exception, match="the disk broke"):
+        commands.run_training(load_run_config(write_config(tmp_path / "cut", learner)))
+    monkeypatch.setattr(RLlibTraining, "iterate", iterate)
+    cut = commands.resume_run(tmp_path / "cut" / "pole", [], fresh=False)
+    assert metrics_of(cut) == metrics_of(whole)
+    assert weights_of(cut) == weights_of(whole)
+    assert read_summary(cut)["after"] == summary["after"]
+
+
+def test_a_lost_learner_costs_the_steps_since_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = PPO | {"num_learners": 1, "num_cpus_per_learner": 0.5}
+    whole = commands.run_training(load_run_config(write_config(tmp_path / "whole", learner)))
+    iterate = RLlibTraining.iterate
+    killed: list[int] = []
+
+    def hurt(training: RLlibTraining) -> dict[str, float]:
+        if training.num_env_steps > 600 and not killed:
+            found = training._algorithm.learner_group.foreach_learner(lambda learner: os.getpid())
+            killed.extend(each.get() for each in found)
+            os.kill(killed[0], signal.SIGKILL)
+        return iterate(training)
+
+    monkeypatch.setattr(RLlibTraining, "iterate", hurt)
+    hurt_run = commands.run_training(load_run_config(write_config(tmp_path / "hurt", learner)))
+    assert killed
+    assert read_summary(hurt_run)["state"] == "completed"
+    assert metrics_of(hurt_run) == metrics_of(whole)
+    assert weights_of(hurt_run) == weights_of(whole)
+
+
+def test_an_environment_that_raises_ends_the_run_with_its_message(tmp_path: Path) -> None:
+    task = {"env": "tests.learners.environments.failing:Mistaken-v0", "options": {"fails_at_step": 50}}
+    config = load_run_config(write_config(tmp_path, PPO | {"num_env_runners": 1}, task=task))
+    with pytest.raises(EnvironmentFailedError, match="ZeroDivisionError in step: the wind has no speed"):
+        commands.run_training(config)
+    summary = read_summary(tmp_path / "pole")
+    assert summary["state"] == "failed"
+    assert "ZeroDivisionError" in summary["error"]
+
+
+def test_another_network_cannot_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(training: RLlibTraining) -> dict[str, float]:
+        if training.num_env_steps > 300:
+            raise OSError("the disk broke")
+        return iterate(training)
+
+    iterate = RLlibTraining.iterate
+    monkeypatch.setattr(RLlibTraining, "iterate", broken)
+    with pytest.raises(Exception, match="the disk broke"):
+        commands.run_training(load_run_config(write_config(tmp_path, PPO)))
+    with pytest.raises(CannotResumeError, match="was learned with network"):
+        commands.resume_run(tmp_path / "pole", ["learner.network.fcnet_hiddens=[8]"], fresh=False)
