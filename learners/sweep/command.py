@@ -45,8 +45,8 @@ def resume_sweep(sweep: Path, overrides: Sequence[str], *, fresh: bool) -> Path:
     `fresh`: from the first trial again, what there was set aside. `overrides` are of the sweep, for example num_samples=16.
     """
     path = find_run(sweep)
-    checked = load_resolved_sweep(path, overrides)
     RunLock(path).release()  # a sweep that lives is refused first
+    checked = load_resolved_sweep(path, overrides)
     resumed = RunDirectory.open(path)
     if fresh:
         resumed.set_aside()

@@ -17,6 +17,7 @@ from learners.sweep.space import overrides_of
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+SHOWN_OF_THE_BEST = (("best     ", "run"), ("again    ", "command"))
 TRIAL_STYLE = {**STATE_STYLE, "stopped": "blue", "pending": "dim"}
 
 
@@ -34,7 +35,16 @@ def sweep_report(sweep: Path) -> dict[str, Any]:
         "metric": record.metric,
         "mode": record.mode,
         "trials": [asdict(trial) for trial in best_first(record.trials, record.mode)],
-        "best": None if best is None else {"trial": best.name, "value": best.value, "command": best_command(config, best)},
+        "best": None if best is None else _best(folder, config, best),
+    }
+
+
+def _best(folder: Path, config: SweepConfig, best: Trial) -> dict[str, Any]:
+    return {
+        "trial": best.name,
+        "value": best.value,
+        "run": str(folder / best.name),
+        "command": best_command(config, best),
     }
 
 
@@ -63,5 +73,6 @@ def sweep_view(report: dict[str, Any]) -> "RenderableType":
     errors = [Text(printable(f"{trial['name']}: {trial['error']}"), "bold red") for trial in report["trials"] if trial["error"]]
     picture = Path(report["path"]) / "report.png"
     shown = [Text.assemble(("picture  ", "bold"), str(picture))] if picture.is_file() else []
-    best = [] if report["best"] is None else [Text.assemble(("best     ", "bold"), report["best"]["command"])]
+    found = report["best"]
+    best = [] if found is None else [Text.assemble((name, "bold"), found[key]) for name, key in SHOWN_OF_THE_BEST]
     return Group(header, table, *errors, *shown, *best)

@@ -34,7 +34,7 @@ class TuneTrial(Trainable):
             self._told = {"step": step, **({"value": value} if self._order["is_scheduled"] else {})}
             return self._result("running")
         state: TrialState = self._order["state"] if self._process is None else self._process.outcome(wait_s=LOOK_S)
-        return self._result("running") if state == "running" else self._last_result(state)
+        return self._result("running") if state == "running" else self._ending(state)
 
     def cleanup(self) -> None:
         if self._process is not None:
@@ -46,7 +46,7 @@ class TuneTrial(Trainable):
         points = metric_points(self._run, self._order["growing"])
         return next((point for point in points if point[0] > told and (last_step is None or point[0] < last_step)), None)
 
-    def _last_result(self, state: TrialState) -> dict[str, Any]:
+    def _ending(self, state: TrialState) -> dict[str, Any]:
         self._told.pop("value", None)
         points = metric_points(self._run, self._order["growing"])
         if points:

@@ -121,8 +121,8 @@ class _Follower(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["name"]
-        error = f"its process was lost; the sweep's logs say more ({type(trial.get_error()).__name__})"
-        self._tell(self._record.change(name, state="failed", error=error))
+        log = self._record.directory / "logs" / "driver.log"
+        self._tell(self._record.change(name, state="failed", error=f"the actor that watched it was lost; {log} says more"))
 
     def _seconds(self, name: str, result: dict[str, Any]) -> float:
         return self._earlier_s[name] + float(result["seconds"])
@@ -214,10 +214,13 @@ def _scheduler(checked: CheckedSweep) -> TrialScheduler:
 
 
 def _settle(record: SweepRecord) -> None:
-    """Whatever has not told its end was interrupted, unless its run says that it came through."""
+    """Whatever has not told its end was interrupted. It may have come through before it heard that it is to stop."""
     for trial in record.trials:
         run = record.directory / trial.name
-        if trial.state == "running":
+        if trial.state in ("running", "stopped"):
             is_complete = (run / SUMMARY_NAME).is_file() and read_summary(run)["state"] == "completed"
             value = final_value(run, record.metric) if is_complete else None
-            record.change(trial.name, state="interrupted" if value is None else "completed", value=value)
+            if value is not None:
+                record.change(trial.name, state="completed", value=value)
+            elif trial.state == "running":
+                record.change(trial.name, state="interrupted", value=None)

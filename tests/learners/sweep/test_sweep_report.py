@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 
 from cluster.storage.run_directory import RunDirectory
+from learners.report.terminal import list_runs
 from learners.sweep import loading
 from learners.sweep.figure import Placed, draw_sweep, place
 from learners.sweep.loading import CheckedSweep, load_sweep
@@ -27,6 +28,7 @@ def swept(tmp_path: Path) -> tuple[Path, SweepRecord, CheckedSweep]:
         file, ["seed=7"], ["task.options.map_name=4x4,'[8,8]'"], ["learner.gamma=uniform(0.8,0.99)"], {"num_samples": 2}
     )
     with RunDirectory.create(tmp_path, "lake-sweep") as run:
+        run.write_summary({"best": {"trial": "trial-002", "value": 0.5}})
         run.write_config(yaml.safe_load(yaml.safe_dump(checked.config.model_dump(mode="json"))))
         record = SweepRecord(run.path, metric="after/return_mean", mode="max")
         for number, point in enumerate(checked.points[:3]):
@@ -47,8 +49,9 @@ def test_the_report_has_the_best_first_and_its_command_line(swept: tuple[Path, S
     assert [trial["name"] for trial in report["trials"]] == ["trial-002", "trial-001", "trial-003"]
     gamma = record.trial("trial-002").settings["learner.gamma"]
     command = f"rayward train {checked.config.source} seed=7 'task.options.map_name='\"'\"'[8,8]'\"'\"'' learner.gamma={gamma}"
-    assert report["best"] == {"trial": "trial-002", "value": 0.5, "command": command}
+    assert report["best"] == {"trial": "trial-002", "value": 0.5, "run": str(path / "trial-002"), "command": command}
     json.dumps(report)
+    assert list_runs(path.parent)[0]["result"] == {"best": 0.5}
 
 
 def test_the_table_shows_every_trial(swept: tuple[Path, SweepRecord, CheckedSweep]) -> None:

@@ -150,10 +150,13 @@ def test_each_end_of_a_trial_is_written_down_and_told(tmp_path: Path) -> None:
 
 def test_a_trial_whose_end_was_not_told_is_what_its_run_says(tmp_path: Path) -> None:
     trials = [Trial(name=f"trial-00{n}", settings={}, state="running") for n in (1, 2, 3)]
+    trials += [Trial(name=f"trial-00{n}", settings={}, state="stopped", value=0.25) for n in (4, 5)]
     record = SweepRecord(tmp_path, metric="after/score_mean", mode="max", trials=trials)
     for name, summary in {
         "trial-001": {"state": "interrupted"},
         "trial-002": {"state": "completed", "after": {"score_mean": 0.75}},
+        "trial-004": {"state": "interrupted"},
+        "trial-005": {"state": "completed", "after": {"score_mean": 0.5}},
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
@@ -163,4 +166,6 @@ def test_a_trial_whose_end_was_not_told_is_what_its_run_says(tmp_path: Path) -> 
         ("interrupted", None),
         ("completed", 0.75),
         ("interrupted", None),
+        ("stopped", 0.25),
+        ("completed", 0.5),
     ]
