@@ -127,6 +127,7 @@ def _draw_pair(axes: "Axes", record: SweepRecord, checked: CheckedSweep, theme: 
 def _scale(axes: "Axes", side: str, placed: Placed) -> None:
     axis = axes.xaxis if side == "x" else axes.yaxis
     if placed.labels:
+        axes.margins(**{side: 0.15})
         axis.set_ticks(range(len(placed.labels)), labels=[label[:MAX_TICK_LETTERS] for label in placed.labels])
     elif placed.is_log:
         (axes.set_xscale if side == "x" else axes.set_yscale)("log")

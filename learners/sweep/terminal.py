@@ -60,7 +60,7 @@ def sweep_view(report: dict[str, Any]) -> "RenderableType":
     from rich.text import Text
 
     settings = list(report["trials"][0]["settings"]) if report["trials"] else []
-    table = Table("trial", "state", *settings, report["metric"], "step", "time")
+    table = Table("trial", "state", *_short(settings), report["metric"], "step", "time")
     for column in table.columns[2:]:
         column.justify = "right"
     for trial in report["trials"]:
@@ -76,3 +76,9 @@ def sweep_view(report: dict[str, Any]) -> "RenderableType":
     found = report["best"]
     best = [] if found is None else [Text.assemble((name, "bold"), found[key]) for name, key in SHOWN_OF_THE_BEST]
     return Group(header, table, *errors, *shown, *best)
+
+
+def _short(settings: list[str]) -> list[str]:
+    """The last part of each name, or all of it where two end alike: the command line below the table has the whole."""
+    last = [name.rpartition(".")[2] for name in settings]
+    return [name if last.count(end) > 1 else end for name, end in zip(settings, last, strict=True)]

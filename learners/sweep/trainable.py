@@ -41,10 +41,14 @@ class TuneTrial(Trainable):
             self._process.stop()
 
     def _next_point(self) -> tuple[int, float] | None:
-        """The run's last line is not told before its end: whatever a scheduler decides then, the evaluation follows."""
+        """A scheduler hears every line, people the newest.
+
+        The run's last line is not told before its end: whatever a scheduler decides then, the evaluation follows.
+        """
         last_step, told = self._order["last_step"], self._told.get("step", NEVER)
         points = metric_points(self._run, self._order["growing"])
-        return next((point for point in points if point[0] > told and (last_step is None or point[0] < last_step)), None)
+        new = [point for point in points if point[0] > told and (last_step is None or point[0] < last_step)]
+        return (new[0] if self._order["is_scheduled"] else new[-1]) if new else None
 
     def _ending(self, state: TrialState) -> dict[str, Any]:
         self._told.pop("value", None)

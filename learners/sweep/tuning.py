@@ -1,6 +1,7 @@
 """A sweep's trials, run by Ray Tune: as many at once as fit, each seen until its end, all of it in the sweep's record."""
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from learners.sweep.trial_process import CLEAN_END_S, TrialCommand
 ALL_END_S = CLEAN_END_S + 3.0  # trials end side by side; then Tune's actors do
 END_OF_STEPS = 10**9  # ASHA ends a trial there; a trial's steps end before
 MIB = 2**20
+PROGRESS_S = 2.0  # from one line of a trial's progress in the record to the next
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a sweep has its own, also for SIGTERM
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their metrics themselves
@@ -95,6 +97,7 @@ class _Follower(tune.Callback):
         self._record = record
         self._num_trials = num_trials
         self._earlier_s: dict[str, float] = {}
+        self._told_s: dict[str, float] = {}  # when a trial's progress was last written down
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         known = self._record.trial(trial.config["name"])
@@ -107,8 +110,8 @@ class _Follower(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         if trial.config["command"] is not None and result["state"] == "running" and "step" in result:
             name = trial.config["name"]
-            known = self._record.trial(name)
-            if (known.step, known.value) != (result["step"], result.get(VALUE)):
+            if time.monotonic() - self._told_s.get(name, 0.0) > PROGRESS_S:
+                self._told_s[name] = time.monotonic()
                 self._record.change(name, step=result["step"], value=result.get(VALUE), seconds=self._seconds(name, result))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -15,7 +15,7 @@ from learners.sweep.figure import Placed, draw_sweep, place
 from learners.sweep.loading import CheckedSweep, load_sweep
 from learners.sweep.record import SweepRecord
 from learners.sweep.space import Range
-from learners.sweep.terminal import sweep_report, sweep_view
+from learners.sweep.terminal import _short, sweep_report, sweep_view
 
 CONFIGS = Path(loading.__file__).parents[2] / "configs" / "train"
 
@@ -61,6 +61,8 @@ def test_the_table_shows_every_trial(swept: tuple[Path, SweepRecord, CheckedSwee
     for word in ("lake-sweep", "completed", "trial-003", "failed", "0.25", "1m05s", "rayward train", "why"):
         assert word in shown
     assert "\x1b" not in shown
+    assert "map_name" in shown
+    assert _short(["a.start", "b.start", "c.gamma"]) == ["a.start", "b.start", "gamma"]
 
 
 def test_the_picture_is_drawn_also_of_a_sweep_without_a_result(

@@ -59,7 +59,7 @@ def trials_of(sweep: Path) -> dict[str, Trial]:
 def test_a_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     """The first trial is short, the second long, the third would come after it."""
     sweep = tmp_path / "runs" / "lake-sweep"
-    process = start(tmp_path, "sweep", "lake.yaml", "--grid", "learner.num_episodes=50,30000,60", "--concurrent", "1")
+    process = start(tmp_path, "sweep", "lake.yaml", "--grid", "learner.num_episodes=50,100000,60", "--concurrent", "1")
     wait_until(lambda: (sweep / "trial-002" / "metrics.jsonl").is_file() and trials_of(sweep)["trial-002"].step is not None)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()

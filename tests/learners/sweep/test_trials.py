@@ -83,10 +83,10 @@ def test_a_trial_that_ended_before_is_told_again_line_by_line(tmp_path: Path) ->
     assert [result.get("done", False) for result in results] == [False, False, True]
 
 
-def test_a_value_of_the_end_is_not_told_before(tmp_path: Path) -> None:
+def test_people_hear_the_newest_line_and_the_value_at_the_end(tmp_path: Path) -> None:
     trial = trial_of(order(write_run(tmp_path / "run")))
-    results = [trial.step() for _ in range(3)]
-    assert [result.get("value") for result in results] == [None, None, 0.25]
+    results = [trial.step() for _ in range(2)]
+    assert [(result["step"], result.get("value")) for result in results] == [(2, None), (3, 0.25)]
 
 
 def test_a_trial_without_the_metric_has_failed_and_says_what_it_has(tmp_path: Path) -> None:
