@@ -39,7 +39,7 @@ def draw_sweep(record: SweepRecord, checked: CheckedSweep) -> bytes:
 
     names = list(checked.space.settings)[:MAX_SETTINGS]
     num_panels = 1 + len(names) + (len(names) > 1)
-    num_columns = min(num_panels, MAX_COLUMNS)
+    num_columns = 2 if num_panels == 4 else min(num_panels, MAX_COLUMNS)
     num_rows = math.ceil(num_panels / num_columns)
     with rc_context(style(LIGHT)):
         figure = Figure(figsize=(PANEL_INCHES[0] * num_columns, PANEL_INCHES[1] * num_rows), dpi=DOTS_PER_INCH)
