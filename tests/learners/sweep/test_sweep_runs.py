@@ -18,7 +18,34 @@ ROOT = Path(__file__).resolve().parents[3]
 LAKE = """
 name: lake
 task: {kind: gymnasium, env: FrozenLake-v1, options: {is_slippery: false}}
-learner: {algorithm: q_learning, num_episodes: 200, step_size: {start: 0.5}}
+learner: {algorithm: q_learning, num_episodes: 60, step_size: {start: 0.5}}
+"""
+GATED_LAKE = """
+import threading
+from pathlib import Path
+
+import gymnasium
+
+
+class GatedLake(gymnasium.Wrapper):
+    def __init__(self, lake, gate):
+        super().__init__(lake)
+        self.gate, self.num_resets = gate, 0
+
+    def reset(self, **options):
+        self.num_resets += 1
+        while self.num_resets > 15 and not self.gate.exists():
+            threading.Event().wait(0.05)
+        return super().reset(**options)
+
+
+def build(gate, **options):
+    if not Path(gate).parent.is_dir():
+        raise ValueError("no such gate")
+    return GatedLake(gymnasium.make("FrozenLake-v1", **options), Path(gate))
+
+
+gymnasium.register("GatedLake-v0", entry_point=build)
 """
 LOOK_S, MAX_LOOKS = 0.2, 1500
 
@@ -53,32 +80,37 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def trials_of(sweep: Path) -> dict[str, Trial]:
-    return {trial.name: trial for trial in SweepRecord.read(sweep).trials} if (sweep / "sweep.json").is_file() else {}
+    return {trial.name: trial for trial in SweepRecord.read(sweep).trials}
 
 
 def test_a_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
-    """Two trials fail at once, one is short, the last is long; one at a time."""
-    sweep = tmp_path / "runs" / "lake-sweep"
-    grid = ("--grid", "task.options.map_name=nowhere,4x4", "--grid", "learner.num_episodes=50,100000")
-    process = start(tmp_path, "sweep", "lake.yaml", *grid, "--concurrent", "1")
-    wait_until(lambda: len(trials_of(sweep)) == 4 and trials_of(sweep)["trial-004"].step is not None)
+    """One trial fails at once, one is short, the last waits at a gate; one at a time."""
+    (tmp_path / "gated_lake.py").write_text(GATED_LAKE)
+    (tmp_path / "open").touch()
+    sweep, gated = tmp_path / "runs" / "lake-sweep", ("task.env=gated_lake:GatedLake-v0", "checkpoint.every_num_episodes=5")
+    grid = ("--grid", "task.options.gate=no/folder,open,closed", "--concurrent", "1")
+    process = start(tmp_path, "sweep", "lake.yaml", *gated, *grid)
+    metrics = sweep / "trial-003" / "metrics.jsonl"
+    wait_until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 5)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 130, errors
-    assert [trial.state for trial in trials_of(sweep).values()] == ["failed", "failed", "completed", "interrupted"]
+    assert [trial.state for trial in trials_of(sweep).values()] == ["failed", "completed", "interrupted"]
     assert read_summary(sweep)["state"] == "interrupted"
-    assert read_summary(sweep / "trial-004")["state"] == "interrupted"
-    short = (sweep / "trial-003" / "summary.json").stat().st_mtime_ns
+    assert read_summary(sweep / "trial-003")["state"] == "interrupted"
+    ended = (sweep / "trial-002" / "summary.json").stat().st_mtime_ns
 
+    (tmp_path / "closed").touch()
     report = finish(tmp_path, "resume", "lake-sweep")
     assert report["state"] == "completed"
     trials = trials_of(sweep)
-    assert [trial.state for trial in trials.values()] == ["failed", "failed", "completed", "completed"]
-    assert "nowhere" in str(trials["trial-001"].error)
-    assert trials["trial-004"].value == read_summary(sweep / "trial-004")["after"]["return_mean"]
-    assert (sweep / "trial-003" / "summary.json").stat().st_mtime_ns == short  # it did not run again
-    assert "evaluate before" not in (sweep / "logs" / "trial-004.log").read_text()  # resumed, not begun
-    assert report["best"]["command"].startswith("rayward train lake.yaml task.options.map_name=4x4 learner.num_episodes=")
+    assert [trial.state for trial in trials.values()] == ["failed", "completed", "completed"]
+    assert "no such gate" in str(trials["trial-001"].error)
+    assert trials["trial-003"].value == read_summary(sweep / "trial-003")["after"]["return_mean"]
+    assert (sweep / "trial-002" / "summary.json").stat().st_mtime_ns == ended  # it did not run again
+    assert "evaluate before" not in (sweep / "logs" / "trial-003.log").read_text()  # resumed, not begun
+    command = "rayward train lake.yaml task.env=gated_lake:GatedLake-v0 checkpoint.every_num_episodes=5 task.options.gate=open"
+    assert report["best"]["command"] == command
     assert (sweep / "report.png").is_file()
 
 
