@@ -14,7 +14,6 @@ import pytest
 from cluster.storage.run_directory import read_summary
 from learners.sweep.record import SweepRecord, Trial
 
-ROOT = Path(__file__).resolve().parents[3]
 LAKE = """
 name: lake
 task: {kind: gymnasium, env: FrozenLake-v1, options: {is_slippery: false}}
