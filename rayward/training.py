@@ -1,7 +1,6 @@
 """Commands that train policies, and `rayward plan`."""
 
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -44,27 +43,6 @@ def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     _report_run(run_training(loaded), as_json=as_json)
 
 
-class Search(StrEnum):
-    """How a sweep finds its trials."""
-
-    RANDOM = "random"
-    OPTUNA = "optuna"
-
-
-class Scheduler(StrEnum):
-    """What stops trials of a sweep."""
-
-    NONE = "none"
-    ASHA = "asha"
-
-
-class Mode(StrEnum):
-    """Of a metric."""
-
-    MAX = "max"
-    MIN = "min"
-
-
 def sweep(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -82,14 +60,17 @@ def sweep(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Draws at each point of the grid. With --search optuna: all trials.")
     ] = None,
-    search: Annotated[Search, typer.Option(help="optuna: trials so far say where to look next.")] = Search.RANDOM,
-    scheduler: Annotated[Scheduler, typer.Option(help="asha: trials that fall behind are stopped.")] = Scheduler.NONE,
+    search: Annotated[Literal["random", "optuna"], typer.Option(help="optuna: trials so far say where to look next.")] = "random",
+    scheduler: Annotated[Literal["none", "asha"], typer.Option(help="asha: trials that fall behind are stopped.")] = "none",
     grace_steps: Annotated[int | None, typer.Option(min=1, help="ASHA stops no trial before this step.")] = None,
+    reduction_factor: Annotated[
+        int | None, typer.Option(min=2, help="ASHA lets the best one of so many go on. Default: 4.")
+    ] = None,
     metric: Annotated[
         str | None,
         typer.Option(help="What compares trials. Default: the evaluation after training; with ASHA, its curve."),
     ] = None,
-    mode: Annotated[Mode, typer.Option(help="Whether more of the metric is better.")] = Mode.MAX,
+    mode: Annotated[Literal["max", "min"], typer.Option(help="Whether more of the metric is better.")] = "max",
     concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once at most. Default: as many as fit.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the sweep's directory. Default: the configuration's, with -sweep.")] = None,
     as_json: AsJson = False,
@@ -97,9 +78,10 @@ def sweep(
     """Train one configuration many times with different settings, and compare the results. Each trial is a run of its own."""
     from learners.sweep.loading import load_sweep
 
-    given = {"num_samples": samples, "grace_steps": grace_steps, "metric": metric, "concurrent": concurrent, "name": name}
+    given = {"num_samples": samples, "metric": metric, "concurrent": concurrent, "name": name}
+    given |= {"grace_steps": grace_steps, "reduction_factor": reduction_factor}
     options = {key: value for key, value in given.items() if value is not None}
-    options |= {"search": search.value, "scheduler": scheduler.value, "mode": mode.value}
+    options |= {"search": search, "scheduler": scheduler, "mode": mode}
     checked = load_sweep(config, overrides or [], grid or [], sample or [], options)
     _check_fits(checked.config, checked.requests)
 
