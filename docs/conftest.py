@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(
     r'^```(?P<language>\w+)(?: title="(?P<file>[^"]+)")?\n(?P<code>.*?)^```$|^<!-- first: (?P<first>.*?) -->$', re.M | re.S
 )
-STARTS_PROCESSES = re.compile(r"^rayward (quickstart|train|serve)", re.M)
+STARTS_PROCESSES = re.compile(r"^rayward (quickstart|train|sweep|serve)", re.M)
 DOCUMENTED_PORT = "8000"
 STOP_S = 60  # until an endpoint has ended
 

@@ -31,9 +31,16 @@ def show(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one run: before and after, curves, sample completions."""
+    """Show one run: before and after, curves, sample completions; or the trials of a sweep."""
+    from cluster.storage.run_directory import find_run
     from learners.report.terminal import audit_of, audit_view, run_view, summary_of
+    from learners.sweep.record import is_sweep
 
+    if is_sweep(find_run(run)):
+        from learners.sweep.terminal import sweep_report, sweep_view
+
+        report("sweep", sweep_report(run), sweep_view, as_json=as_json)
+        return
     if ledger:
         audit = audit_of(run)
         report("ledger", audit, audit_view, as_json=as_json)

@@ -23,6 +23,7 @@ SHOWN_METRICS = {
     "episode/length_mean": ("length", "{:.0f} steps"),
     "episode/epsilon": ("epsilon", "{:.2f}"),
     "planning/start_value": ("value", "{:+.4f}"),
+    "sweep/best": ("best", "{:.4g}"),
     "planning/max_change": ("change", "{:.1e}"),
     "rollout/completion_tokens_mean": ("length", "{:.0f} tok"),
     "rollout/tokens_per_s": ("", "{:.0f} tok/s"),

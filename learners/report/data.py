@@ -81,7 +81,7 @@ def load_report_data(run_dir: Path) -> ReportData:
         summary=read_summary(run_dir),
         config_yaml=config_yaml,
         evaluation=EvaluationConfig() if environment else EvaluationConfig.model_validate(config.get("evaluation", {})),
-        metrics=tuple(_read_metrics(run_dir / "metrics.jsonl")),
+        metrics=tuple(read_metrics(run_dir / "metrics.jsonl")),
         lengths=_length_band(entries),
         num_trained=sum(entry.outcome == "trained" for entry in entries),
         before_samples=_read_samples(run_dir / "evaluation" / "before.json"),
@@ -92,7 +92,7 @@ def load_report_data(run_dir: Path) -> ReportData:
     )
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The last line may be cut short by a kill; any other broken line is an error."""
     if not path.is_file():
         return []

@@ -1,10 +1,14 @@
 """What panels of the figure are drawn with: colours, lines, legends."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+DOTS_PER_INCH = 150
+PANEL_INCHES = (4.6, 3.3)
+MARGIN_INCHES = {"left": 0.80, "right": 0.20, "bottom": 0.58, "top": 0.36}  # of a panel, for its labels and title
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,47 @@ DARK = Theme(
     accent="#f0a04b",
     stages=("#3b8fd0", "#5d6873", "#e08a35", "#2bbd92"),
 )
+
+
+def margins(num_rows: int, num_columns: int) -> dict[str, float]:
+    """The same for every panel, as shares of the figure: to fit margins to their labels takes matplotlib as long as to draw."""
+    width, height = PANEL_INCHES
+    left, right, bottom, top = (MARGIN_INCHES[side] for side in ("left", "right", "bottom", "top"))
+    return {
+        "left": left / (width * num_columns),
+        "right": 1 - right / (width * num_columns),
+        "bottom": bottom / (height * num_rows),
+        "top": 1 - top / (height * num_rows),
+        "wspace": (left + right) / (width - left - right),  # in widths of the drawn part of a panel
+        "hspace": (bottom + top) / (height - bottom - top),
+    }
+
+
+def style(theme: Theme) -> dict[Any, Any]:
+    return {
+        "font.size": 9.5,
+        "font.family": "DejaVu Sans",
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.faint,
+        "axes.edgecolor": theme.grid,
+        "axes.facecolor": theme.background,
+        "figure.facecolor": theme.background,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 9,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": theme.grid,
+        "grid.linewidth": 0.8,
+        "xtick.color": theme.faint,
+        "ytick.color": theme.faint,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+        "lines.linewidth": 2.0,
+    }
 
 
 def curve(axes: "Axes", steps: list[int], values: list[float], colour: str, label: str) -> None:

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from learners.evaluation.results import EvaluatedCompletion, EvaluationResult
 from learners.report.data import ReportData
-from learners.report.drawing import Theme, curve, legend_above
+from learners.report.drawing import DOTS_PER_INCH, PANEL_INCHES, Theme, curve, legend_above, margins, style
 from learners.report.environment_figure import (
     draw_action_values,
     draw_episode_length,
@@ -24,9 +24,6 @@ from learners.settings.evaluation import JudgeConfig
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DOTS_PER_INCH = 150
-PANEL_INCHES = (4.6, 3.3)
-MARGIN_INCHES = {"left": 0.80, "right": 0.20, "bottom": 0.58, "top": 0.36}  # of a panel, for its labels and title
 MAX_COLUMNS = 3
 MAX_MAP_COLUMNS = 8  # a map with more has a row of its own
 NUM_BINS = 18
@@ -50,9 +47,9 @@ def draw_figure(data: ReportData, theme: Theme) -> bytes:
     num_columns = min(len(panels), MAX_COLUMNS)
     num_rows = math.ceil(len(panels) / num_columns) + len(wide)
     size = (PANEL_INCHES[0] * num_columns, PANEL_INCHES[1] * num_rows)
-    with rc_context(_style(theme)):
+    with rc_context(style(theme)):
         figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
-        figure.subplots_adjust(**_margins(num_rows, num_columns))
+        figure.subplots_adjust(**margins(num_rows, num_columns))
         for number, draw in enumerate(panels, start=1):
             draw(figure.add_subplot(num_rows, num_columns, number), data, theme)
         for row, draw in enumerate(reversed(wide)):
@@ -60,47 +57,6 @@ def draw_figure(data: ReportData, theme: Theme) -> bytes:
         buffer = BytesIO()
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": "rayward"})
     return buffer.getvalue()
-
-
-def _margins(num_rows: int, num_columns: int) -> dict[str, float]:
-    """The same for every panel, as shares of the figure: to fit margins to their labels takes matplotlib as long as to draw."""
-    width, height = PANEL_INCHES
-    left, right, bottom, top = (MARGIN_INCHES[side] for side in ("left", "right", "bottom", "top"))
-    return {
-        "left": left / (width * num_columns),
-        "right": 1 - right / (width * num_columns),
-        "bottom": bottom / (height * num_rows),
-        "top": 1 - top / (height * num_rows),
-        "wspace": (left + right) / (width - left - right),  # in widths of the drawn part of a panel
-        "hspace": (bottom + top) / (height - bottom - top),
-    }
-
-
-def _style(theme: Theme) -> dict[Any, Any]:
-    return {
-        "font.size": 9.5,
-        "font.family": "DejaVu Sans",
-        "text.color": theme.ink,
-        "axes.labelcolor": theme.faint,
-        "axes.edgecolor": theme.grid,
-        "axes.facecolor": theme.background,
-        "figure.facecolor": theme.background,
-        "axes.titlesize": 10.5,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.titlepad": 9,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.8,
-        "xtick.color": theme.faint,
-        "ytick.color": theme.faint,
-        "legend.frameon": False,
-        "legend.fontsize": 8.5,
-        "lines.linewidth": 2.0,
-    }
 
 
 def _draw_nothing(axes: "Axes", data: ReportData, theme: Theme) -> None:

@@ -149,7 +149,8 @@ def _result(summary: dict[str, Any]) -> dict[str, float]:
         if f"{name}_mean" in summary.get(moment, {})
     }
     found = summary.get("reward_model", {})
-    return {**{name: found[name] for name in ("accuracy", "human_agreement") if name in found}, **scores}
+    best = {"best": summary["best"]["value"]} if "best" in summary else {}  # trial of a sweep
+    return {**{name: found[name] for name in ("accuracy", "human_agreement") if name in found}, **scores, **best}
 
 
 def _result_line(result: dict[str, float]) -> str:
@@ -158,6 +159,8 @@ def _result_line(result: dict[str, float]) -> str:
         for name in ("score", "return")
         if f"{name}_before" in result and f"{name}_after" in result
     ]
+    if "best" in result:
+        parts.append(f"best {result['best']:.4g}")
     if "accuracy" in result:
         parts.append(f"reward model {result['accuracy']:.1%}")
     return ", ".join(parts)

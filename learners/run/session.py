@@ -22,6 +22,7 @@ from cluster.storage.metrics import MetricsLog, StageClock
 from cluster.storage.run_directory import METRICS_NAME, RunDirectory
 from learners.settings.every_run import RayRunConfig, RunConfig
 from learners.settings.run import PolicyRunConfig
+from learners.settings.sweep import SweepConfig
 
 END_S = 8.5  # for a clean end after an interrupt: whoever sent it sends SIGKILL soon
 command_log = logging.getLogger("rayward")  # its level is what -v and -q set
@@ -89,7 +90,12 @@ class Session:
 
 @contextmanager
 def open_session(
-    config: RunConfig, *, stages: Sequence[str], requests: Sequence[RoleRequest], resumed: RunDirectory | None = None
+    config: RunConfig,
+    *,
+    stages: Sequence[str],
+    requests: Sequence[RoleRequest],
+    resumed: RunDirectory | None = None,
+    end_s: float = END_S,
 ) -> Iterator[Session]:
     """Check the placement, own the run directory, start Ray or join the cluster that RAY_ADDRESS names; stop at the end.
 
@@ -101,7 +107,7 @@ def open_session(
     address = cluster_address() if requests else None
     if address is None:
         check_placement(requests, this_machine())
-    interrupts = Interrupts(end_s=END_S)
+    interrupts = Interrupts(end_s=end_s)
     directory = resumed or RunDirectory.create(config.runs_dir, config.name)
     try:
         with (
@@ -161,6 +167,9 @@ def _ray(config: RunConfig, address: str | None, log_dir: Path) -> AbstractConte
 def named_variables(config: RunConfig) -> list[str]:
     """The environment variables that the scorers of a run read."""
     names: list[str] = []
+    if isinstance(config, SweepConfig):
+        for values in config.training.get("scorers", ()):
+            names += [*values.get("headers_from_env", {}).values(), *values.get("environment", ())]
     for scorer in config.scorers if isinstance(config, PolicyRunConfig) else ():
         if isinstance(scorer, HttpScorerConfig):
             names += scorer.headers_from_env.values()
