@@ -35,7 +35,7 @@ def main() -> None:
     panels[0].set_xlim(0, 100)
     panels[0].set_yticks(range(len(rows)), [f"seed {row[0]}" for row in reversed(rows)])
     panels[0].text(2, -0.42, "before", color=BEFORE, weight="bold")
-    panels[0].text(18, -0.42, "after 22 steps of PPO", color=AFTER, weight="bold")
+    panels[0].text(18, -0.42, "after 26 steps of PPO", color=AFTER, weight="bold")
     picture = ROOT / "docs" / "pictures" / "quickstart.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=150)
