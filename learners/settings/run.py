@@ -20,12 +20,11 @@ from cluster.storage.run_directory import CONFIG_NAME
 from learners.settings.environment import EpisodeEvaluationConfig, GymnasiumTaskConfig
 from learners.settings.evaluation import EvaluationConfig
 from learners.settings.every_run import ModelRunConfig, RayRunConfig, RunConfig
-from learners.settings.generators import GeneratorsConfig
+from learners.settings.generators import GeneratorsConfig, sharing_problems
 from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.settings.presets import Algorithm
 from learners.settings.reward_model import RewardModelLearnerConfig
 from learners.settings.rllib import EnvStepCheckpointConfig, RLlibDQNLearnerConfig, RLlibPPOLearnerConfig
-from learners.settings.sharing import sharing_problems
 from learners.settings.tabular import (
     EpisodeCheckpointConfig,
     EpisodicLearnerConfig,
