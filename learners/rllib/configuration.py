@@ -20,7 +20,6 @@ from learners.settings.rllib import NetworkConfig, RLlibDQNLearnerConfig, RLlibP
 
 RLlibLearnerConfig = RLlibPPOLearnerConfig | RLlibDQNLearnerConfig
 
-OPTION_METHODS = ("training", "env_runners", "learners", "reporting")  # of AlgorithmConfig
 OURS = {"algorithm", "num_env_steps", "network", "num_threads", "max_restarts", "options", "replay_buffer"}  # not RLlib's
 RUNNERS = {"num_env_runners", "num_envs_per_env_runner", "num_cpus_per_env_runner"}
 LEARNERS = {"num_learners", "num_cpus_per_learner", "num_gpus_per_learner"}
@@ -99,13 +98,12 @@ def _replay_buffer(learner: RLlibDQNLearnerConfig) -> dict[str, Any]:
 
 
 def _set_options(config: AlgorithmConfig, learner: RLlibLearnerConfig) -> None:
-    parameters = {method: _parameters(type(config), method) for method in OPTION_METHODS}
-    known = set().union(*parameters.values())
+    methods: tuple[Callable[..., Any], ...] = (config.training, config.env_runners, config.learners, config.reporting)
+    parameters = [_parameters(type(config), method.__name__) for method in methods]
+    known = set().union(*parameters)
     _refuse_others(learner.options, own=set(type(learner).model_fields), known=known, where="learner.options")
-    for method, names in parameters.items():
-        chosen = {name: value for name, value in learner.options.items() if name in names}
-        if chosen:
-            getattr(config, method)(**chosen)
+    for method, names in zip(methods, parameters, strict=True):
+        method(**{name: value for name, value in learner.options.items() if name in names})
 
 
 def _parameters(config: type[AlgorithmConfig], method: str) -> set[str]:

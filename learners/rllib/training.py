@@ -174,5 +174,8 @@ def _set_beside(learner: Learner, beside: Mapping[str, Any]) -> None:
 
 
 def _first(results: Any) -> Any:
+    """Of calls to all learners, which hold the same. Raises Ray's error where it is lost."""
     [first, *_] = list(results)
+    if not first.ok:
+        raise first.get()
     return first.get()

@@ -75,7 +75,7 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
 
 
 def _rllib_requests(config: RLlibRunConfig) -> list[RoleRequest]:
-    """What the driver does itself is a role without CPUs of its own: Ray counts what its processes reserve. Its GPU is there."""
+    """The driver reserves nothing with Ray; a GPU that it computes on must be there."""
     learner = config.learner
     env_runner = RoleRequest(
         role="env runner",

@@ -20,7 +20,7 @@ from learners.sweep.space import Point, Space, overrides_of, parse_grid, parse_s
 MAX_NAME = 64 - len("-sweep")
 TRAINING_NAME = "training.yaml"  # in the sweep's directory
 MAX_PROBLEMS = 8  # a wrong setting is wrong in every trial
-ONE_CPU = RoleRequest(role="trial", count=1, num_cpus=1.0, num_gpus=0.0, setting="concurrent")  # of a run without roles
+ONE_CPU = RoleRequest(role="trial", count=1, num_cpus=1.0, num_gpus=0.0, setting="concurrent")  # its driver works
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ def check_sweep(config: SweepConfig, file: Path, overrides: Sequence[str]) -> Ch
         space=space,
         points=tuple(points),
         compared=compared,
-        requests=tuple(requests) or (ONE_CPU,),
+        requests=tuple(requests if _size(requests)[1] >= ONE_CPU.num_cpus else [*requests, ONE_CPU]),
         has_roles=bool(requests),
     )
 

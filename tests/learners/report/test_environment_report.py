@@ -11,6 +11,7 @@ from cluster.errors import DataError
 from learners.evaluation.environment import BEFORE, EnvironmentEvaluation, Grid, ShownEpisode, read_evaluation, write_evaluation
 from learners.report.data import load_report_data
 from learners.report.environment_page import environment_headline, environment_rows, share_of_optimum, shown_episodes
+from learners.report.figure import _panels
 from learners.report.page import draw_figures, write_report
 
 RED, PLAIN = "\x1b[41m", "\x1b[0m"
@@ -113,3 +114,22 @@ def test_the_page_holds_everything_also_of_an_unfinished_run(tmp_path: Path, num
     assert "<mark>S</mark>G" in page
     unfinished = write_run(tmp_path / "early", before=evaluation(0.0), after=None)
     assert "has no evaluation before and after yet" in write_report(unfinished, draw_figures(unfinished)).read_text()
+
+
+def test_returns_over_environment_steps_are_not_discounted(tmp_path: Path) -> None:
+    """As runs with RLlib leave them; the first iteration had no end of an episode."""
+    sampled = {"is_discounted": False, "optimal_return": None, "return_std": 20.0, "num_episodes": 100, "grid": None}
+    run = write_run(tmp_path, before=evaluation(9.5, **sampled), after=evaluation(470.0, **sampled))
+    learned = {"value/explained_variance": 0.1, "policy/entropy": 0.6, "policy/approx_kl": 0.01, "value/q_mean": 3.0}
+    lines: list[dict[str, float]] = [{"step": 2048, "rollout/env_steps_per_s": 900.0}]
+    lines += [
+        {"step": step, "episode/return_mean": step / 50, "episode/return_std": 9.0, "episode/length_mean": 4.0, **learned}
+        for step in (4096, 6144)
+    ]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    data = load_report_data(run)
+    assert environment_headline(data) == "In Lake-v0 the expected return went from 9.5 to 470 (mean of 100 episodes)."
+    assert [row.label for row in environment_rows(data)][:2] == ["Return", "Its standard deviation"]
+    panels = [panel.__name__ for panel in _panels(data)]
+    assert panels == ["draw_episode_return", "draw_episode_length", "draw_action_values", "draw_learner_health"]
+    assert draw_figures(run).light.startswith(b"\x89PNG")

@@ -12,6 +12,7 @@ from safetensors.numpy import load, save
 
 from cluster.errors import EnvironmentFailedError
 from cluster.processes.losses import Outcome, outcome_of
+from learners.environments.making import make_environment
 from learners.rllib.plain_state import join, split
 from learners.settings.environment import GymnasiumTaskConfig
 from tests.learners.rllib.small_learners import DQN, PPO, build_training
@@ -93,6 +94,19 @@ def test_metrics_have_our_names() -> None:
     with running(DQN) as training:
         names = set(training.iterate())
     assert names >= {"episode/return_mean", "value/loss", "value/q_mean", "value/td_error_mean", "optim/grad_norm"}
+
+
+def test_numbered_states_become_vectors_and_actions_fit_their_bounds() -> None:
+    lake = GymnasiumTaskConfig(env="FrozenLake-v1")
+    with running(PPO, lake) as training:
+        training.iterate()
+        assert set(training.policy(make_environment(lake), is_flat=True).act(list(range(16)))) <= {0, 1, 2, 3}
+    pendulum = GymnasiumTaskConfig(env="Pendulum-v1")
+    env = make_environment(pendulum)
+    with running(PPO, pendulum) as training:
+        training.iterate()
+        [action] = training.policy(env, is_flat=False).act([env.reset(seed=0)[0]])
+        assert env.action_space.contains(action)
 
 
 @pytest.mark.parametrize("num_env_runners", [0, 1])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from cluster.errors import CannotResumeError, ConfigError, RunInterruptedError
+from cluster.errors import CannotResumeError, ConfigError, EnvironmentFailedError, RunInterruptedError
 from cluster.storage.run_directory import read_summary
 from learners.report.terminal import list_runs
 from learners.run import commands
@@ -162,3 +162,15 @@ def test_a_plan_says_what_will_be_done(tmp_path: Path) -> None:
     assert (planned["states"], planned["actions"], planned["max_episode_steps"], planned["num_episodes"]) == (500, 6, 200, 7)
     assert (planned["evaluation"], planned["ray_processes"]) == ("exact", 0)
     json.dumps(planned)
+
+
+@pytest.mark.usefixtures("_no_ray")
+def test_an_environment_that_raises_ends_the_run_with_its_message(tmp_path: Path) -> None:
+    task = "task={kind: gymnasium, env: 'tests.learners.environments.failing:Mistaken-v0', options: %s}"
+    for options, said in (
+        ("{num_states: 3, fails_at_step: 700}", "in step"),
+        ("{num_states: 3, fails_at_reset: true}", "in reset"),
+    ):
+        with pytest.raises(EnvironmentFailedError, match=rf"raised \w+ {said}: .*failing\.py:\d+"):
+            commands.run_training(config_of("q_learning_taxi", tmp_path, *SHORT, task % options))
+    assert "EnvironmentFailedError" in read_summary(tmp_path / "q_learning_taxi")["error"]

@@ -65,6 +65,7 @@ def test_an_end_that_no_draw_meets_is_no_problem() -> None:
         ("reward_model_movie_reviews", "reward_model/accuracy", "reward_model/train_accuracy"),
         ("q_learning_frozen_lake", "after/return_mean", "episode/discounted_return_mean"),
         ("value_iteration_frozen_lake", "after/return_mean", "planning/start_value"),
+        ("ppo_cartpole", "after/return_mean", "episode/return_mean"),
     ],
 )
 def test_the_metric_follows_the_configuration(file: str, at_the_end: str, on_the_way: str) -> None:
@@ -80,6 +81,14 @@ def test_the_largest_trial_decides_how_many_fit() -> None:
     assert checked.has_roles
     assert [request.count for request in checked.requests if request.role == "generator"] == [3]
     assert not load(LAKE, ["seed=0,1"]).has_roles
+
+
+def test_a_driver_that_learns_itself_takes_a_cpu() -> None:
+    """RLlib without learner processes reserves none, and eight such trials would share two cores."""
+    checked = load(CONFIGS / "ppo_cartpole.yaml", ["seed=0,1"], options={"runs_dir": "elsewhere"})
+    assert checked.has_roles
+    assert sum(request.total_cpus for request in checked.requests) >= 1
+    assert sum(request.total_cpus for request in load(LAKE, ["seed=0,1"]).requests) == 1
 
 
 def test_a_run_that_plans_needs_a_grace_for_asha() -> None:
