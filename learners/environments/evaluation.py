@@ -10,7 +10,7 @@ from learners.environments.finite import Environment, build_environment
 from learners.environments.grid import grid_of
 from learners.environments.markov_model import Array, MarkovModel
 from learners.evaluation.environment import EnvironmentEvaluation, ShownEpisode
-from learners.settings.environment import EpisodeEvaluationConfig, GymnasiumTaskConfig
+from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig
 
 MAX_SHOWN_STEPS = 200  # of the episode that is shown
 

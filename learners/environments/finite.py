@@ -10,7 +10,7 @@ from gymnasium.spaces import Discrete, Space, Tuple
 
 from cluster.errors import ConfigError
 from learners.environments.making import make_environment
-from learners.settings.environment import GymnasiumTaskConfig
+from learners.settings.environments.task import GymnasiumTaskConfig
 
 MAX_TABLE_ENTRIES = 10**8
 

@@ -6,7 +6,7 @@ import gymnasium
 
 from cluster.errors import ConfigError
 from learners.environments.told_errors import ToldErrors
-from learners.settings.environment import GymnasiumTaskConfig
+from learners.settings.environments.task import GymnasiumTaskConfig
 
 
 def make_environment(task: GymnasiumTaskConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:

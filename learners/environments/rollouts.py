@@ -9,7 +9,7 @@ import numpy as np
 from cluster.seeding import derive_seed
 from learners.environments.drawn import Frames, text_mode
 from learners.evaluation.environment import EnvironmentEvaluation, ShownEpisode
-from learners.settings.environment import EpisodeEvaluationConfig
+from learners.settings.environments.task import EpisodeEvaluationConfig
 
 MAX_SIDE_BY_SIDE = 50  # environments at one time
 MAX_SHOWN_STEPS = 200  # of the episode that is shown

@@ -16,7 +16,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from cluster.errors import ConfigError
-from learners.settings.rllib import NetworkConfig, RLlibDQNLearnerConfig, RLlibPPOLearnerConfig
+from learners.settings.environments.rllib import NetworkConfig, RLlibDQNLearnerConfig, RLlibPPOLearnerConfig
 
 RLlibLearnerConfig = RLlibPPOLearnerConfig | RLlibDQNLearnerConfig
 

@@ -17,15 +17,8 @@ from actors.config import (
 from cluster.config import StrictConfig, load_config, parse_config, read_yaml
 from cluster.errors import ConfigError
 from cluster.storage.run_directory import CONFIG_NAME
-from learners.settings.environment import EpisodeEvaluationConfig, GymnasiumTaskConfig
-from learners.settings.evaluation import EvaluationConfig
-from learners.settings.every_run import ModelRunConfig, RayRunConfig, RunConfig
-from learners.settings.generators import GeneratorsConfig, sharing_problems
-from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
-from learners.settings.presets import Algorithm
-from learners.settings.reward_model import RewardModelLearnerConfig
-from learners.settings.rllib import EnvStepCheckpointConfig, RLlibDQNLearnerConfig, RLlibPPOLearnerConfig
-from learners.settings.tabular import (
+from learners.settings.environments.rllib import EnvStepCheckpointConfig, RLlibDQNLearnerConfig, RLlibPPOLearnerConfig
+from learners.settings.environments.tabular import (
     EpisodeCheckpointConfig,
     EpisodicLearnerConfig,
     MonteCarloLearnerConfig,
@@ -33,6 +26,13 @@ from learners.settings.tabular import (
     TabularReinforceLearnerConfig,
     TemporalDifferenceLearnerConfig,
 )
+from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig
+from learners.settings.evaluation import EvaluationConfig
+from learners.settings.every_run import ModelRunConfig, RayRunConfig, RunConfig
+from learners.settings.generators import GeneratorsConfig, sharing_problems
+from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
+from learners.settings.presets import Algorithm
+from learners.settings.reward_model import RewardModelLearnerConfig
 from learners.settings.training import ExportedWeights
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from learners.environments.markov_model import Array, MarkovModel, greedy_policy
-from learners.settings.tabular import PlanningLearnerConfig
+from learners.settings.environments.tabular import PlanningLearnerConfig
 from learners.tabular.policy_iteration import improved
 from learners.tabular.value_iteration import sweep
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from cluster.seeding import derive_seed
 from learners.environments.finite import Environment
-from learners.settings.tabular import (
+from learners.settings.environments.tabular import (
     EpisodicLearnerConfig,
     MonteCarloLearnerConfig,
     TabularReinforceLearnerConfig,

@@ -4,7 +4,7 @@ from typing import Any
 
 from learners.environments.making import make_environment
 from learners.rllib.configuration import algorithm_config
-from learners.settings.rllib import RLlibPPOLearnerConfig
+from learners.settings.environments.rllib import RLlibPPOLearnerConfig
 from learners.settings.run import RLlibRunConfig
 
 

@@ -8,7 +8,7 @@ from learners.environments.evaluation import Evaluator
 from learners.environments.finite import build_environment
 from learners.environments.grid import grid_of
 from learners.environments.markov_model import greedy_policy, markov_model
-from learners.settings.environment import EpisodeEvaluationConfig, GymnasiumTaskConfig
+from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig
 
 BLACKJACK = GymnasiumTaskConfig(env="Blackjack-v1")  # no model, and observations of three parts
 LAKE = GymnasiumTaskConfig(env="FrozenLake-v1", options={"is_slippery": False})

@@ -8,7 +8,7 @@ import pytest
 
 from learners.environments import rollouts
 from learners.environments.rollouts import evaluate_by_episodes
-from learners.settings.environment import EpisodeEvaluationConfig
+from learners.settings.environments.task import EpisodeEvaluationConfig
 from tests.learners.environments.failing import Mistaken
 
 

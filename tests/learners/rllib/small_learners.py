@@ -6,8 +6,8 @@ from typing import Any
 from learners.environments.making import make_environment
 from learners.rllib.configuration import RLlibLearnerConfig, algorithm_config
 from learners.rllib.training import RLlibTraining
-from learners.settings.environment import GymnasiumTaskConfig
-from learners.settings.rllib import RLlibDQNLearnerConfig, RLlibPPOLearnerConfig
+from learners.settings.environments.rllib import RLlibDQNLearnerConfig, RLlibPPOLearnerConfig
+from learners.settings.environments.task import GymnasiumTaskConfig
 
 CART_POLE = GymnasiumTaskConfig(env="CartPole-v1")
 NETWORK = {"fcnet_hiddens": [16]}

@@ -14,7 +14,7 @@ from cluster.errors import EnvironmentFailedError
 from cluster.processes.losses import Outcome, outcome_of
 from learners.environments.making import make_environment
 from learners.rllib.plain_state import join, split
-from learners.settings.environment import GymnasiumTaskConfig
+from learners.settings.environments.task import GymnasiumTaskConfig
 from tests.learners.rllib.small_learners import DQN, PPO, build_training
 
 pytestmark = pytest.mark.usefixtures("local_ray")

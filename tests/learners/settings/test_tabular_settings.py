@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from cluster.errors import ConfigError
+from learners.settings.environments.tabular import ScheduleConfig
 from learners.settings.run import PlanningRunConfig, TabularRunConfig, load_run_config
-from learners.settings.tabular import ScheduleConfig
 
 LAKE = {"kind": "gymnasium", "env": "FrozenLake-v1"}
 

@@ -7,14 +7,14 @@ import pytest
 
 from learners.environments.finite import build_environment
 from learners.environments.markov_model import MarkovModel, markov_model
-from learners.settings.environment import GymnasiumTaskConfig
-from learners.settings.tabular import (
+from learners.settings.environments.tabular import (
     EpisodicLearnerConfig,
     MonteCarloLearnerConfig,
     PlanningLearnerConfig,
     TabularReinforceLearnerConfig,
     TemporalDifferenceLearnerConfig,
 )
+from learners.settings.environments.task import GymnasiumTaskConfig
 from learners.tabular.planning import optimal_return, plan
 from learners.tabular.training import TableTraining
 

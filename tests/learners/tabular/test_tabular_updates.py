@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from learners.environments.markov_model import greedy_policy, markov_model
-from learners.settings.tabular import PlanningLearnerConfig
+from learners.settings.environments.tabular import PlanningLearnerConfig
 from learners.tabular.episodes import Transition, Turn, play_episode
 from learners.tabular.expected_sarsa import ExpectedSarsa
 from learners.tabular.monte_carlo import MonteCarlo

@@ -1,0 +1,1 @@
+"""Settings of runs in environments: the environment and its evaluation, tables, RLlib."""
