@@ -65,6 +65,12 @@ PAGES = {
         kind="reward_model",
         starts=("", "learner"),
     ),
+    "config-pretraining": Page(
+        title="Configuration: pretraining",
+        introduction="A file for `rayward train` with `learner.algorithm: pretrain`: a language model of one's own, from a text.",
+        kind="pretraining",
+        starts=("", "text", "learner"),
+    ),
     "config-tabular": Page(
         title="Configuration: learning from episodes",
         introduction="A file for `rayward train` with Monte Carlo, Q-learning, SARSA, expected SARSA or REINFORCE over a table.",

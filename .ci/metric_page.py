@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("actors", "cluster", "learners")
-METRIC = re.compile(r"(buffer|checkpoint|episode|optim|planning|policy|reward_model|rollout|score|time|value)/[a-z0-9_*]+")
+STAGES = "buffer|checkpoint|episode|optim|planning|policy|pretraining|reward_model|rollout|score|time|value"
+METRIC = re.compile(rf"({STAGES})/[a-z0-9_*]+")
 
 # A star stands for what the code puts there: the name of a scorer or of a stage.
 MEANINGS = {
@@ -49,6 +50,7 @@ MEANINGS = {
     "policy/rejected_frac": "Share of tokens whose importance weight is 0.",
     "policy/sampled_entropy": "Negative log-probability of the sampled tokens, nats a token.",
     "policy/version": "Optimizer steps completed.",
+    "pretraining/logprob_mean": "Log-probability of the training text's tokens, nats a token: minus the loss.",
     "reward_model/loss": "Bradley-Terry loss over all compared pairs of a batch.",
     "reward_model/texts_per_s": "Texts that training reads in a second.",
     "reward_model/train_accuracy": "Share of the batch's pairs in the order of the ratings.",

@@ -13,6 +13,7 @@ from rayward.output import print_json, report
 KINDS = {  # of file -> what it is for
     "policy": "rayward train, with a policy-gradient method",
     "reward_model": "rayward train, with learner.algorithm=reward_model",
+    "pretraining": "rayward train, with learner.algorithm=pretrain",
     "planning": "rayward train, with value_iteration or policy_iteration",
     "tabular": "rayward train, with a method that learns a table from episodes",
     "rllib": "rayward train, with one of RLlib's algorithms",
@@ -90,6 +91,7 @@ def schemas() -> dict[str, Any]:
     from learners.settings.run import (
         PlanningRunConfig,
         PolicyRunConfig,
+        PretrainingRunConfig,
         QuickstartConfig,
         RewardModelRunConfig,
         RLlibRunConfig,
@@ -98,8 +100,9 @@ def schemas() -> dict[str, Any]:
     from serving.config import ServeConfig
     from serving.scorer.config import ServeScorerConfig
 
-    of_runs = (PolicyRunConfig, RewardModelRunConfig, PlanningRunConfig, TabularRunConfig, RLlibRunConfig, QuickstartConfig)
-    records = (*of_runs, ServeConfig, ServeScorerConfig)
+    of_environments = (PlanningRunConfig, TabularRunConfig, RLlibRunConfig)
+    of_models = (PolicyRunConfig, RewardModelRunConfig, PretrainingRunConfig)
+    records = (*of_models, *of_environments, QuickstartConfig, ServeConfig, ServeScorerConfig)
     return dict(zip(KINDS, records, strict=True))
 
 

@@ -187,6 +187,17 @@ def _draw_reward_model(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.legend(loc="lower right", ncols=2, columnspacing=1.2)
 
 
+def _draw_perplexity(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    axes.set_title("Perplexity of a token")
+    steps, logprobs = data.series("pretraining/logprob_mean")
+    curve(axes, steps, np.exp(np.negative(logprobs)).tolist(), theme.after, "training windows")
+    if "perplexity" in (after := data.summary.get("after", {})):
+        label = f"held out {after['perplexity']:.2f}"
+        axes.plot(steps[-1], after["perplexity"], "o", color=theme.ink, ms=7, label=label, clip_on=False)
+    axes.set(xlabel="step", yscale="log")
+    legend_above(axes)
+
+
 def _draw_update_health(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Health of the updates")
     curves = (
@@ -241,6 +252,7 @@ def _histograms(
 Panel = Callable[["Axes", ReportData, Theme], None]
 CURVES_OF_LEARNING: tuple[tuple[str, Panel], ...] = (  # (metric that it needs, panel)
     ("reward_model/train_accuracy", _draw_reward_model),
+    ("pretraining/logprob_mean", _draw_perplexity),
     ("episode/return_mean", draw_episode_return),
     ("episode/length_mean", draw_episode_length),
     ("value/q_mean", draw_action_values),

@@ -137,7 +137,8 @@ def _headline(data: ReportData) -> str:
         return environment_headline(data)
     before, after = data.before, data.after
     if before is None or after is None:
-        return _reward_model_sentence(data.summary) or "This run has no evaluation before and after yet."
+        found = _pretraining_sentence(data.summary) or _reward_model_sentence(data.summary)
+        return found or "This run has no evaluation before and after yet."
     change = compare(before, after)
     shares = [
         f", {judge.share_title or judge.shown} from {before.judge_shares[judge.function]:.0%} "
@@ -200,6 +201,11 @@ def _change(difference: float, template: str) -> str:
     if template.endswith("%}"):
         return f"{100 * difference:+.1f} points"
     return template.replace("{:.", "{:+.").format(difference)
+
+
+def _pretraining_sentence(summary: dict[str, Any]) -> str:
+    before, after = (summary.get(moment, {}).get("perplexity") for moment in ("before", "after"))
+    return f"The perplexity of the held-out text went from {before:.2f} to {after:.2f}." if before and after else ""
 
 
 def _reward_model_sentence(summary: dict[str, Any]) -> str:

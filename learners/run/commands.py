@@ -21,6 +21,7 @@ from learners.run.session import open_session
 from learners.settings.run import (
     PlanningRunConfig,
     PolicyRunConfig,
+    PretrainingRunConfig,
     QuickstartConfig,
     RewardModelRunConfig,
     RLlibRunConfig,
@@ -55,6 +56,8 @@ def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = N
 def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = None) -> Path:
     """One learner. Returns the run directory. `resumed`: an earlier run of the same configuration to go on with."""
     report = ReportInTheMaking()
+    if isinstance(config, PretrainingRunConfig):
+        return _reported(_run_pretraining(config, resumed), report)
     if isinstance(config, RLlibRunConfig):
         return _reported(_run_with_rllib(config, resumed), report)
     if isinstance(config, PlanningRunConfig | TabularRunConfig):
@@ -70,6 +73,16 @@ def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = No
         ):
             align_policy(session, config, rendering.result(), report)
     return _reported(session.path, report)
+
+
+def _run_pretraining(config: PretrainingRunConfig, resumed: RunDirectory | None) -> Path:
+    """The text is read first, so that whatever is wrong with it is told before there is a run directory."""
+    from learners.run.language_model.pretraining_stage import PRETRAINING_STAGES, pretrain_language_model, read_text
+
+    text = read_text(config)
+    with open_session(config, stages=PRETRAINING_STAGES, requests=role_requests(config), resumed=resumed) as session:
+        pretrain_language_model(session, config, text)
+    return session.path
 
 
 def _run_in_environment(config: PlanningRunConfig | TabularRunConfig, resumed: RunDirectory | None) -> Path:

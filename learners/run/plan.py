@@ -23,6 +23,7 @@ from learners.settings.run import (
     LanguageModelRunConfig,
     PlanningRunConfig,
     PolicyRunConfig,
+    PretrainingRunConfig,
     RewardModelRunConfig,
     RLlibRunConfig,
     TabularRunConfig,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
     """The processes of each role; a run without any needs no Ray. The learner's mailbox and other small actors reserve no CPU."""
-    if isinstance(config, PlanningRunConfig | TabularRunConfig):
+    if isinstance(config, PlanningRunConfig | TabularRunConfig | PretrainingRunConfig):
         return []
     if isinstance(config, RLlibRunConfig):
         return _rllib_requests(config)
@@ -119,6 +120,10 @@ def plan_run(config: TrainingRunConfig, nodes: Sequence[Machine] = ()) -> dict[s
         from learners.run.environment.rllib_plan import plan_rllib_run  # RLlib: seconds
 
         return {**plan_rllib_run(config), "placement": _placement(role_requests(config), list(nodes) or [this_machine()])}
+    if isinstance(config, PretrainingRunConfig):
+        from learners.run.language_model.pretraining_stage import plan_pretraining  # torch: seconds
+
+        return plan_pretraining(config)
     if isinstance(config, PlanningRunConfig | TabularRunConfig):
         from learners.run.environment.plan import plan_environment_run  # Gymnasium: a second
 

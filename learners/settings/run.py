@@ -30,6 +30,7 @@ from learners.settings.environments.task import EpisodeEvaluationConfig, Gymnasi
 from learners.settings.evaluation import EvaluationConfig
 from learners.settings.every_run import ModelRunConfig, RayRunConfig, RunConfig
 from learners.settings.generators import GeneratorsConfig, sharing_problems
+from learners.settings.language_model.pretraining import PretrainingLearnerConfig, PretrainingRunConfig
 from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.settings.presets import Algorithm
 from learners.settings.reward_model import RewardModelLearnerConfig
@@ -326,7 +327,7 @@ class RLlibRunConfig(RayRunConfig):
 
 LanguageModelRunConfig = PolicyRunConfig | RewardModelRunConfig
 EnvironmentRunConfig = PlanningRunConfig | TabularRunConfig | RLlibRunConfig
-TrainingRunConfig = LanguageModelRunConfig | EnvironmentRunConfig
+TrainingRunConfig = LanguageModelRunConfig | EnvironmentRunConfig | PretrainingRunConfig
 
 
 def _algorithms_of(*learners: type[StrictConfig]) -> list[str]:
@@ -336,6 +337,7 @@ def _algorithms_of(*learners: type[StrictConfig]) -> list[str]:
 _RUN_CONFIGS: dict[str, type[TrainingRunConfig]] = {
     **dict.fromkeys(get_args(Algorithm), PolicyRunConfig),
     "reward_model": RewardModelRunConfig,
+    **dict.fromkeys(_algorithms_of(PretrainingLearnerConfig), PretrainingRunConfig),
     **dict.fromkeys(_algorithms_of(PlanningLearnerConfig), PlanningRunConfig),
     **dict.fromkeys(
         _algorithms_of(MonteCarloLearnerConfig, TemporalDifferenceLearnerConfig, TabularReinforceLearnerConfig), TabularRunConfig

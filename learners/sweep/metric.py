@@ -6,7 +6,14 @@ from typing import Any
 
 from cluster.storage.run_directory import METRICS_NAME, SUMMARY_NAME, read_summary
 from learners.report.data import read_metrics
-from learners.settings.run import PolicyRunConfig, RewardModelRunConfig, RLlibRunConfig, TabularRunConfig, TrainingRunConfig
+from learners.settings.run import (
+    PolicyRunConfig,
+    PretrainingRunConfig,
+    RewardModelRunConfig,
+    RLlibRunConfig,
+    TabularRunConfig,
+    TrainingRunConfig,
+)
 
 REWARD_MODEL = "reward_model"
 SECTIONS = ("before", "after", REWARD_MODEL)  # of summary.json, whose numbers are metrics as well
@@ -32,6 +39,10 @@ def compared_by(config: TrainingRunConfig) -> Compared:
             at_the_end="after/return_mean",
             on_the_way="episode/discounted_return_mean",
             last_step=config.learner.num_episodes,
+        )
+    if isinstance(config, PretrainingRunConfig):
+        return Compared(
+            at_the_end="after/logprob_mean", on_the_way="pretraining/logprob_mean", last_step=config.learner.num_steps
         )
     if isinstance(config, RLlibRunConfig):
         return Compared(

@@ -3,14 +3,12 @@
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import torch
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from safetensors.numpy import load_file, save_file
@@ -27,6 +25,7 @@ from learners.rllib.plain_state import join, split
 from learners.rllib.training import RLlibTraining
 from learners.run.environment.tabular_stage import CHECKPOINTS, write_down
 from learners.run.session import Session
+from learners.run.threads import torch_threads
 from learners.settings.run import RLlibRunConfig
 
 ARRAYS_NAME, STATE_NAME = "rllib.safetensors", "rllib.json"
@@ -35,7 +34,7 @@ ITERATION_GRACE_S = 5.0  # after Ctrl-C, for the iteration in progress
 
 def learn_with_rllib(session: Session, config: RLlibRunConfig, algorithm: AlgorithmConfig) -> None:
     """Evaluate the start, learn iteration by iteration, evaluate what was learned."""
-    with _threads(config.learner.num_threads):
+    with torch_threads(config.learner.num_threads):
         _learn(session, config, algorithm)
 
 
@@ -50,16 +49,6 @@ def _learn(session: Session, config: RLlibRunConfig, algorithm: AlgorithmConfig)
         run.evaluate(AFTER)
     finally:
         run.training.stop()
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,1 @@
+"""Language models of one's own, written out in PyTorch: networks, pretraining, sampling, their folders. No Ray."""

@@ -1,0 +1,1 @@
+"""Runs of language models of one's own."""
