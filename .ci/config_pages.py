@@ -83,6 +83,12 @@ PAGES = {
         kind="rllib",
         starts=("", "task", "learner", "evaluation", "checkpoint"),
     ),
+    "config-tokens": Page(
+        title="Configuration: token environment",
+        introduction="A file for `rayward train` with `learner.algorithm: rllib_ppo` and `task.kind: tokens`.",
+        kind="tokens",
+        starts=("", "task", "learner", "evaluation", "checkpoint"),
+    ),
     "config-planning": Page(
         title="Configuration: planning",
         introduction="A file for `rayward train` with value iteration or policy iteration.",

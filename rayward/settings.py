@@ -17,6 +17,7 @@ KINDS = {  # of file -> what it is for
     "planning": "rayward train, with value_iteration or policy_iteration",
     "tabular": "rayward train, with a method that learns a table from episodes",
     "rllib": "rayward train, with one of RLlib's algorithms",
+    "tokens": "rayward train, with RLlib's PPO and task.kind=tokens",
     "quickstart": "rayward quickstart",
     "serve": "rayward serve --config",
     "serve_scorer": "rayward serve-scorer --config",
@@ -96,11 +97,12 @@ def schemas() -> dict[str, Any]:
         RewardModelRunConfig,
         RLlibRunConfig,
         TabularRunConfig,
+        TokenRunConfig,
     )
     from serving.config import ServeConfig
     from serving.scorer.config import ServeScorerConfig
 
-    of_environments = (PlanningRunConfig, TabularRunConfig, RLlibRunConfig)
+    of_environments = (PlanningRunConfig, TabularRunConfig, RLlibRunConfig, TokenRunConfig)
     of_models = (PolicyRunConfig, RewardModelRunConfig, PretrainingRunConfig)
     records = (*of_models, *of_environments, QuickstartConfig, ServeConfig, ServeScorerConfig)
     return dict(zip(KINDS, records, strict=True))

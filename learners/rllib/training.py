@@ -77,9 +77,13 @@ class RLlibTraining:
 
     def policy(self, env: gymnasium.Env[Any, Any], *, is_flat: bool) -> GreedyPolicy:
         """What has been learned so far. `is_flat`: see `GreedyPolicy`."""
-        runner = self._algorithm.env_runner
-        runner.module.set_state(self._weights()[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
-        return GreedyPolicy(runner.module, env.observation_space, env.action_space, is_flat=is_flat)
+        return GreedyPolicy(self.module(), env.observation_space, env.action_space, is_flat=is_flat)
+
+    def module(self) -> Any:
+        """The network of what has been learned so far, in this process. The next iteration may change it."""
+        module = self._algorithm.env_runner.module
+        module.set_state(self._weights()[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
+        return module
 
     def reseed(self) -> None:
         """Set every generator from the seed and the number of steps done; each environment begins a new episode."""

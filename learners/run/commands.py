@@ -26,6 +26,7 @@ from learners.settings.run import (
     RewardModelRunConfig,
     RLlibRunConfig,
     TabularRunConfig,
+    TokenRunConfig,
     TrainingRunConfig,
     load_resolved_config,
 )
@@ -58,6 +59,8 @@ def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = No
     report = ReportInTheMaking()
     if isinstance(config, PretrainingRunConfig):
         return _reported(_run_pretraining(config, resumed), report)
+    if isinstance(config, TokenRunConfig):
+        return _reported(_run_with_tokens(config, resumed), report)
     if isinstance(config, RLlibRunConfig):
         return _reported(_run_with_rllib(config, resumed), report)
     if isinstance(config, PlanningRunConfig | TabularRunConfig):
@@ -77,10 +80,10 @@ def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = No
 
 def _run_pretraining(config: PretrainingRunConfig, resumed: RunDirectory | None) -> Path:
     """The text is read first, so that whatever is wrong with it is told before there is a run directory."""
-    from learners.run.language_model.pretraining_stage import PRETRAINING_STAGES, pretrain_language_model, read_text
+    from learners.run.language_model.pretraining_stage import LANGUAGE_MODEL_STAGES, pretrain_language_model, read_text
 
     text = read_text(config)
-    with open_session(config, stages=PRETRAINING_STAGES, requests=role_requests(config), resumed=resumed) as session:
+    with open_session(config, stages=LANGUAGE_MODEL_STAGES, requests=role_requests(config), resumed=resumed) as session:
         pretrain_language_model(session, config, text)
     return session.path
 
@@ -104,14 +107,28 @@ def _run_in_environment(config: PlanningRunConfig | TabularRunConfig, resumed: R
 
 def _run_with_rllib(config: RLlibRunConfig, resumed: RunDirectory | None) -> Path:
     """Environment and settings are looked at first, so that whatever is wrong with them is told before Ray starts."""
-    from learners.environments.making import make_environment  # with RLlib, which other runs need not wait for
-    from learners.rllib.configuration import algorithm_config
-    from learners.run.environment.rllib_stage import learn_with_rllib
+    from learners.rllib.configuration import algorithm_config  # with RLlib, which other runs need not wait for
+    from learners.run.environment.rllib_stage import GymnasiumWorld, learn_with_rllib
     from learners.run.environment.tabular_stage import ENVIRONMENT_STAGES
 
-    algorithm = algorithm_config(config.learner, make_environment(config.task))
+    world = GymnasiumWorld(config)
+    algorithm = algorithm_config(config.learner, world.make())
     with open_session(config, stages=ENVIRONMENT_STAGES, requests=role_requests(config), resumed=resumed) as session:
-        learn_with_rllib(session, config, algorithm)
+        learn_with_rllib(session, config, algorithm, world)
+    return session.path
+
+
+def _run_with_tokens(config: TokenRunConfig, resumed: RunDirectory | None) -> Path:
+    """Model, prompts and settings are looked at first, so that whatever is wrong with them is told before Ray starts."""
+    from learners.rllib.configuration import algorithm_config  # with RLlib, which other runs need not wait for
+    from learners.run.environment.rllib_stage import learn_with_rllib
+    from learners.run.language_model.pretraining_stage import LANGUAGE_MODEL_STAGES
+    from learners.run.language_model.token_stage import TokenWorld
+
+    world = TokenWorld(config)
+    algorithm = algorithm_config(config.learner, world.make(), module_spec=world.module_spec)
+    with open_session(config, stages=LANGUAGE_MODEL_STAGES, requests=role_requests(config), resumed=resumed) as session:
+        learn_with_rllib(session, config, algorithm, world)
     return session.path
 
 

@@ -27,6 +27,7 @@ from learners.settings.run import (
     RewardModelRunConfig,
     RLlibRunConfig,
     TabularRunConfig,
+    TokenRunConfig,
     TrainingRunConfig,
 )
 
@@ -39,7 +40,7 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
     """The processes of each role; a run without any needs no Ray. The learner's mailbox and other small actors reserve no CPU."""
     if isinstance(config, PlanningRunConfig | TabularRunConfig | PretrainingRunConfig):
         return []
-    if isinstance(config, RLlibRunConfig):
+    if isinstance(config, RLlibRunConfig | TokenRunConfig):
         return _rllib_requests(config)
     workers = config.learner.workers
     learner = RoleRequest(
@@ -75,7 +76,7 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
     return [learner, *generators, *scorers]
 
 
-def _rllib_requests(config: RLlibRunConfig) -> list[RoleRequest]:
+def _rllib_requests(config: RLlibRunConfig | TokenRunConfig) -> list[RoleRequest]:
     """The driver reserves nothing with Ray; a GPU that it computes on must be there."""
     learner = config.learner
     env_runner = RoleRequest(
@@ -116,7 +117,7 @@ def plan_run(config: TrainingRunConfig, nodes: Sequence[Machine] = ()) -> dict[s
 
     `nodes`: of the cluster; none: this machine.
     """
-    if isinstance(config, RLlibRunConfig):
+    if isinstance(config, RLlibRunConfig | TokenRunConfig):
         from learners.run.environment.rllib_plan import plan_rllib_run  # RLlib: seconds
 
         return {**plan_rllib_run(config), "placement": _placement(role_requests(config), list(nodes) or [this_machine()])}

@@ -31,6 +31,7 @@ from learners.settings.evaluation import EvaluationConfig
 from learners.settings.every_run import ModelRunConfig, RayRunConfig, RunConfig
 from learners.settings.generators import GeneratorsConfig, sharing_problems
 from learners.settings.language_model.pretraining import PretrainingLearnerConfig, PretrainingRunConfig
+from learners.settings.language_model.tokens import TokenRunConfig
 from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.settings.presets import Algorithm
 from learners.settings.reward_model import RewardModelLearnerConfig
@@ -327,7 +328,7 @@ class RLlibRunConfig(RayRunConfig):
 
 LanguageModelRunConfig = PolicyRunConfig | RewardModelRunConfig
 EnvironmentRunConfig = PlanningRunConfig | TabularRunConfig | RLlibRunConfig
-TrainingRunConfig = LanguageModelRunConfig | EnvironmentRunConfig | PretrainingRunConfig
+TrainingRunConfig = LanguageModelRunConfig | EnvironmentRunConfig | PretrainingRunConfig | TokenRunConfig
 
 
 def _algorithms_of(*learners: type[StrictConfig]) -> list[str]:
@@ -365,4 +366,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> TrainingRunCon
     algorithm = learner.get("algorithm") if isinstance(learner, dict) else None
     if algorithm not in _RUN_CONFIGS:
         raise ConfigError(f"{path}: learner.algorithm: must be one of {', '.join(sorted(_RUN_CONFIGS))} (got {algorithm!r})")
-    return parse_config(_RUN_CONFIGS[algorithm], values, source=str(path))
+    schema, task = _RUN_CONFIGS[algorithm], values.get("task")
+    if schema is RLlibRunConfig and isinstance(task, dict) and task.get("kind") == "tokens":
+        schema = TokenRunConfig
+    return parse_config(schema, values, source=str(path))

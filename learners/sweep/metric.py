@@ -12,6 +12,7 @@ from learners.settings.run import (
     RewardModelRunConfig,
     RLlibRunConfig,
     TabularRunConfig,
+    TokenRunConfig,
     TrainingRunConfig,
 )
 
@@ -44,6 +45,8 @@ def compared_by(config: TrainingRunConfig) -> Compared:
         return Compared(
             at_the_end="after/logprob_mean", on_the_way="pretraining/logprob_mean", last_step=config.learner.num_steps
         )
+    if isinstance(config, TokenRunConfig):
+        return Compared(at_the_end="after/score_mean", on_the_way="episode/return_mean", last_step=config.learner.num_env_steps)
     if isinstance(config, RLlibRunConfig):
         return Compared(
             at_the_end="after/return_mean",

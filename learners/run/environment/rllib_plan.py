@@ -4,14 +4,23 @@ from typing import Any
 
 from learners.environments.making import make_environment
 from learners.rllib.configuration import algorithm_config
+from learners.run.language_model.token_stage import TokenWorld
 from learners.settings.environments.rllib import RLlibPPOLearnerConfig
+from learners.settings.language_model.tokens import TokenRunConfig
 from learners.settings.run import RLlibRunConfig
 
 
-def plan_rllib_run(config: RLlibRunConfig) -> dict[str, Any]:
+def plan_rllib_run(config: RLlibRunConfig | TokenRunConfig) -> dict[str, Any]:
     """As plain values. Makes the environment, and raises `ConfigError` where it cannot be made or RLlib refuses a setting."""
-    learner, environment = config.learner, make_environment(config.task)
-    rllib = algorithm_config(learner, environment)
+    learner = config.learner
+    if isinstance(config, TokenRunConfig):
+        world = TokenWorld(config)
+        environment, module_spec = world.make(), world.module_spec
+        evaluation = f"{config.evaluation.num_prompts * config.evaluation.samples_per_prompt} completions"
+    else:
+        environment, module_spec = make_environment(config.task), None
+        evaluation = f"{config.evaluation.num_episodes} episodes"
+    rllib = algorithm_config(learner, environment, module_spec=module_spec)
     batch = rllib.total_train_batch_size
     work = {"env_steps_per_iteration": rllib.min_sample_timesteps_per_iteration or batch, "env_steps_per_batch": batch}
     if isinstance(learner, RLlibPPOLearnerConfig):
@@ -28,6 +37,6 @@ def plan_rllib_run(config: RLlibRunConfig) -> dict[str, Any]:
         "environments": max(1, learner.num_env_runners) * learner.num_envs_per_env_runner,
         **work,
         "checkpoint_every_num_env_steps": config.checkpoint.every_num_env_steps,
-        "evaluation": f"{config.evaluation.num_episodes} episodes",
+        "evaluation": evaluation,
         "ray_processes": learner.num_env_runners + learner.num_learners,
     }

@@ -3,10 +3,10 @@
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 from ray.exceptions import RayError
@@ -26,29 +26,67 @@ from learners.rllib.training import RLlibTraining
 from learners.run.environment.tabular_stage import CHECKPOINTS, write_down
 from learners.run.session import Session
 from learners.run.threads import torch_threads
+from learners.settings.language_model.tokens import TokenRunConfig
 from learners.settings.run import RLlibRunConfig
 
 ARRAYS_NAME, STATE_NAME = "rllib.safetensors", "rllib.json"
 ITERATION_GRACE_S = 5.0  # after Ctrl-C, for the iteration in progress
 
 
-def learn_with_rllib(session: Session, config: RLlibRunConfig, algorithm: AlgorithmConfig) -> None:
+class World(Protocol):
+    """What a run learns in, and how it is judged there."""
+
+    make: Callable[[], gymnasium.Env[Any, Any]]  # an environment, in any process
+    facts: Mapping[str, str]  # what a checkpoint goes on from, besides the settings
+
+    def before(self, session: Session, training: RLlibTraining) -> None:
+        """Evaluate the start, unless that is done."""
+
+    def after(self, session: Session, training: RLlibTraining) -> None:
+        """Evaluate what was learned, and keep what is to be kept."""
+
+
+class GymnasiumWorld:
+    """Implements `World`. Raises `ConfigError` where the environment cannot be made."""
+
+    def __init__(self, config: RLlibRunConfig) -> None:
+        self._config = config
+        self.make: Callable[[], gymnasium.Env[Any, Any]] = functools.partial(make_environment, config.task)
+        self._example = self.make()
+        self.facts: Mapping[str, str] = {}
+
+    def before(self, session: Session, training: RLlibTraining) -> None:
+        if not (session.path / BEFORE).exists():
+            self._evaluate(session, training, BEFORE)
+
+    def after(self, session: Session, training: RLlibTraining) -> None:
+        self._evaluate(session, training, AFTER)
+
+    def _evaluate(self, session: Session, training: RLlibTraining, file: Path) -> None:
+        """As a stage: into the file, and the numbers into the summary."""
+        is_flat = observation_connector(self._example.observation_space) is not None
+        with session.stage(f"evaluate {file.stem}"):
+            found = evaluate_by_episodes(
+                lambda render_mode: make_environment(self._config.task, render_mode=render_mode),
+                training.policy(self._example, is_flat=is_flat),
+                self._config.evaluation,
+                seed=self._config.seed,
+            )
+            write_down(session, found, file)
+
+
+def learn_with_rllib(session: Session, config: RLlibRunConfig | TokenRunConfig, algorithm: AlgorithmConfig, world: World) -> None:
     """Evaluate the start, learn iteration by iteration, evaluate what was learned."""
     with torch_threads(config.learner.num_threads):
-        _learn(session, config, algorithm)
-
-
-def _learn(session: Session, config: RLlibRunConfig, algorithm: AlgorithmConfig) -> None:
-    run = _Run(session=session, config=config, algorithm=algorithm)
-    try:
-        if not (session.path / BEFORE).exists():
-            run.evaluate(BEFORE)
-        run.restore()
-        with session.stage("train"), session.watched(run.pending):
-            run.go()
-        run.evaluate(AFTER)
-    finally:
-        run.training.stop()
+        run = _Run(session=session, config=config, algorithm=algorithm, world=world)
+        try:
+            world.before(session, run.training)
+            run.restore()
+            with session.stage("train"), session.watched(run.pending):
+                run.go()
+            world.after(session, run.training)
+        finally:
+            run.training.stop()
 
 
 @dataclass(kw_only=True)
@@ -56,8 +94,9 @@ class _Run:
     """Iterations, their metrics and checkpoints."""
 
     session: Session
-    config: RLlibRunConfig
+    config: RLlibRunConfig | TokenRunConfig
     algorithm: AlgorithmConfig
+    world: World
 
     def __post_init__(self) -> None:
         self._checkpoints = CheckpointFolder(self.session.path / CHECKPOINTS)
@@ -66,9 +105,8 @@ class _Run:
             "seed": str(self.config.seed),
             "algorithm": self.config.learner.algorithm,
             "network": json.dumps(self.config.learner.network.model_dump(mode="json"), sort_keys=True),
+            **self.world.facts,
         }
-        self._make: Callable[[], gymnasium.Env[Any, Any]] = functools.partial(make_environment, self.config.task)
-        self._example = self._make()
         self._num_restarts = 0
         self._began_s = time.monotonic()
         self.training = self._build()
@@ -76,18 +114,6 @@ class _Run:
     def pending(self) -> list[Pending]:
         what = f"iteration from environment step {self._last_step}"
         return [Pending(whom=self.config.task.env, what=what, since_s=self._began_s)]
-
-    def evaluate(self, file: Path) -> None:
-        """As a stage: into the file, and the numbers into the summary."""
-        is_flat = observation_connector(self._example.observation_space) is not None
-        with self.session.stage(f"evaluate {file.stem}"):
-            found = evaluate_by_episodes(
-                lambda render_mode: make_environment(self.config.task, render_mode=render_mode),
-                self.training.policy(self._example, is_flat=is_flat),
-                self.config.evaluation,
-                seed=self.config.seed,
-            )
-            write_down(self.session, found, file)
 
     def restore(self) -> None:
         """From the newest checkpoint, if there is one; what was recorded after it is dropped."""
@@ -156,4 +182,4 @@ class _Run:
         )
 
     def _build(self) -> RLlibTraining:
-        return RLlibTraining(self.algorithm, self._make, seed=self.config.seed)
+        return RLlibTraining(self.algorithm, self.world.make, seed=self.config.seed)

@@ -18,7 +18,7 @@ from learners.run.session import Session
 from learners.run.threads import torch_threads
 from learners.settings.language_model.pretraining import PretrainingRunConfig, TextConfig
 
-PRETRAINING_STAGES = ("evaluate before", "train", "evaluate after", "export")
+LANGUAGE_MODEL_STAGES = ("evaluate before", "train", "evaluate after", "export")
 LANGUAGE_MODEL_FOLDER: Final = "language_model"
 PARTS = {"paragraph": re.compile(r"\n[ \t]*\n\s*"), "line": re.compile(r"\n+")}  # what stands between them
 
