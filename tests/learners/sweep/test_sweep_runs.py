@@ -27,21 +27,25 @@ import gymnasium
 
 
 class GatedLake(gymnasium.Wrapper):
-    def __init__(self, lake, gate):
+    def __init__(self, lake, gate, num_free):
         super().__init__(lake)
-        self.gate, self.num_resets = gate, 0
+        self.gate, self.num_free, self.num_resets = gate, num_free, 0
 
     def reset(self, **options):
         self.num_resets += 1
-        while self.num_resets > 15 and not self.gate.exists():
+        while self.num_resets > self.num_free and not self.gate.exists():
             threading.Event().wait(0.05)
         return super().reset(**options)
 
+    def step(self, action):
+        observation, reward, *others = super().step(action)
+        return observation, reward if self.gate.exists() else 0.0, *others
 
-def build(gate, **options):
+
+def build(gate, num_free=15, **options):
     if not Path(gate).parent.is_dir():
         raise ValueError("no such gate")
-    return GatedLake(gymnasium.make("FrozenLake-v1", **options), Path(gate))
+    return GatedLake(gymnasium.make("FrozenLake-v1", **options), Path(gate), num_free)
 
 
 gymnasium.register("GatedLake-v0", entry_point=build)
@@ -107,21 +111,25 @@ def test_a_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     assert "no such gate" in str(trials["trial-001"].error)
     assert trials["trial-003"].value == read_summary(sweep / "trial-003")["after"]["return_mean"]
     assert (sweep / "trial-002" / "summary.json").stat().st_mtime_ns == ended  # it did not run again
-    assert "evaluate before" not in (sweep / "logs" / "trial-003.log").read_text()  # resumed, not begun
+    assert "evaluate before running" not in (sweep / "logs" / "trial-003.log").read_text()  # resumed, not begun
     command = "rayward train lake.yaml task.env=gated_lake:GatedLake-v0 checkpoint.every_num_episodes=5 task.options.gate=open"
     assert report["best"]["command"] == command
     assert (sweep / "report.png").is_file()
 
 
 def test_asha_stops_what_falls_behind(tmp_path: Path) -> None:
-    """A step size of 1e-9 learns nothing on ice that does not slip; one trial at a time, the good one first."""
-    shared = ("learner.num_episodes=20000", "learner.epsilon={start: 1.0, end: 0.05, over_num_episodes: 1000}")
+    """One trial at a time, the good one first. The other gets no reward and waits at a gate long after the first rung, so that it
+    cannot come through before it is stopped."""
+    (tmp_path / "gated_lake.py").write_text(GATED_LAKE)
+    (tmp_path / "open").touch()
+    gated = ("task.env=gated_lake:GatedLake-v0", "task.options.num_free=6000", "learner.num_episodes=8000")
     asha = ("--scheduler", "asha", "--grace-steps", "2000", "--concurrent", "1")
-    report = finish(tmp_path, "sweep", "lake.yaml", *shared, "--grid", "learner.step_size.start=0.9,1e-9", *asha)
+    explores = "learner.epsilon={start: 1.0, end: 0.05, over_num_episodes: 1000}"
+    report = finish(tmp_path, "sweep", "lake.yaml", *gated, explores, "--grid", "task.options.gate=open,closed", *asha)
     good, bad = report["trials"]
-    assert (good["state"], good["settings"]["learner.step_size.start"]) == ("completed", "0.9")
+    assert (good["state"], good["settings"]["task.options.gate"]) == ("completed", "open")
     assert bad["state"] == "stopped"
-    assert bad["step"] < 20000
+    assert bad["step"] < 8000
     assert read_summary(tmp_path / report["path"] / bad["name"])["state"] == "interrupted"
 
 
