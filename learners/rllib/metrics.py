@@ -28,7 +28,7 @@ def record_episode(*, episode: Any, prev_episode_chunks: Sequence[Any], metrics_
     """RLlib calls it at the end of each episode, in the env runner. RLlib itself keeps no more than means."""
     chunks = [*prev_episode_chunks, episode]
     metrics_logger.log_value(EPISODE_RETURNS, float(sum(chunk.get_return() for chunk in chunks)), reduce="item_series")
-    metrics_logger.log_value(EPISODE_LENGTHS, sum(map(len, chunks)), reduce="item_series")
+    metrics_logger.log_value(EPISODE_LENGTHS, episode.t, reduce="item_series")  # chunks overlap by a step
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:

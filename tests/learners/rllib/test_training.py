@@ -96,6 +96,13 @@ def test_metrics_have_our_names() -> None:
     assert names >= {"episode/return_mean", "value/loss", "value/q_mean", "value/td_error_mean", "optim/grad_norm"}
 
 
+def test_an_episode_that_two_samples_share_counts_each_of_its_steps_once() -> None:
+    with running(PPO) as training:
+        found = [training.iterate() for _ in range(3)]
+    # CartPole rewards each step with 1.
+    assert [each["episode/length_mean"] for each in found] == [each["episode/return_mean"] for each in found]
+
+
 def test_numbered_states_become_vectors_and_actions_fit_their_bounds() -> None:
     lake = GymnasiumTaskConfig(env="FrozenLake-v1")
     with running(PPO, lake) as training:
