@@ -70,6 +70,17 @@ class Checkpoint:
     path: Path
     manifest: Manifest
 
+    def check_facts(self, facts: Mapping[str, str]) -> None:
+        """Raise `CannotResumeError` where it was written under other facts."""
+        written = self.manifest.facts
+        changes = [
+            f"{name} was {written.get(name)}, is {fact}" for name, fact in sorted(facts.items()) if written.get(name) != fact
+        ]
+        if changes:
+            raise CannotResumeError(
+                f"{self.path} was written under other facts: {'; '.join(changes)}; put them back, or resume with --fresh"
+            )
+
 
 class DamagedCheckpointError(CannotResumeError):
     """A checkpoint is not what its manifest says; the message names the file, what was expected and what was found."""

@@ -132,7 +132,7 @@ def restore_newest(learner: Checkpointed, plan: CheckpointPlan, *, rank: int, wo
             raise CannotResumeError(
                 f"{checkpoint.path} is not on rank {rank} what it is on rank 0; let all ranks share one folder"
             )
-        check_facts(checkpoint, plan.facts)
+        checkpoint.check_facts(plan.facts)
         learner.restore(read_snapshot(checkpoint, learner.shard))
 
 
@@ -256,11 +256,3 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _digest(checkpoint: Checkpoint) -> int:
     """Of the manifest, which has those of all files; what fits an int64."""
     return int.from_bytes(hashlib.sha256(checkpoint.manifest.to_bytes()).digest()[:7])
-
-
-def check_facts(checkpoint: Checkpoint, facts: Mapping[str, str]) -> None:
-    """Raise `CannotResumeError` where the checkpoint was written under other facts."""
-    differing = {name for name in facts if checkpoint.manifest.facts.get(name) != facts[name]}
-    if differing:
-        changes = (f"{name} was {checkpoint.manifest.facts.get(name)}, is {facts[name]}" for name in sorted(differing))
-        raise CannotResumeError(f"{checkpoint.path} was written under other facts: {'; '.join(changes)}; put them back")

@@ -92,7 +92,8 @@ def _run_in_environment(config: PlanningRunConfig | TabularRunConfig, resumed: R
     """The environment is made first, so that whatever is wrong with it is told before there is a run directory."""
     from learners.environments.finite import build_environment  # with Gymnasium, which other runs need not wait for
     from learners.run.environment.planning_stage import model_to_plan_with, plan_table_of_values
-    from learners.run.environment.tabular_stage import ENVIRONMENT_STAGES, learn_table
+    from learners.run.environment.stages import ENVIRONMENT_STAGES
+    from learners.run.environment.tabular_stage import learn_table
 
     environment = build_environment(config.task)
     model = model_to_plan_with(config, environment) if isinstance(config, PlanningRunConfig) else None
@@ -109,7 +110,7 @@ def _run_with_rllib(config: RLlibRunConfig, resumed: RunDirectory | None) -> Pat
     """Environment and settings are looked at first, so that whatever is wrong with them is told before Ray starts."""
     from learners.rllib.configuration import algorithm_config  # with RLlib, which other runs need not wait for
     from learners.run.environment.rllib_stage import GymnasiumWorld, learn_with_rllib
-    from learners.run.environment.tabular_stage import ENVIRONMENT_STAGES
+    from learners.run.environment.stages import ENVIRONMENT_STAGES
 
     world = GymnasiumWorld(config)
     algorithm = algorithm_config(config.learner, world.make())

@@ -9,7 +9,8 @@ from cluster.storage.checkpoint import CheckpointFolder
 from learners.environments.finite import Environment
 from learners.environments.markov_model import MarkovModel, markov_model
 from learners.evaluation.environment import AFTER, BEFORE
-from learners.run.environment.tabular_stage import CHECKPOINTS, TABLES_NAME, build_evaluator, write_down
+from learners.run.environment.stages import CHECKPOINTS, write_down
+from learners.run.environment.tabular_stage import TABLES_NAME, build_evaluator
 from learners.run.session import Session
 from learners.settings.run import PlanningRunConfig
 from learners.tabular.planning import Sweep, first_actions, plan

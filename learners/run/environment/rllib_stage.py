@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from safetensors.numpy import load_file, save_file
 
-from cluster.errors import CannotResumeError, RaywardError
+from cluster.errors import RaywardError
 from cluster.processes.losses import Outcome, failure_of, outcome_of, reason_of
 from cluster.processes.watchdog import Pending
 from cluster.storage.checkpoint import CheckpointFolder
@@ -23,7 +23,7 @@ from learners.evaluation.environment import AFTER, BEFORE
 from learners.rllib.configuration import observation_connector
 from learners.rllib.plain_state import join, split
 from learners.rllib.training import RLlibTraining
-from learners.run.environment.tabular_stage import CHECKPOINTS, write_down
+from learners.run.environment.stages import CHECKPOINTS, write_down
 from learners.run.session import Session
 from learners.run.threads import torch_threads
 from learners.settings.language_model.tokens import TokenRunConfig
@@ -119,12 +119,7 @@ class _Run:
         """From the newest checkpoint, if there is one; what was recorded after it is dropped."""
         checkpoint = self._checkpoints.newest_intact()
         if checkpoint is not None:
-            for name, fact in self._facts.items():
-                if checkpoint.manifest.facts.get(name) != fact:
-                    raise CannotResumeError(
-                        f"{checkpoint.path} was learned with {name} {checkpoint.manifest.facts.get(name)}, and the run now has "
-                        f"{fact}; set it back, or resume with --fresh"
-                    )
+            checkpoint.check_facts(self._facts)
             state = json.loads((checkpoint.path / STATE_NAME).read_text(encoding="utf-8"))
             self.training.restore(join(load_file(checkpoint.path / ARRAYS_NAME), state))
         self._last_step = self._saved_step = self.training.num_env_steps

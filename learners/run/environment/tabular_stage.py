@@ -8,20 +8,19 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from cluster.errors import CannotResumeError, RaywardError
+from cluster.errors import RaywardError
 from cluster.processes.watchdog import Pending
 from cluster.storage.checkpoint import CheckpointFolder
 from learners.environments.evaluation import Evaluator
 from learners.environments.finite import Environment
 from learners.environments.markov_model import MarkovModel, markov_model
-from learners.evaluation.environment import AFTER, BEFORE, EnvironmentEvaluation, write_evaluation
+from learners.evaluation.environment import AFTER, BEFORE
+from learners.run.environment.stages import CHECKPOINTS, write_down
 from learners.run.session import Session
 from learners.settings.run import PlanningRunConfig, TabularRunConfig
 from learners.tabular.planning import optimal_return
 from learners.tabular.training import TableTraining
 
-ENVIRONMENT_STAGES = ("evaluate before", "train", "evaluate after")
-CHECKPOINTS = "checkpoints"
 TABLES_NAME = "tables.safetensors"
 REPORTS_PER_RUN = 100
 EPISODE_GRACE_S = 5.0  # after Ctrl-C, for the episode in progress and its checkpoint
@@ -63,12 +62,6 @@ def evaluate(session: Session, evaluator: Evaluator, training: TableTraining, fi
         write_down(session, evaluator.evaluate(training.agent.policy(), training.agent.state_values()), file)
 
 
-def write_down(session: Session, found: EnvironmentEvaluation, file: Path) -> None:
-    """Into the file, and the numbers into the summary under its name."""
-    write_evaluation(session.path / file, found)
-    session.directory.write_summary({file.stem: found.numbers()})
-
-
 @dataclass(kw_only=True)
 class _Run:
     """Episodes, their metrics and checkpoints."""
@@ -96,12 +89,7 @@ class _Run:
         checkpoint = self._checkpoints.newest_intact()
         num_done = 0
         if checkpoint is not None:
-            for name, fact in self._facts.items():
-                if checkpoint.manifest.facts.get(name) != fact:
-                    raise CannotResumeError(
-                        f"{checkpoint.path} was learned with {name} {checkpoint.manifest.facts.get(name)}, and the run now has "
-                        f"{fact}; set it back, or resume with --fresh"
-                    )
+            checkpoint.check_facts(self._facts)
             num_done = checkpoint.manifest.step
             self.training.restore(load_file(checkpoint.path / TABLES_NAME), num_done=num_done)
         if self.session.metrics.last_step("") > num_done:

@@ -11,7 +11,7 @@ from cluster.storage.checkpoint import CheckpointFolder
 from cluster.types import ScoredBatch
 from learners.policy.learner import PolicyLearner
 from learners.policy.start import StartingPoint
-from learners.ranks.checkpoint import CheckpointWriter, LearnerSnapshot, check_facts, read_snapshot
+from learners.ranks.checkpoint import CheckpointWriter, LearnerSnapshot, read_snapshot
 from learners.ranks.mailbox import CheckpointPlan
 from learners.settings.policy import PolicyLearnerConfig
 
@@ -94,9 +94,9 @@ def test_other_facts_are_refused_by_name(tmp_path: Path) -> None:
     writer.finish()
     checkpoint = CheckpointFolder(tmp_path).newest_intact()
     assert checkpoint is not None
-    check_facts(checkpoint, FACTS)
+    checkpoint.check_facts(FACTS)
     with pytest.raises(CannotResumeError, match="seed was 0, is 1"):
-        check_facts(checkpoint, {**FACTS, "seed": "1"})
+        checkpoint.check_facts({**FACTS, "seed": "1"})
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_old_one_stays(tmp_path: Path) -> None:

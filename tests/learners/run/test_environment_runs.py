@@ -137,7 +137,7 @@ def test_another_task_does_not_go_on_with_a_table(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(TableTraining, "run_episode", broken)
     with pytest.raises(Exception, match="the environment broke"):
         commands.run_training(config_of("q_learning_frozen_lake", tmp_path, *SHORT))
-    with pytest.raises(CannotResumeError, match="learned with task .*4x4.*and the run now has .*8x8.*--fresh"):
+    with pytest.raises(CannotResumeError, match="written under other facts: task was .*4x4.*, is .*8x8.*--fresh"):
         commands.resume_run(tmp_path / "q_learning_frozen_lake", ["task.options.map_name=8x8"], fresh=False)
 
 

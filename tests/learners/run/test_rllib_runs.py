@@ -113,5 +113,5 @@ def test_another_network_cannot_resume(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(RLlibTraining, "iterate", broken)
     with pytest.raises(Exception, match="the disk broke"):
         commands.run_training(load_run_config(write_config(tmp_path, PPO)))
-    with pytest.raises(CannotResumeError, match="was learned with network"):
+    with pytest.raises(CannotResumeError, match="written under other facts: network was"):
         commands.resume_run(tmp_path / "pole", ["learner.network.fcnet_hiddens=[8]"], fresh=False)
