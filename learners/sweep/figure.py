@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MAX_COLUMNS = 3
 MAX_SETTINGS = 6  # with a panel of their own
 LOG_SPAN = 20.0  # numbers of a list whose largest is so many times the least are drawn on a logarithmic scale
+MAX_TICKS = 5  # along an axis of numbers
 MAX_TICK_LETTERS = 14
 DOT_POINTS = 36.0  # area
 
@@ -131,6 +132,8 @@ def _scale(axes: "Axes", side: str, placed: Placed) -> None:
         axis.set_ticks(range(len(placed.labels)), labels=[label[:MAX_TICK_LETTERS] for label in placed.labels])
     elif placed.is_log:
         (axes.set_xscale if side == "x" else axes.set_yscale)("log")
+    else:
+        axes.locator_params(axis=side, nbins=MAX_TICKS)  # else they run into each other where a value has three digits
 
 
 def _valued(record: SweepRecord) -> list[Trial]:

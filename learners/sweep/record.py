@@ -55,13 +55,6 @@ class SweepRecord:
     def trial(self, name: str) -> Trial:
         return self._trials[name]
 
-    def find_or_add(self, settings: Point) -> Trial:
-        """The trial with these settings, which is a new one where there is none."""
-        for trial in self._trials.values():
-            if trial.settings == settings:
-                return trial
-        return self.add(settings)
-
     def add(self, settings: Point) -> Trial:
         trial = Trial(name=f"trial-{len(self._trials) + 1:03d}", settings=settings)
         self._trials[trial.name] = trial
