@@ -2,8 +2,10 @@
 one; and Ctrl-C for processes that tests start.
 """
 
+import gc
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,10 +34,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> None:
-    """Two logical CPUs. Whoever asks for it leaves no actor behind."""
+def local_ray() -> Iterator[None]:
+    """Two logical CPUs. A module that leaves an actor on one of them fails itself, and not the next that waits for room."""
     if not ray.is_initialized():
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    if not ray.is_initialized():
+        return
+    gc.collect()  # a handle in a reference cycle keeps its actor
+    deadline_s = time.monotonic() + 30
+    while (free := ray.available_resources().get("CPU", 0.0)) < 2:  # it lags behind what has ended
+        if time.monotonic() > deadline_s:
+            pytest.fail(f"actors of this module still hold {2 - free:g} of 2 CPUs; end each with ray.kill")
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

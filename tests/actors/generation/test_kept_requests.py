@@ -39,6 +39,7 @@ def generator(local_ray: None) -> Iterator[Any]:
     ray.get(actor.ready.remote())
     yield actor
     ray.get(actor.shutdown.remote())
+    ray.kill(actor)
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ def running(local_ray: None) -> Iterator[Running]:
     pool.wait_until_ready()
     yield Running(actor, pool)
     pool.shutdown()
+    ray.kill(actor)
 
 
 class Learner:

@@ -48,6 +48,7 @@ def running(local_ray: None) -> Iterator[Fixture]:
     pool.wait_until_ready()
     yield Fixture(actor, pool, folder)
     pool.shutdown()
+    ray.kill(actor)
 
 
 def _prompt(text: str) -> Prompt:
