@@ -4,6 +4,7 @@ A thread of Ray Tune's cannot be one: a run handles signals and connects to Ray 
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ class TrialCommand:
 
     arguments: tuple[str, ...]  # after `python -m rayward`
     folder: str  # where it runs, so that paths in its configuration mean the same as for the sweep
-    log: str  # the file that takes what it prints
+    log: str  # the file that takes what it prints, after what earlier processes of the trial printed
     variables: Mapping[str, str]  # of its environment, besides what it inherits
 
 
@@ -37,7 +38,10 @@ class TrialProcess:
         self._log = Path(command.log)
         self._began_s = time.monotonic()
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
+            log.write(f"$ rayward {shlex.join(command.arguments)}\n".encode())
+            log.flush()
+            self._starts_at = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "rayward", *command.arguments],
                 cwd=command.folder,
@@ -63,7 +67,9 @@ class TrialProcess:
 
     def said(self) -> str:
         """What ended it, in its own words."""
-        text = self._log.read_text(encoding="utf-8", errors="replace")
+        with self._log.open("rb") as log:
+            log.seek(self._starts_at)
+            text = log.read().decode(errors="replace")
         lines = [line.removeprefix(ERROR_PREFIX) for line in text.splitlines() if line.startswith(ERROR_PREFIX)]
         return "; ".join(lines)[:MAX_SAID] or f"exit code {self._process.returncode}; its last words are in {self._log}"
 

@@ -111,7 +111,9 @@ def test_a_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     assert "no such gate" in str(trials["trial-001"].error)
     assert trials["trial-003"].value == read_summary(sweep / "trial-003")["after"]["return_mean"]
     assert (sweep / "trial-002" / "summary.json").stat().st_mtime_ns == ended  # it did not run again
-    assert "evaluate before running" not in (sweep / "logs" / "trial-003.log").read_text()  # resumed, not begun
+    log = (sweep / "logs" / "trial-003.log").read_text()
+    assert log.count("evaluate before running") == 1  # resumed, not begun again
+    assert [line.split()[2] for line in log.splitlines() if line.startswith("$ ")] == ["train", "resume"]
     command = "rayward train lake.yaml task.env=gated_lake:GatedLake-v0 checkpoint.every_num_episodes=5 task.options.gate=open"
     assert report["best"]["command"] == command
     assert (sweep / "report.png").is_file()

@@ -58,6 +58,18 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     assert process.said() == f"{CLIFF}: learner.gamma: Input should be less than 1 (got 7)"
 
 
+def test_the_log_keeps_what_earlier_processes_said_and_each_tells_its_own_end(tmp_path: Path) -> None:
+    for gamma in ("7", "8"):
+        process = TrialProcess(command(tmp_path, str(CLIFF), f"learner.gamma={gamma}"))
+        assert process.outcome(wait_s=END_S) == "failed"
+        assert process.said() == f"{CLIFF}: learner.gamma: Input should be less than 1 (got {gamma})"
+    lines = (tmp_path / "logs" / "trial.log").read_text().splitlines()
+    assert [line.split(" learner.")[1] for line in lines if line.startswith("$ rayward train ")] == [
+        f"gamma={gamma} runs_dir={tmp_path}" for gamma in ("7", "8")
+    ]
+    assert sum("Input should be less than 1" in line for line in lines) == 2
+
+
 def test_a_process_that_is_stopped_leaves_an_interrupted_run(tmp_path: Path) -> None:
     process = TrialProcess(command(tmp_path, str(CLIFF), "name=long", "learner.num_episodes=1000000"))
     metrics = tmp_path / "long" / "metrics.jsonl"
