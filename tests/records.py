@@ -9,12 +9,15 @@ import numpy as np
 
 from cluster.errors import SamplesLostError
 from cluster.processes.object_store import HeldObject
+from cluster.storage.ledger import SampledGroups
 from cluster.types import (
     Completion,
+    CutGroup,
     FinishReason,
     GroupTexts,
     Prompt,
     ScoredBatch,
+    ScoredGroup,
     Segment,
     Stored,
     Stretch,
@@ -35,6 +38,11 @@ class Gone(Stored[ValueT]):
 
     def fetch(self) -> ValueT:
         raise SamplesLostError("samples are lost with the node on which they lay")
+
+
+def sampled(trained: Sequence[ScoredGroup], left_out: Sequence[ScoredGroup] = (), cut: Sequence[CutGroup] = ()) -> SampledGroups:
+    """As the ledger takes them."""
+    return SampledGroups(trained=tuple(trained), left_out=tuple(left_out), cut=tuple(cut))
 
 
 def completion(*token_ids: int, text: str = "text", finish_reason: FinishReason = "stop") -> Completion:

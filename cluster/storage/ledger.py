@@ -7,7 +7,7 @@ checked from these files alone.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -50,6 +50,15 @@ class LedgerEntry:
         return f"task {self.task_id!r} {'greedy ' * self.is_greedy}sample {self.sample_index}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledGroups:
+    """What a step sampled. Produced by the driver, consumed by the ledger."""
+
+    trained: tuple[ScoredGroup, ...]
+    left_out: tuple[ScoredGroup, ...] = ()  # not trained on
+    cut: tuple[CutGroup, ...] = ()
+
+
 class TrajectoryLedger:
     """Writer of a run's ledger. Keeps nothing in memory: what is on disk decides, also after a restart."""
 
@@ -57,19 +66,13 @@ class TrajectoryLedger:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def record(
-        self,
-        step: int,
-        trained: Iterable[ScoredGroup],
-        left_out: Iterable[ScoredGroup] = (),
-        cut: Iterable[CutGroup] = (),
-    ) -> None:
+    def record(self, step: int, groups: SampledGroups) -> None:
         """Add trajectories to the step's file. Raises `DataError`, and writes nothing, if one is there already."""
         path = self._path(step)
         entries = self.entries_of(step)
-        entries += [entry for scored in trained for entry in _entries(step, scored, "trained")]
-        entries += [entry for scored in left_out for entry in _entries(step, scored, "left_out")]
-        entries += [entry for group in cut for entry in _cut_entries(step, group)]
+        entries += [entry for scored in groups.trained for entry in _entries(step, scored, "trained")]
+        entries += [entry for scored in groups.left_out for entry in _entries(step, scored, "left_out")]
+        entries += [entry for group in groups.cut for entry in _cut_entries(step, group)]
         seen: set[tuple[int, str, int, bool]] = set()
         for entry in entries:
             if entry.key in seen:

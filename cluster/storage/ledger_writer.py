@@ -1,10 +1,8 @@
 """Writes the ledger beside the steps: one thread, one step after the other. The texts are there before a step is learned from."""
 
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from cluster.storage.ledger import LedgerEntry, TrajectoryLedger
-from cluster.types import CutGroup, ScoredGroup
+from cluster.storage.ledger import LedgerEntry, SampledGroups, TrajectoryLedger
 
 
 class LedgerWriter:
@@ -19,16 +17,10 @@ class LedgerWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._writing: Future[None] | None = None
 
-    def begin(
-        self,
-        step: int,
-        trained: Iterable[ScoredGroup],
-        left_out: Iterable[ScoredGroup] = (),
-        cut: Iterable[CutGroup] = (),
-    ) -> None:
+    def begin(self, step: int, groups: SampledGroups) -> None:
         """Start to write a step, after the one before; raises what kept that one from being written."""
         self.finish()
-        self._writing = self._thread.submit(self._ledger.record, step, tuple(trained), tuple(left_out), tuple(cut))
+        self._writing = self._thread.submit(self._ledger.record, step, groups)
 
     def finish(self) -> None:
         """Return when every step is on disk. Raises `DataError` or `OSError` where one could not be written."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from cluster.errors import LearnerRestartedError, RaywardError, SamplesLostError, WeightsLostError
 from cluster.processes.interrupts import Interrupts
-from cluster.storage.ledger import TrajectoryLedger
+from cluster.storage.ledger import SampledGroups, TrajectoryLedger
 from cluster.storage.ledger_writer import LedgerWriter
 from cluster.storage.metrics import MetricsLog, StageClock
 from cluster.types import PublishedWeights, SaveReport, ScoredBatch, ScoredGroup, UpdateResult
@@ -212,18 +212,21 @@ class Driver:
         prompts = self._schedule.prompts_of(step)
         with clock.stage("rollout"):
             collected = self._collector.collect(step, prompts)
-            trained = for_the_ledger(collected.groups, num_earlier_rounds=num_lost_rounds)
-            left_out = for_the_ledger(collected.left_out, num_earlier_rounds=num_lost_rounds)
+            sampled = SampledGroups(
+                trained=for_the_ledger(collected.groups, num_earlier_rounds=num_lost_rounds),
+                left_out=for_the_ledger(collected.left_out, num_earlier_rounds=num_lost_rounds),
+                cut=collected.cut,
+            )
         missing = self._checked_shares(step, collected)
         batch = ScoredBatch(step=step, groups=collected.groups)
         with self._interrupts.deferred(UPDATE_GRACE_S):
             self._is_recorded = False
             with clock.stage("learn"):
                 update = self._learn(batch)
-            self._check_numbers(step, trained, update)
+            self._check_numbers(step, sampled.trained, update)
             with clock.stage("publish"):
                 publish_newest(self._learner, self._generators, note=self._records.note)
-            self._records.ledger.begin(step, trained, left_out, collected.cut)
+            self._records.ledger.begin(step, sampled)
             metrics = {
                 **_rollout_metrics(collected, seconds=self._generating_s(clock.wall_s)),
                 **collected.metrics,
@@ -243,11 +246,11 @@ class Driver:
     def _learn(self, batch: ScoredBatch) -> UpdateResult:
         return self._learner.submit(batch)
 
-    def _check_numbers(self, step: int, trained: Sequence[ScoredGroup], update: UpdateResult) -> None:
+    def _check_numbers(self, step: int, trained: tuple[ScoredGroup, ...], update: UpdateResult) -> None:
         """Raise where no optimizer step has been finite for long: the weights are still good, and the batch is kept."""
         num_skipped = update.metrics.get("optim/skipped_in_a_row", 0.0)
         if num_skipped >= MAX_SKIPPED_STEPS:
-            TrajectoryLedger(self._records.failed_batches).record(step, trained)
+            TrajectoryLedger(self._records.failed_batches).record(step, SampledGroups(trained=trained))
             raise RaywardError(
                 f"step {step}: loss or gradient was not finite in {num_skipped:.0f} optimizer steps in a row; the weights "
                 f"are as they were before, and the batch is in {self._records.failed_batches}; correct the reward, or lower the "

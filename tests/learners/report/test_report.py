@@ -15,7 +15,7 @@ from cluster.storage.ledger import TrajectoryLedger
 from cluster.types import Prompt, Reward, ScoredGroup, Task
 from learners.report.data import load_report_data
 from learners.report.page import ReportInTheMaking, draw_figures, write_report
-from tests.records import completion, group_of
+from tests.records import completion, group_of, sampled
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NUM_STEPS = 12
@@ -110,7 +110,7 @@ def _write_metrics(path: Path, rng: random.Random) -> None:
 def _write_ledger(directory: Path, rng: random.Random) -> None:
     ledger = TrajectoryLedger(directory)
     for step in range(1, NUM_STEPS + 1):
-        ledger.record(step, [_scored_group(f"task-{number}", rng.randint(12, 24)) for number in range(24)])
+        ledger.record(step, sampled([_scored_group(f"task-{number}", rng.randint(12, 24)) for number in range(24)]))
 
 
 def _scored_group(task_id: str, num_tokens: int) -> ScoredGroup:

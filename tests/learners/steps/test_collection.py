@@ -10,7 +10,7 @@ from cluster.storage.ledger_writer import LedgerWriter
 from cluster.types import Prompt, Reward, SamplingParameters, ScoredGroup, Task, TrajectoryGroup
 from learners.steps.collection import Collected, DynamicSampling, GreedyBaseline, has_contrast
 from learners.steps.prompt_schedule import PromptSchedule
-from tests.records import completion, group_of
+from tests.records import completion, group_of, sampled
 
 
 def _prompt(index: int) -> Prompt:
@@ -88,14 +88,14 @@ def _steps(folder: Path, inner: RecordingCollector, steps: range, *, max_rounds:
     found = []
     for step in steps:
         found.append(sampling.collect(step, _schedule().prompts_of(step)))
-        ledger.begin(step, found[-1].groups, found[-1].left_out)
+        ledger.begin(step, sampled(found[-1].groups, found[-1].left_out))
     ledger.finish()
     return found
 
 
 def test_further_prompts_are_asked_ahead_at_the_share_that_was_useful_in_the_steps_before(tmp_path: Path) -> None:
     inner = RecordingCollector(useful=[0, 2, 4, *range(5, 12)])
-    TrajectoryLedger(tmp_path).record(0, [inner.group(prompt) for prompt in PROMPTS[:5]])  # three useful of five
+    TrajectoryLedger(tmp_path).record(0, sampled([inner.group(prompt) for prompt in PROMPTS[:5]]))  # three useful of five
     collected = DynamicSampling(inner, _schedule(), _ledger(tmp_path), max_rounds=1).collect(1, PROMPTS[:4])
     assert [len(asked) for asked in inner.asked] == [7]  # 4 x 5 / 3
     assert collected.metrics["buffer/prompts_asked_ahead"] == 3
@@ -134,7 +134,7 @@ def test_greedy_completions_and_those_without_a_score_are_no_contrast(tmp_path: 
     inner = RecordingCollector(useful=[])
     flat = [replace(inner.group(prompt), greedy=_other_score(inner.group(prompt))) for prompt in PROMPTS[:4]]
     broken = [replace(each, rewards=each.rewards[:1], problems={1: "the judge fell asleep"}) for each in flat[2:]]
-    TrajectoryLedger(tmp_path).record(0, [*flat[:2], *broken])
+    TrajectoryLedger(tmp_path).record(0, sampled([*flat[:2], *broken]))
     DynamicSampling(inner, _schedule(), _ledger(tmp_path), max_rounds=1).collect(1, PROMPTS[:4])
     assert len(inner.asked[0]) == 8
 

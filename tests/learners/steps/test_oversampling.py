@@ -12,7 +12,7 @@ from cluster.types import Prompt, SamplingParameters, Task, TrajectoryGroup
 from learners.steps.oversampling import Oversampling
 from learners.steps.prompt_schedule import PromptSchedule
 from tests.learners.steps.recorded_loop import RecordingScoring
-from tests.records import completion, group_of
+from tests.records import completion, group_of, sampled
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, max_completion_tokens=4, samples_per_prompt=2, seed=5)
 
@@ -79,7 +79,7 @@ def test_a_group_that_lacks_rewards_is_complete_and_left_out() -> None:
 def test_what_was_cut_is_in_the_ledger(tmp_path: Path) -> None:
     collected = _oversampling(LateRollouts(late=[1]), extra_prompts=1).collect(0, PROMPTS[:3])
     ledger = TrajectoryLedger(tmp_path)
-    ledger.record(0, collected.groups, collected.left_out, collected.cut)
+    ledger.record(0, sampled(collected.groups, collected.left_out, collected.cut))
     cut = [entry for entry in ledger.entries_of(0) if entry.outcome == "cut"]
     assert [(entry.task_id, entry.sample_index, entry.prompt) for entry in cut] == [("task-1", 0, "go 1"), ("task-1", 1, "go 1")]
     assert [(entry.completion_tokens, entry.reward, entry.stretches) for entry in cut] == [(0, None, [])] * 2
