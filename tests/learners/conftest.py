@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,14 @@ from tests.records import single_turn
 
 BatchBuilder = Callable[..., ScoredBatch]
 NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))  # `make test-numeric` asks for one and for two
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where models are looked for by name; a test puts its own there."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("RAYWARD_CACHE", str(cache))
+    return cache
 
 
 @pytest.fixture(scope="session")

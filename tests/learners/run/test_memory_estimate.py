@@ -32,12 +32,7 @@ from tests.learners.run.sized_runs import (
     write_model,
 )
 
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("RAYWARD_CACHE", str(cache))
-    return cache
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 def test_parameters_of_a_small_model() -> None:

@@ -20,14 +20,9 @@ from tests.learners.run.sized_runs import (
     write_model,
 )
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("RAYWARD_CACHE", str(cache))
-    return cache
 
 
 def test_batch_arithmetic() -> None:
