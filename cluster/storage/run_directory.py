@@ -22,8 +22,9 @@ CONFIG_NAME = "config.yaml"
 SUMMARY_NAME = "summary.json"
 METRICS_NAME = "metrics.jsonl"
 REWARD_MODEL_FOLDER = "reward_model"
+LANGUAGE_MODEL_FOLDER = "language_model"
 RUNS_DIR = Path("runs")  # where a bare name is looked for
-FOLDERS = ("trajectories", "policies", "evaluation", "tensorboard", "logs")
+FOLDERS = ("tensorboard", "logs")  # of every run; others are made by what fills them
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NEXT_STATES = {
     "running": {"running", "completed", "failed", "interrupted"},

@@ -4,12 +4,15 @@ KL in nats, summed over a completion's tokens. The score is what was trained on;
 deviations are those of the population (divided by n).
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from cluster.errors import DataError
+from cluster.storage.atomic_file import write_atomically
 from learners.settings.evaluation import EvaluationConfig, JudgeConfig, VerdictConfig
 
 MIN_STARTING_STD = 1e-6  # a policy whose completions all score alike
@@ -72,6 +75,12 @@ def evaluate_samples(samples: Sequence[EvaluatedCompletion], judges: Sequence[Ju
         num_prompts=len({sample.prompt for sample in samples}),
         num_completions=len(samples),
     )
+
+
+def write_samples(path: Path, samples: Sequence[EvaluatedCompletion]) -> None:
+    """As JSON, for reports."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps([asdict(sample) for sample in samples], indent=1))
 
 
 def distinct_bigrams(texts: Sequence[str]) -> float:

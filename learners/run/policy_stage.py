@@ -1,6 +1,5 @@
 """The stages that align a policy: roles started, evaluated, trained step by step, evaluated again, exported."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -10,12 +9,11 @@ from pathlib import Path
 from actors.rewards import REWARD_FUNCTIONS
 from cluster.errors import LearnerRestartedError, SamplesLostError
 from cluster.seeding import derive_seed
-from cluster.storage.atomic_file import write_atomically
 from cluster.storage.ledger import TrajectoryLedger
 from cluster.storage.ledger_writer import LedgerWriter
 from cluster.types import Prompt, SamplingParameters
 from learners.evaluation.draws import Evaluator
-from learners.evaluation.results import EvaluationResult, evaluate_samples
+from learners.evaluation.results import EvaluationResult, evaluate_samples, write_samples
 from learners.report.page import ReportInTheMaking
 from learners.run.composition import Roles, check_logprob_contract, start_roles
 from learners.run.policy_exports import PolicyExports
@@ -42,6 +40,7 @@ def align_policy(session: Session, config: PolicyRunConfig, prompts: RunPrompts,
 
     Begins the `report` before the roles are stopped.
     """
+    (session.path / "policies").mkdir(exist_ok=True)  # now, for an endpoint that waits for the first
     if prompts.note:
         session.view.note(prompts.note)
     with ExitStack() as stack:
@@ -177,7 +176,7 @@ def _evaluate(
     moment = samples_file.stem
     with session.stage(f"evaluate {moment}"):
         samples = evaluator.run()
-        write_atomically(session.path / samples_file, json.dumps([asdict(sample) for sample in samples], indent=1))
+        write_samples(session.path / samples_file, samples)
         result = evaluate_samples(samples, config.evaluation.judges)
         session.directory.write_summary({moment: asdict(result)})
         _log_evaluation(session, num_steps_done, result)

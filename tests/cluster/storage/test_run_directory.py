@@ -164,6 +164,7 @@ def test_lines_that_a_full_disk_has_torn_are_cut_when_the_run_opens_again(
     with pytest.raises(KeyboardInterrupt), RunDirectory.create(tmp_path, "run") as run:
         raise KeyboardInterrupt
     metrics, ledger = run.path / "metrics.jsonl", run.path / "trajectories" / "step-000000.jsonl"
+    ledger.parent.mkdir()
     for file in (metrics, ledger):
         file.write_text('{"step": 0}\n{"st')
     with RunDirectory.open(run.path):
