@@ -121,6 +121,16 @@ class ScorerPools:
         finally:
             stream.abandon()
 
+    def score_together(self, groups: Sequence[TrajectoryGroup]) -> Iterator[ScoredGroup]:
+        """The same for groups that are all there: each idle scorer gets its share of them in one call."""
+        stream = _ScoringStream(self._scorers)
+        try:
+            stream.submit(*groups)
+            while stream.is_busy:
+                yield from stream.finished(timeout_s=None)
+        finally:
+            stream.abandon()
+
 
 class _ScoringStream:
     """The groups of one `score_stream`, and the calls that are judging them."""
@@ -134,10 +144,10 @@ class _ScoringStream:
     def is_busy(self) -> bool:
         return bool(self._running) or any(self._waiting.values())
 
-    def submit(self, group: TrajectoryGroup) -> None:
-        pending = _PendingGroup(group=group)
+    def submit(self, *groups: TrajectoryGroup) -> None:
+        pending = [_PendingGroup(group=group) for group in groups]
         for name, waiting in self._waiting.items():
-            waiting.append(pending)
+            waiting.extend(pending)
             self._start_calls(name)
 
     def finished(self, *, timeout_s: float | None) -> Iterator[ScoredGroup]:

@@ -10,11 +10,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
 from cluster.types import Completion, Prompt, Trajectory
 
 Observation = NDArray[np.int64]
+Judge = Callable[[Sequence[Trajectory]], Sequence[float]]  # one reward for each completion
 
 
 class TokenEnvironment(gymnasium.Env[Observation, np.int64]):
@@ -23,7 +25,7 @@ class TokenEnvironment(gymnasium.Env[Observation, np.int64]):
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        judge: Callable[[Trajectory], float],
+        judge: Judge,
         decode: Callable[[Sequence[int]], str],
         *,
         tokens: Discrete,
@@ -31,7 +33,7 @@ class TokenEnvironment(gymnasium.Env[Observation, np.int64]):
         padding_id: int,
         max_completion_tokens: int,
     ) -> None:
-        """`judge`: the reward of a completion. `decode`: a text of token ids, without special tokens."""
+        """`decode`: a text of token ids, without special tokens."""
         self.metadata = {"render_modes": ["ansi"]}
         self.render_mode = "ansi"
         self.action_space = tokens
@@ -49,21 +51,20 @@ class TokenEnvironment(gymnasium.Env[Observation, np.int64]):
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         self._chosen.append(int(action))
-        is_stop = self._chosen[-1] == self._end_id
-        is_over = is_stop or len(self._chosen) == self._max_completion_tokens
-        reward = self._judge(self.trajectory(is_stop=is_stop)) if is_over else 0.0
-        return self._observed(), reward, is_over, False, {}
+        is_over = self._chosen[-1] == self._end_id or len(self._chosen) == self._max_completion_tokens
+        [reward] = self._judge([self.trajectory()]) if is_over else [0.0]
+        return self._observed(), float(reward), is_over, False, {}
 
     def render(self) -> str:  # type: ignore[override]  # Gymnasium's type variable for frames is not one of its class
         """The text so far."""
         return self._prompt.text + self._decode(self._chosen)
 
-    def trajectory(self, *, is_stop: bool) -> Trajectory:
-        """What has been written so far, as reward functions read it."""
+    def trajectory(self) -> Trajectory:
+        """What has been written so far, as scorers read it."""
         completion = Completion(
             token_ids=np.array(self._chosen, dtype=np.int32),
             text=self._decode(self._chosen),
-            finish_reason="stop" if is_stop else "length",
+            finish_reason="stop" if self._chosen[-1:] == [self._end_id] else "length",
         )
         return Trajectory(prompt=self._prompt, sample_index=0, completion=completion)
 
@@ -72,3 +73,29 @@ class TokenEnvironment(gymnasium.Env[Observation, np.int64]):
         observation = np.full(self.observation_space.shape or (), self._padding_id, dtype=np.int64)
         observation[0], observation[1 : 1 + len(ids)] = len(ids), ids
         return observation
+
+
+class TokenEnvironments(SyncVectorEnv):
+    """Several token environments side by side: texts that end in the same step are judged together."""
+
+    def __init__(self, make: Callable[[Judge], TokenEnvironment], num_envs: int, judge: Judge) -> None:
+        """`make` gives one, with the judge that it is given."""
+        super().__init__([lambda: make(_judged_later)] * num_envs)
+        self._judge = judge
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        found: tuple[Any, Any, Any, Any, dict[str, Any]] = super().step(actions)
+        _, rewards, terminations, _, _ = found
+        ended = np.flatnonzero(terminations)  # each still has its text: it is reset in its next step
+        if len(ended):
+            rewards[ended] = self._judge([self._text_of(index) for index in ended])
+        return found
+
+    def _text_of(self, index: int) -> Trajectory:
+        env = self.envs[index]
+        assert isinstance(env, TokenEnvironment), "`make` gives no others"
+        return env.trajectory()
+
+
+def _judged_later(trajectories: Sequence[Trajectory]) -> list[float]:
+    return [0.0] * len(trajectories)

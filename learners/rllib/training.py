@@ -5,7 +5,7 @@ checkpoint is taken or restored, every generator of random numbers is set anew, 
 resumed run is the same as one that was not interrupted, as far as RLlib's processes answer in the same order.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -24,9 +24,16 @@ from ray.rllib.utils.debug.deterministic import update_global_seed_if_necessary
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
-from cluster.errors import EnvironmentFailedError, RaywardError
+from cluster.errors import RaywardError
 from cluster.seeding import derive_seed
-from learners.rllib.environment import ENVIRONMENT_NAME, EnvironmentCreator, FailureRecord, check_environment
+from learners.rllib.environment import (
+    ENVIRONMENT_NAME,
+    EnvironmentCreator,
+    FailureRecord,
+    MakeEnvironment,
+    SideBySide,
+    check_environment,
+)
 from learners.rllib.greedy import GreedyPolicy
 from learners.rllib.metrics import metrics_of, record_episode
 
@@ -35,16 +42,18 @@ LEARNER_PARTS = (COMPONENT_RL_MODULE, "optimizer", "weights_seq_no")  # of its s
 
 
 class RLlibTraining:
-    """Raises `EnvironmentFailedError` where the environment raises, whichever process steps it; Ray's own errors for learners
-    that are lost."""
+    """Raises what of Rayward's errors the environment raises, whichever process steps it; Ray's own errors for learners that are
+    lost."""
 
-    def __init__(self, config: AlgorithmConfig, make: Callable[[], gymnasium.Env[Any, Any]], *, seed: int) -> None:
-        """`make` gives an environment, in any process. `config`: all but the environment and the seed."""
+    def __init__(self, config: AlgorithmConfig, make: MakeEnvironment, *, seed: int) -> None:
+        """`make` works in any process. `config`: all but the environment and the seed."""
         self._seed = seed
         self._record = ray.remote(FailureRecord).options(num_cpus=0).remote() if config.num_env_runners else None
         register_env(ENVIRONMENT_NAME, EnvironmentCreator(make=make, record=self._record))
         config = config.copy(copy_frozen=False)
         config.environment(ENVIRONMENT_NAME)
+        if isinstance(make, SideBySide):
+            config.env_runners(gym_env_vectorize_mode=gymnasium.VectorizeMode.VECTOR_ENTRY_POINT)
         config.debugging(seed=derive_seed(seed, "rllib"))
         config.callbacks(on_episode_end=record_episode)
         if self._record is not None:
@@ -63,7 +72,7 @@ class RLlibTraining:
         try:
             result = self._algorithm.train()
         except RuntimeError as error:
-            if isinstance(error.__cause__, EnvironmentFailedError):  # as RLlib raises it where the driver steps them
+            if isinstance(error.__cause__, RaywardError):  # as RLlib raises it where the driver steps them
                 raise error.__cause__ from error
             raise
         if self.num_env_steps == before:

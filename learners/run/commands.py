@@ -113,7 +113,7 @@ def _run_with_rllib(config: RLlibRunConfig, resumed: RunDirectory | None) -> Pat
     from learners.run.environment.stages import ENVIRONMENT_STAGES
 
     world = GymnasiumWorld(config)
-    algorithm = algorithm_config(config.learner, world.make())
+    algorithm = algorithm_config(config.learner, world.example)
     with open_session(config, stages=ENVIRONMENT_STAGES, requests=role_requests(config), resumed=resumed) as session:
         learn_with_rllib(session, config, algorithm, world)
     return session.path
@@ -127,7 +127,7 @@ def _run_with_tokens(config: TokenRunConfig, resumed: RunDirectory | None) -> Pa
     from learners.run.language_model.token_stage import TokenWorld
 
     world = TokenWorld(config)
-    algorithm = algorithm_config(config.learner, world.make(), module_spec=world.module_spec)
+    algorithm = algorithm_config(config.learner, world.example, module_spec=world.module_spec)
     with open_session(config, stages=LANGUAGE_MODEL_STAGES, requests=role_requests(config), resumed=resumed) as session:
         learn_with_rllib(session, config, algorithm, world)
     return session.path

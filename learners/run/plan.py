@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from actors.config import RewardModelScorerConfig
+from actors.config import RewardModelScorerConfig, ScorerConfig
 from cluster.errors import ConfigError
 from cluster.processes.placement import Machine, RoleRequest, check_placement, place_on_nodes, this_machine
 from learners.run.memory_estimate import (
@@ -63,7 +63,11 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
         )
         for section, kind in zip(config.generator_sections, config.generator_kinds, strict=True)
     ]
-    scorers = [
+    return [learner, *generators, *_scorer_requests(config.scorers)]
+
+
+def _scorer_requests(scorers: Sequence[ScorerConfig]) -> list[RoleRequest]:
+    return [
         RoleRequest(
             role=f"scorer {scorer.name}",
             count=scorer.num_replicas,
@@ -71,9 +75,8 @@ def role_requests(config: TrainingRunConfig) -> list[RoleRequest]:
             num_gpus=scorer.num_gpus if isinstance(scorer, RewardModelScorerConfig) else 0.0,
             setting=f"scorers.{index}.num_replicas",
         )
-        for index, scorer in enumerate(config.scorers)
+        for index, scorer in enumerate(scorers)
     ]
-    return [learner, *generators, *scorers]
 
 
 def _rllib_requests(config: RLlibRunConfig | TokenRunConfig) -> list[RoleRequest]:
@@ -95,7 +98,8 @@ def _rllib_requests(config: RLlibRunConfig | TokenRunConfig) -> list[RoleRequest
     )
     own_gpus = 0.0 if learner.num_learners else learner.num_gpus_per_learner
     driver = RoleRequest(role="driver", count=1, num_cpus=0.0, num_gpus=own_gpus, setting="learner.num_gpus_per_learner")
-    return [driver, *(request for request in (env_runner, own) if request.count)]
+    scorers = _scorer_requests(config.scorers) if isinstance(config, TokenRunConfig) else []
+    return [driver, *(request for request in (env_runner, own) if request.count), *scorers]
 
 
 def parse_nodes(given: Sequence[str]) -> list[Machine]:

@@ -21,6 +21,7 @@ from cluster.processes.watchdog import Pending, watched
 from cluster.storage.metrics import MetricsLog, StageClock
 from cluster.storage.run_directory import METRICS_NAME, RunDirectory
 from learners.settings.every_run import RayRunConfig, RunConfig
+from learners.settings.language_model.tokens import TokenRunConfig
 from learners.settings.run import PolicyRunConfig
 from learners.settings.sweep import SweepConfig
 
@@ -170,7 +171,7 @@ def named_variables(config: RunConfig) -> list[str]:
     if isinstance(config, SweepConfig):
         for values in config.training.get("scorers", ()):
             names += [*values.get("headers_from_env", {}).values(), *values.get("environment", ())]
-    for scorer in config.scorers if isinstance(config, PolicyRunConfig) else ():
+    for scorer in config.scorers if isinstance(config, PolicyRunConfig | TokenRunConfig) else ():
         if isinstance(scorer, HttpScorerConfig):
             names += scorer.headers_from_env.values()
         if isinstance(scorer, PythonScorerConfig):

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from actors.config import (
     PythonScorerConfig,
     RunningRequests,
     SamplingConfig,
-    ScorerConfig,
     SupervisionConfig,
     TaskConfig,
 )
@@ -35,6 +34,7 @@ from learners.settings.language_model.tokens import TokenRunConfig
 from learners.settings.policy import GROUP_ESTIMATORS, PolicyLearnerConfig
 from learners.settings.presets import Algorithm
 from learners.settings.reward_model import RewardModelLearnerConfig
+from learners.settings.scorers import ScorerConfigs
 from learners.settings.training import ExportedWeights
 
 
@@ -57,9 +57,6 @@ class ExportConfig(StrictConfig):
     weights: ExportedWeights = "merged"
     """Of a policy that is learned with `learner.lora`. merged: whole, as those of any other policy. adapter: the adapter alone,
     as peft writes it, which names the folder of the model that it belongs to."""
-
-
-MEANS_OF_ALL_SCORERS = ("sampled", "greedy")  # of what was sampled, and of greedy baselines
 
 
 class RewardModelRunConfig(ModelRunConfig):
@@ -86,7 +83,7 @@ class PolicyStageConfig(GeneratorsConfig):
 
     task: TaskConfig
     sampling: SamplingConfig = SamplingConfig()
-    scorers: tuple[ScorerConfig, ...] = Field(min_length=1)
+    scorers: ScorerConfigs
     learner: PolicyLearnerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -107,19 +104,6 @@ class PolicyStageConfig(GeneratorsConfig):
     def num_adapters(self) -> int:
         """With learner.lora, of which an engine holds adapters: the newest, its successor, and those of older completions."""
         return 2 + (0 if self.asynchronous is None else self.asynchronous.max_staleness)
-
-    @field_validator("scorers")
-    @classmethod
-    def _scorer_names_differ(cls, scorers: tuple[ScorerConfig, ...]) -> tuple[ScorerConfig, ...]:
-        names = [scorer.name for scorer in scorers]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two scorers share a name: {names}; the reward breakdown needs one name each")
-        for name in names:
-            if name in MEANS_OF_ALL_SCORERS:
-                raise ValueError(
-                    f"a scorer is named {name!r}, but the metric score/{name}_mean is that of all scorers; rename it"
-                )
-        return scorers
 
     @model_validator(mode="after")
     def _weights_reach_the_generators(self) -> Self:

@@ -8,7 +8,7 @@ from cluster.errors import ConfigError
 from cluster.storage.checkpoint import CheckpointFolder
 from learners.environments.finite import Environment
 from learners.environments.markov_model import MarkovModel, markov_model
-from learners.evaluation.environment import AFTER, BEFORE
+from learners.evaluation.returns import AFTER, BEFORE
 from learners.run.environment.stages import CHECKPOINTS, write_down
 from learners.run.environment.tabular_stage import TABLES_NAME, build_evaluator
 from learners.run.session import Session

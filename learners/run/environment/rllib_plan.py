@@ -15,7 +15,7 @@ def plan_rllib_run(config: RLlibRunConfig | TokenRunConfig) -> dict[str, Any]:
     learner = config.learner
     if isinstance(config, TokenRunConfig):
         world = TokenWorld(config)
-        environment, module_spec = world.make(), world.module_spec
+        environment, module_spec = world.example, world.module_spec
         evaluation = f"{config.evaluation.num_prompts * config.evaluation.samples_per_prompt} completions"
     else:
         environment, module_spec = make_environment(config.task), None

@@ -3,7 +3,8 @@
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +20,9 @@ from cluster.processes.watchdog import Pending
 from cluster.storage.checkpoint import CheckpointFolder
 from learners.environments.making import make_environment
 from learners.environments.rollouts import evaluate_by_episodes
-from learners.evaluation.environment import AFTER, BEFORE
+from learners.evaluation.returns import AFTER, BEFORE
 from learners.rllib.configuration import observation_connector
+from learners.rllib.environment import MakeEnvironment
 from learners.rllib.plain_state import join, split
 from learners.rllib.training import RLlibTraining
 from learners.run.environment.stages import CHECKPOINTS, write_down
@@ -36,8 +38,14 @@ ITERATION_GRACE_S = 5.0  # after Ctrl-C, for the iteration in progress
 class World(Protocol):
     """What a run learns in, and how it is judged there."""
 
-    make: Callable[[], gymnasium.Env[Any, Any]]  # an environment, in any process
+    example: gymnasium.Env[Any, Any]  # to look at
     facts: Mapping[str, str]  # what a checkpoint goes on from, besides the settings
+
+    def environments(self) -> AbstractContextManager[MakeEnvironment]:
+        """What makes environments, in any process. Inside, whatever they need is at work."""
+
+    def notes(self) -> Sequence[str]:
+        """What people should know of it, since the last call."""
 
     def before(self, session: Session, training: RLlibTraining) -> None:
         """Evaluate the start, unless that is done."""
@@ -51,9 +59,14 @@ class GymnasiumWorld:
 
     def __init__(self, config: RLlibRunConfig) -> None:
         self._config = config
-        self.make: Callable[[], gymnasium.Env[Any, Any]] = functools.partial(make_environment, config.task)
-        self._example = self.make()
+        self.example: gymnasium.Env[Any, Any] = make_environment(config.task)
         self.facts: Mapping[str, str] = {}
+
+    def environments(self) -> AbstractContextManager[MakeEnvironment]:
+        return nullcontext(functools.partial(make_environment, self._config.task))
+
+    def notes(self) -> Sequence[str]:
+        return ()
 
     def before(self, session: Session, training: RLlibTraining) -> None:
         if not (session.path / BEFORE).exists():
@@ -64,11 +77,11 @@ class GymnasiumWorld:
 
     def _evaluate(self, session: Session, training: RLlibTraining, file: Path) -> None:
         """As a stage: into the file, and the numbers into the summary."""
-        is_flat = observation_connector(self._example.observation_space) is not None
+        is_flat = observation_connector(self.example.observation_space) is not None
         with session.stage(f"evaluate {file.stem}"):
             found = evaluate_by_episodes(
                 lambda render_mode: make_environment(self._config.task, render_mode=render_mode),
-                training.policy(self._example, is_flat=is_flat),
+                training.policy(self.example, is_flat=is_flat),
                 self._config.evaluation,
                 seed=self._config.seed,
             )
@@ -77,8 +90,8 @@ class GymnasiumWorld:
 
 def learn_with_rllib(session: Session, config: RLlibRunConfig | TokenRunConfig, algorithm: AlgorithmConfig, world: World) -> None:
     """Evaluate the start, learn iteration by iteration, evaluate what was learned."""
-    with torch_threads(config.learner.num_threads):
-        run = _Run(session=session, config=config, algorithm=algorithm, world=world)
+    with torch_threads(config.learner.num_threads), world.environments() as make:
+        run = _Run(session=session, config=config, algorithm=algorithm, world=world, make=make)
         try:
             world.before(session, run.training)
             run.restore()
@@ -97,6 +110,7 @@ class _Run:
     config: RLlibRunConfig | TokenRunConfig
     algorithm: AlgorithmConfig
     world: World
+    make: MakeEnvironment
 
     def __post_init__(self) -> None:
         self._checkpoints = CheckpointFolder(self.session.path / CHECKPOINTS)
@@ -138,6 +152,8 @@ class _Run:
 
     def _run_iteration(self) -> None:
         metrics = self.training.iterate()
+        for note in self.world.notes():
+            self.session.view.note(note)
         step, num_env_steps = self.training.num_env_steps, self.config.learner.num_env_steps
         seconds = time.monotonic() - self._began_s
         metrics["rollout/env_steps_per_s"] = (step - self._last_step) / seconds
@@ -177,4 +193,4 @@ class _Run:
         )
 
     def _build(self) -> RLlibTraining:
-        return RLlibTraining(self.algorithm, self.world.make, seed=self.config.seed)
+        return RLlibTraining(self.algorithm, self.make, seed=self.config.seed)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from learners.evaluation.environment import EnvironmentEvaluation, write_evaluation
+from learners.evaluation.returns import EnvironmentEvaluation, write_evaluation
 from learners.run.session import Session
 
 ENVIRONMENT_STAGES = ("evaluate before", "train", "evaluate after")

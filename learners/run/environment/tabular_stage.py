@@ -11,10 +11,10 @@ from safetensors.numpy import load_file, save_file
 from cluster.errors import RaywardError
 from cluster.processes.watchdog import Pending
 from cluster.storage.checkpoint import CheckpointFolder
-from learners.environments.evaluation import Evaluator
 from learners.environments.finite import Environment
 from learners.environments.markov_model import MarkovModel, markov_model
-from learners.evaluation.environment import AFTER, BEFORE
+from learners.environments.table_evaluator import Evaluator
+from learners.evaluation.returns import AFTER, BEFORE
 from learners.run.environment.stages import CHECKPOINTS, write_down
 from learners.run.session import Session
 from learners.settings.run import PlanningRunConfig, TabularRunConfig

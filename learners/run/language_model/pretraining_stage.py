@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -11,6 +11,7 @@ from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import DataError
 from cluster.seeding import derive_seed
 from cluster.storage.policy_folders import new_folder
+from cluster.storage.run_directory import LANGUAGE_MODEL_FOLDER
 from learners.language_models.files import build_language_model, write_language_model
 from learners.language_models.language_model import LanguageModel, Vocabulary
 from learners.language_models.pretraining import TokenText, mean_loss, pretrain, split_text
@@ -19,7 +20,6 @@ from learners.run.threads import torch_threads
 from learners.settings.language_model.pretraining import PretrainingRunConfig, TextConfig
 
 LANGUAGE_MODEL_STAGES = ("evaluate before", "train", "evaluate after", "export")
-LANGUAGE_MODEL_FOLDER: Final = "language_model"
 PARTS = {"paragraph": re.compile(r"\n[ \t]*\n\s*"), "line": re.compile(r"\n+")}  # what stands between them
 
 

@@ -1,9 +1,9 @@
 """A language model of one's own in the token environment: its prompts and reward, what it is worth, and where it ends."""
 
 import functools
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,18 @@ from actors.sources.models import model_digest, resolve_model
 from actors.tasks import build_task_sets
 from cluster.errors import ConfigError
 from cluster.seeding import derive_seed
-from cluster.storage.atomic_file import write_atomically
 from cluster.storage.policy_folders import copy_tokenizer, new_folder
+from cluster.storage.run_directory import LANGUAGE_MODEL_FOLDER
 from cluster.types import Completion, Prompt, Trajectory
-from learners.environments.token import TokenEnvironment
-from learners.environments.told_errors import ToldErrors
-from learners.evaluation.results import EvaluatedCompletion, evaluate_samples
+from learners.environments.token import TokenEnvironment, TokenEnvironments
+from learners.evaluation.results import EvaluatedCompletion, evaluate_samples, write_samples
 from learners.language_models.files import load_language_model, write_language_model
 from learners.language_models.language_model import LanguageModel
 from learners.language_models.sampling import completion_divergence, sample
+from learners.rllib.environment import MakeEnvironment, SideBySide
 from learners.rllib.language_model import language_model_spec
 from learners.rllib.training import RLlibTraining
-from learners.run.language_model.pretraining_stage import LANGUAGE_MODEL_FOLDER
+from learners.run.language_model.scoring import DeskJudge, scoring_desk
 from learners.run.session import Session
 from learners.settings.language_model.tokens import TokenRunConfig
 
@@ -50,17 +50,25 @@ class TokenWorld:
         _check(config, self._start, train, held_out)
         self._held_out = held_out[: config.evaluation.num_prompts]
         self.facts: Mapping[str, str] = {"model": model_digest(str(self._folder))}
-        self.make: Callable[[], gymnasium.Env[Any, Any]] = functools.partial(
-            _environment,
+        self._make = functools.partial(
+            TokenEnvironment,
             train,
-            functools.partial(_reward, config.task.reward, config.task.weight),
-            functools.partial(self._tokenizer.decode, skip_special_tokens=True),
-            name=config.task.env,
+            decode=functools.partial(self._tokenizer.decode, skip_special_tokens=True),
             tokens=Discrete(self._start.vocabulary.size),
             end_id=self._start.vocabulary.end_id,
             padding_id=self._start.vocabulary.padding_id,
             max_completion_tokens=config.task.max_completion_tokens,
         )
+        self.example: gymnasium.Env[Any, Any] = self._make(_nobody)
+        self._judge: DeskJudge  # while `environments` is open
+
+    @contextmanager
+    def environments(self) -> Iterator[MakeEnvironment]:
+        with scoring_desk(self._config) as self._judge:
+            yield SideBySide(functools.partial(TokenEnvironments, self._make, judge=self._judge))
+
+    def notes(self) -> Sequence[str]:
+        return self._judge.notes()
 
     @property
     def module_spec(self) -> RLModuleSpec:
@@ -96,44 +104,38 @@ class TokenWorld:
                 seed=derive_seed(self._config.seed, "evaluation samples"),
             )
             kl_B, start_logprob_B = completion_divergence(policy, self._start, token_ids, completions)
-            samples = [
-                self._judged(prompt, completion, kl_nats)
-                for prompt, completion, kl_nats in zip(prompts, completions, kl_B.tolist(), strict=True)
-            ]
-            write_atomically(
-                session.path / "evaluation" / f"{moment}.json", json.dumps([asdict(each) for each in samples], indent=1)
-            )
+            trajectories = [self._trajectory(*each) for each in zip(prompts, completions, strict=True)]
+            scores = self._judge(trajectories)
+            samples = [self._evaluated(*each) for each in zip(trajectories, scores, kl_B.tolist(), strict=True)]
+            write_samples(session.path / "evaluation" / f"{moment}.json", samples)
             perplexity = math.exp(-float(start_logprob_B.sum()) / sum(map(len, completions)))
             found = {**asdict(evaluate_samples(samples, evaluation.judges)), "perplexity_under_start": perplexity}
             session.directory.write_summary({moment: found})
 
-    def _judged(self, prompt: Prompt, completion: Sequence[int], kl_nats: float) -> EvaluatedCompletion:
-        text = self._tokenizer.decode(completion, skip_special_tokens=True)
-        trajectory = Trajectory(
+    def _trajectory(self, prompt: Prompt, completion: Sequence[int]) -> Trajectory:
+        return Trajectory(
             prompt=prompt,
             sample_index=0,
             completion=Completion(
                 token_ids=np.array(completion, dtype=np.int32),
-                text=text,
+                text=self._tokenizer.decode(completion, skip_special_tokens=True),
                 finish_reason="stop" if completion[-1] == self._start.vocabulary.end_id else "length",
             ),
         )
+
+    def _evaluated(self, trajectory: Trajectory, score: float, kl_nats: float) -> EvaluatedCompletion:
         return EvaluatedCompletion(
-            prompt=prompt.text,
-            completion=text,
-            score=_reward(self._config.task.reward, self._config.task.weight, trajectory),
+            prompt=trajectory.prompt.text,
+            completion=trajectory.completion.text,
+            score=score,
             judgements={judge.function: REWARD_FUNCTIONS[judge.function](trajectory) for judge in self._config.evaluation.judges},
-            num_tokens=len(completion),
+            num_tokens=len(trajectory.completion.token_ids),
             kl_nats=kl_nats,
         )
 
 
-def _environment(*arguments: Any, name: str, **named: Any) -> gymnasium.Env[Any, Any]:
-    return ToldErrors(TokenEnvironment(*arguments, **named), name)
-
-
-def _reward(function: str, weight: float, trajectory: Trajectory) -> float:
-    return weight * REWARD_FUNCTIONS[function](trajectory)
+def _nobody(trajectories: Sequence[Trajectory]) -> Sequence[float]:
+    raise AssertionError("the example is looked at, not played")
 
 
 def _check(config: TokenRunConfig, model: LanguageModel, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:

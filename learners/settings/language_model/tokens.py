@@ -4,30 +4,27 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import RewardFunctionName, TaskConfig
+from actors.config import SupervisionConfig, TaskConfig
 from cluster.config import StrictConfig
 from learners.settings.environments.rllib import EnvStepCheckpointConfig, NetworkConfig, RLlibPPOLearnerConfig
 from learners.settings.evaluation import EvaluationConfig
 from learners.settings.every_run import ModelRunConfig
+from learners.settings.scorers import ScorerConfigs
 
 
 class TokenTaskConfig(StrictConfig):
-    """An environment in which an action is a token: a prompt to begin with, and a score when the text ends."""
+    """An environment in which an action is a token: a prompt to begin with, and the score of `scorers` when the text ends."""
 
     kind: Literal["tokens"]
     prompts: TaskConfig
     """The tasks whose prompts begin episodes, drawn at random. Held-out ones are for the evaluation."""
-    reward: RewardFunctionName
-    """The reward function of ours that judges the completion when it ends."""
-    weight: float = 1.0
-    """The reward is weight times score; a negative one teaches the opposite."""
     max_completion_tokens: int = Field(32, ge=1)
     """The episode ends with the end-of-sequence token, or after so many."""
 
     @property
     def env(self) -> str:
         """What others call it."""
-        return f"tokens ({self.prompts.kind}, {self.reward})"
+        return f"tokens ({self.prompts.kind})"
 
 
 class TokenRunConfig(ModelRunConfig):
@@ -37,9 +34,11 @@ class TokenRunConfig(ModelRunConfig):
     """
 
     task: TokenTaskConfig
+    scorers: ScorerConfigs
     learner: RLlibPPOLearnerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: EnvStepCheckpointConfig = EnvStepCheckpointConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
 
     @field_validator("learner")
     @classmethod

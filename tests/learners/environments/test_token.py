@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 
 from cluster.messages import Message
 from cluster.types import Prompt, Task, Trajectory
-from learners.environments.token import TokenEnvironment
+from learners.environments.token import Judge, TokenEnvironment, TokenEnvironments
 
 LETTERS = "abcdef."  # 6 ends a text
 END, PADDING = 6, 7
@@ -25,11 +25,19 @@ def decode(ids: Sequence[int]) -> str:
 
 
 def build(*texts: str, judged: list[Trajectory] | None = None, max_completion_tokens: int = 4) -> TokenEnvironment:
-    def judge(trajectory: Trajectory) -> float:
+    def judge(trajectories: Sequence[Trajectory]) -> list[float]:
         if judged is not None:
-            judged.append(trajectory)
-        return float(trajectory.completion.text.count("a"))
+            judged.extend(trajectories)
+        return number_of_as(trajectories)
 
+    return build_with(judge, *texts, max_completion_tokens=max_completion_tokens)
+
+
+def number_of_as(trajectories: Sequence[Trajectory]) -> list[float]:
+    return [float(trajectory.completion.text.count("a")) for trajectory in trajectories]
+
+
+def build_with(judge: Judge, *texts: str, max_completion_tokens: int = 4) -> TokenEnvironment:
     return TokenEnvironment(
         [prompt(text) for text in texts or ("ab",)],
         judge,
@@ -87,3 +95,20 @@ def test_it_shows_the_text_and_forgets_the_last_episode() -> None:
     assert env.render() == "abcd"
     env.reset()
     assert env.render() == "ab"
+
+
+def test_texts_that_end_together_are_judged_together() -> None:
+    calls: list[list[str]] = []
+
+    def judge(trajectories: Sequence[Trajectory]) -> list[float]:
+        calls.append([trajectory.completion.text for trajectory in trajectories])
+        return number_of_as(trajectories)
+
+    envs = TokenEnvironments(build_with, 3, judge)
+    starts: Any = envs.reset(seed=0)[0]
+    assert starts.tolist() == [[2, 0, 1, 7, 7, 7, 7]] * 3
+    steps = [envs.step(np.array(actions)) for actions in ([0, 0, 1], [END, 0, END], [5, 0, 5], [0, 0, END])]
+    assert calls == [["a", "b"], ["aaaa", ""]]
+    assert [rewards.tolist() for _, rewards, *_ in steps] == [[0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 4, 0]]
+    assert [terminations.tolist() for _, _, terminations, *_ in steps][1] == [True, False, True]
+    assert steps[2][0].tolist() == [[2, 0, 1, 7, 7, 7, 7], [5, 0, 1, 0, 0, 0, 7], [2, 0, 1, 7, 7, 7, 7]]  # begun anew

@@ -53,6 +53,8 @@ def test_a_run_learns_reports_and_starts_no_ray(tmp_path: Path) -> None:
     lines = metrics_of(run)
     assert len(lines) == 100
     assert lines[-1]["step"] == 150
+    folders = {entry.name for entry in run.iterdir() if entry.is_dir()}
+    assert folders == {"checkpoints", "evaluation", "logs", "tensorboard"}
     page = (run / "report.html").read_text()
     assert "An episode, before and after" in page
     assert "<mark>" not in page.split("<h2>An episode")[0]
