@@ -4,12 +4,16 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cluster.errors import ConfigError
 from rayward.options import CONFIGS, SERVING, Overrides
+
+if TYPE_CHECKING:
+    from rayward.own_model import OwnModel
+    from serving.chat.client import PolicyClient
 
 
 def register(app: typer.Typer) -> None:
@@ -55,9 +59,13 @@ def serve_scorer(
 
 
 def chat(
-    url: Annotated[str, typer.Argument(help="The endpoint. Its key, if it asks for one, is in RAYWARD_API_KEY.")] = (
-        "http://127.0.0.1:8000"
-    ),
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="The endpoint; its key, if it asks for one, is in RAYWARD_API_KEY. Or the folder of a small language model of "
+            "your own, which is sampled here.",
+        ),
+    ] = "http://127.0.0.1:8000",
     model: Annotated[str, typer.Option(help="Name of the served policy; the first one if not given.")] = "",
     system: Annotated[str, typer.Option(help="System message of the conversation.")] = "",
     scorer: Annotated[
@@ -70,18 +78,36 @@ def chat(
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
 ) -> None:
     """Talk to a served policy in the terminal. Type /help there for its commands."""
-    from serving.chat.client import KEY_VARIABLE, PolicyClient
     from serving.chat.conversation import Conversation
     from serving.chat.judge import Judge
 
     if system and prompt_format == "plain":
         raise ConfigError("--system: a plain text has no system message; leave it out, or use --prompt-format chat")
     judge = None if scorer is None else Judge(scorer, prompt_format)
-    key = os.environ.get(KEY_VARIABLE, "")
-    client = PolicyClient(url, key=key, model=model, max_tokens=max_tokens, temperature=temperature)
-    typer.echo(f"{client.model} at {client.url}. /help lists commands, Ctrl-D ends.", err=True)
+    client = _answerer(url, model, prompt_format, max_tokens=max_tokens, temperature=temperature)
     conversation = Conversation(client, _write, prompt_format=prompt_format, system=system, judge=judge)
     conversation.run(_lines())
+
+
+def _answerer(
+    url: str, model: str, prompt_format: str, *, max_tokens: int, temperature: float | None
+) -> "OwnModel | PolicyClient":
+    """Says whom one talks to."""
+    from serving.chat.client import KEY_VARIABLE, PolicyClient
+
+    hints = "/help lists commands, Ctrl-D ends."
+    if not Path(url).is_dir():
+        key = os.environ.get(KEY_VARIABLE, "")
+        client = PolicyClient(url, key=key, model=model, max_tokens=max_tokens, temperature=temperature)
+        typer.echo(f"{client.model} at {client.url}. {hints}", err=True)
+        return client
+    if prompt_format == "chat":
+        raise ConfigError(f"{url}: a small model of one's own continues texts and knows no chats; add --prompt-format plain")
+    from rayward.own_model import OwnModel  # torch: seconds
+
+    own = OwnModel(Path(url), max_tokens=max_tokens, temperature=1.0 if temperature is None else temperature)
+    typer.echo(f"{own.model} in {url}. {hints}", err=True)
+    return own
 
 
 def _write(text: str) -> None:

@@ -21,7 +21,7 @@ from cluster.processes.runtime import RaySession, prints_to, start_ray, stop_ray
 from serving.config import ServeConfig
 from serving.guard import proxy
 from serving.listening import available_port, key_file
-from serving.policy_folder import PolicyFolder, check_is_run, check_max_model_tokens, resolve_policy
+from serving.policy_folder import PolicyFolder, check_is_run, check_served_by_engine, resolve_policy
 from serving.versions.followed_versions import first_version, followed_by
 
 logger = logging.getLogger("rayward")
@@ -135,7 +135,7 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
     """
     policy = _first_policy(config)
     resolve_model(str(policy.path))  # refuses a folder with code in it, or with the tokenizer of another model
-    check_max_model_tokens(policy, config.max_model_tokens)
+    check_served_by_engine(policy, config.max_model_tokens)
     port = available_port(config.host, config.port)
     keys = key_file(config)
     feedback = _feedback_file(config.feedback)

@@ -8,7 +8,8 @@ from pathlib import Path
 from actors.sources.adapters import is_adapter, merged_model
 from actors.sources.tensor_shapes import WEIGHT_PATTERN, TensorShapes, differing_tensors, folder_tensor_shapes
 from cluster.errors import ConfigError, DataError, WeightMismatchError
-from cluster.storage.policy_folders import VERSION_FOLDER, version_folders
+from cluster.storage.policy_folders import OWN_NETWORK, VERSION_FOLDER, version_folders
+from cluster.storage.run_directory import LANGUAGE_MODEL_FOLDER
 
 TOKENIZER_PATTERNS = ("tokenizer*", "chat_template*", "special_tokens_map.json")
 
@@ -32,23 +33,29 @@ class ServedModel:
 
 
 def resolve_policy(model: str) -> PolicyFolder:
-    """The folder itself, or the newest complete `policies/v*` of a run directory; an adapter is merged into its model, which
-    takes a while the first time. Raises `DataError` if there is none."""
+    """The folder itself, or what a run directory has: its newest complete `policies/v*`, or its `language_model`. An adapter is
+    merged into its model, which takes a while the first time. Raises `DataError` if there is none."""
     path = Path(model).expanduser().resolve()
     if not path.is_dir():
         raise DataError(f"model {model!r}: no such folder; give a policy folder or a run directory")
-    policies = path / "policies"
+    policies, own = path / "policies", path / LANGUAGE_MODEL_FOLDER
+    if own.is_dir():
+        return replace(_checked(own), name=path.name)
     if not policies.is_dir():
-        missing = missing_parts(path)
-        if missing:
-            raise DataError(
-                f"{path} is no policy folder: it has no {', '.join(missing)}; nor is it a run directory with policies/"
-            )
-        return _whole(policy_folder(path))
+        return _whole(_checked(path))
     complete = [folder for _, folder in version_folders(policies) if not missing_parts(folder)]
     if not complete:
         raise DataError(f"{policies} holds no complete policy; has the run finished its first step?")
     return _whole(policy_folder(complete[-1]))
+
+
+def _checked(folder: Path) -> PolicyFolder:
+    if missing := missing_parts(folder):
+        raise DataError(
+            f"{folder} is no policy folder: it has no {', '.join(missing)}; nor is it a run directory with policies/ or "
+            f"{LANGUAGE_MODEL_FOLDER}/"
+        )
+    return policy_folder(folder)
 
 
 def _whole(policy: PolicyFolder) -> PolicyFolder:
@@ -86,12 +93,19 @@ def check_is_run(model: str) -> None:
         raise ConfigError(f"follow=true needs a run directory with policies/, but model={model!r} is none; leave follow out")
 
 
-def check_max_model_tokens(policy: PolicyFolder, max_model_tokens: int) -> None:
-    """Raise `ConfigError` if the model has no positions for that many tokens; the engine would only say so a minute later."""
+def check_served_by_engine(policy: PolicyFolder, max_model_tokens: int) -> None:
+    """Raise `ConfigError` if no engine knows the network, or if it has no positions for that many tokens; the engine would only
+    say so a minute later."""
     try:
         model_config = json.loads((policy.path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{policy.path}/config.json is not valid JSON: {error}") from error
+    kind = str(model_config.get("model_type"))
+    if kind.startswith(OWN_NETWORK):
+        raise ConfigError(
+            f"{policy.path} holds a network of model_type={kind}, which no engine knows, so it cannot be served; talk to it with "
+            f"`rayward chat {policy.path} --prompt-format plain`"
+        )
     longest = model_config.get("max_position_embeddings")
     if longest is not None and max_model_tokens > longest:
         raise ConfigError(

@@ -15,6 +15,7 @@ VERSION_FOLDER = re.compile(r"v(\d+)")
 # What a policy folder holds besides weights and config.json, by how the names begin.
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
 SENTENCEPIECE_SUFFIX = ".model"
+OWN_NETWORK: Final = "rayward_"  # how `model_type` in config.json begins where no engine knows the network
 # Those of a low-rank adapter, by peft's names; the tensors in the only form that is read, for the other one is a pickle.
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"

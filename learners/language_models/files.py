@@ -9,13 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cluster.errors import ConfigError
+from cluster.storage.policy_folders import OWN_NETWORK
 from learners.language_models.language_model import LanguageModel, Vocabulary
 from learners.language_models.lstm import LSTMLanguageModel
 from learners.language_models.transformer import NORM_EPS, ROTARY_BASE, TransformerLanguageModel
 from learners.settings.language_model.network import LanguageModelConfig, LSTMConfig, TransformerConfig
 
 CONFIG_NAME, WEIGHTS_NAME, GENERATION_NAME = "config.json", "model.safetensors", "generation_config.json"
-LSTM_TYPE = "rayward_lstm"
+LSTM_TYPE = f"{OWN_NETWORK}lstm"
 LLAMA = {  # what of a Llama is not a setting of ours
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],

@@ -3,9 +3,9 @@
 import ipaddress
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httpx
 
@@ -24,14 +24,26 @@ EVENT, DONE = "data:", "[DONE]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer that has begun. Produced by `PolicyClient`, consumed by `Conversation`."""
+    """An answer that has begun. Produced by an `Answerer`, consumed by `Conversation`."""
 
     policy_version: str  # of the weights that sample it; empty where the endpoint does not say
     pieces: Iterator[str]  # its text; raises `EndpointError` where it breaks off
 
 
+class Answerer(Protocol):
+    """Who a person talks to."""
+
+    model: str  # its name
+
+    def chat(self, messages: Sequence[Message]) -> AbstractContextManager[Answer]:
+        """What it says next in a conversation."""
+
+    def complete(self, text: str) -> AbstractContextManager[Answer]:
+        """How it continues a text, without a chat template."""
+
+
 class PolicyClient:
-    """Asks the endpoint at `url` and no other host: it uses no proxy and follows no redirect."""
+    """Implements `Answerer`. Asks the endpoint at `url` and no other host: it uses no proxy and follows no redirect."""
 
     def __init__(self, url: str, *, key: str = "", model: str = "", max_tokens: int, temperature: float | None = None) -> None:
         """`key` goes into the Authorization header. `model` empty: the first that the endpoint serves. `max_tokens` of an answer;

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cluster.display.printable import printable
 from cluster.errors import DataError, EndpointError
 from cluster.messages import Message
-from serving.chat.client import Answer, PolicyClient
+from serving.chat.client import Answer, Answerer
 
 if TYPE_CHECKING:  # the records of a sample need numpy, which a person who only talks need not wait for
     from actors.generation.rendering import PromptFormat
@@ -27,7 +27,7 @@ class Conversation:
 
     def __init__(
         self,
-        client: PolicyClient,
+        client: Answerer,
         write: Callable[[str], None],
         *,
         prompt_format: "PromptFormat" = "chat",

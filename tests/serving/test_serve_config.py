@@ -18,7 +18,7 @@ from cluster.processes.runtime import RaySession
 from serving.app import callers_logging_kept, serve_policy
 from serving.config import ServeConfig
 from serving.guard.keys.key_file import add_key, default_key_file, revoke_key
-from serving.policy_folder import PolicyFolder, check_max_model_tokens, check_same_model, resolve_policy, served_model
+from serving.policy_folder import PolicyFolder, check_same_model, check_served_by_engine, resolve_policy, served_model
 from serving.versions.policy_check import BadPolicyError, check_policy
 
 pytestmark = pytest.mark.usefixtures("no_ray")  # where one runs, a policy is served on it
@@ -124,6 +124,20 @@ def test_a_policy_folder_is_served_itself(tmp_path: Path) -> None:
     assert (resolve_policy(str(of_run)).path, resolve_policy(str(of_run)).name) == (of_run, "run-2")
 
 
+def test_a_language_model_of_ones_own_is_served_from_its_run(tmp_path: Path) -> None:
+    folder = _policy(tmp_path / "own" / "language_model")
+    found = resolve_policy(str(tmp_path / "own"))
+    assert (found.path, found.name, found.policy_version) == (folder, "own", None)
+    check_served_by_engine(found, 512)
+
+
+def test_a_network_that_no_engine_knows_is_refused(tmp_path: Path) -> None:
+    folder = _policy(tmp_path / "own" / "language_model")
+    (folder / "config.json").write_text('{"model_type": "rayward_lstm"}')
+    with pytest.raises(ConfigError, match=r"model_type=rayward_lstm, which no engine knows.*rayward chat .*language_model"):
+        check_served_by_engine(resolve_policy(str(tmp_path / "own")), 512)
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         resolve_policy(str(tmp_path / "nowhere"))
@@ -136,9 +150,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
     policy = resolve_policy(str(_policy(tmp_path / "policy")))
-    check_max_model_tokens(policy, 512)
+    check_served_by_engine(policy, 512)
     with pytest.raises(ConfigError, match="max_model_tokens=513 is more than the 512 positions"):
-        check_max_model_tokens(policy, 513)
+        check_served_by_engine(policy, 513)
 
 
 def test_only_a_run_can_be_followed(tmp_path: Path) -> None:
