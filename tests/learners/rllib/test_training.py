@@ -13,9 +13,10 @@ from safetensors.numpy import load, save
 from cluster.errors import EnvironmentFailedError
 from cluster.processes.losses import Outcome, outcome_of
 from learners.environments.making import make_environment
+from learners.environments.rollouts import evaluate_by_episodes
 from learners.rllib.plain_state import join, split
-from learners.settings.environments.task import GymnasiumTaskConfig
-from tests.learners.rllib.small_learners import DQN, PPO, build_training
+from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig
+from tests.learners.rllib.small_learners import CART_POLE, DQN, PPO, build_training
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -42,6 +43,17 @@ def bits(state: Any) -> Any:
     """Comparable, without the names that episodes are given at random."""
     arrays, rest = split({name: state[name] for name in ("learner", "learner_beside", "counters")})
     return [array.tobytes() for array in arrays.values()], json.dumps(rest)
+
+
+def test_a_recurrent_policy_learns_and_plays() -> None:
+    network = {"fcnet_hiddens": [8], "options": {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 8}}
+    with running(PPO | {"network": network}) as training:
+        training.iterate()
+        policy = training.policy(make_environment(CART_POLE), is_flat=False)
+        found = evaluate_by_episodes(
+            lambda _: make_environment(CART_POLE), policy, EpisodeEvaluationConfig(num_episodes=3), seed=0
+        )
+    assert found.return_mean >= 8  # steps that a pole needs to fall, whatever is done
 
 
 @pytest.mark.parametrize(
@@ -107,12 +119,12 @@ def test_numbered_states_become_vectors_and_actions_fit_their_bounds() -> None:
     lake = GymnasiumTaskConfig(env="FrozenLake-v1")
     with running(PPO, lake) as training:
         training.iterate()
-        assert set(training.policy(make_environment(lake), is_flat=True).act(list(range(16)))) <= {0, 1, 2, 3}
+        assert set(training.policy(make_environment(lake), is_flat=True).act(list(range(16)), range(16))) <= {0, 1, 2, 3}
     pendulum = GymnasiumTaskConfig(env="Pendulum-v1")
     env = make_environment(pendulum)
     with running(PPO, pendulum) as training:
         training.iterate()
-        [action] = training.policy(env, is_flat=False).act([env.reset(seed=0)[0]])
+        [action] = training.policy(env, is_flat=False).act([env.reset(seed=0)[0]], [0])
         assert env.action_space.contains(action)
 
 
