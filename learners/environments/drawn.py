@@ -1,4 +1,4 @@
-"""What an environment shows as text: its own, or a drawing of those that have none. Gymnasium draws others as images only."""
+"""What an environment shows: text of its own, a drawing of ours, or else images."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,10 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
-MAX_FRAMES = 40
+from learners.environments.film import Film
+
+FILMED = "rgb_array"
+MAX_FRAMES = 40  # of text
 TRACK_COLUMNS = 61  # odd: the middle is one
 POLE_ROWS = 5
 ROW_COLUMNS = 2.0  # as wide as a row is high, nearly, on a screen
@@ -15,14 +18,17 @@ CART = "[===]"
 
 
 class Frames:
-    """The beginning of an episode, as text. Produced by evaluations, of an environment made with `text_mode`."""
+    """The beginning of an episode. Produced by evaluations, of an environment made with `shown_mode`."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         self._draw = _drawing(env)
+        self._film = Film(env) if env.render_mode == FILMED else None
         self._shown: list[str] = []
 
     def add(self) -> None:
         """What there is to see now, unless the beginning is over."""
+        if self._film is not None:
+            self._film.add()
         if self._draw is not None and len(self._shown) < MAX_FRAMES:
             self._shown.append(self._draw())
 
@@ -30,10 +36,17 @@ class Frames:
         """Empty where the environment shows nothing."""
         return tuple(filter(None, self._shown))
 
+    def film(self) -> bytes | None:
+        """As GIF; None where there are no images."""
+        return None if self._film is None else self._film.gif()
 
-def text_mode(env: gymnasium.Env[Any, Any]) -> str | None:
-    """The render mode in which such an environment shows text; None where it has no such mode."""
-    return "ansi" if "ansi" in env.metadata.get("render_modes", []) else None
+
+def shown_mode(env: gymnasium.Env[Any, Any]) -> str | None:
+    """The render mode in which such an environment shows most clearly what happens; None: without it."""
+    modes = env.metadata.get("render_modes", [])
+    if isinstance(env.unwrapped, CartPoleEnv):  # drawn by us
+        return None
+    return next((mode for mode in ("ansi", FILMED) if mode in modes), None)
 
 
 def _drawing(env: gymnasium.Env[Any, Any]) -> Callable[[], str] | None:

@@ -7,7 +7,7 @@ from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
 from learners.environments.markov_model import Array
-from learners.evaluation.environment import Grid
+from learners.evaluation.returns import Grid
 
 FROZEN_LAKE_ARROWS = ("left", "down", "right", "up")  # in the order of its actions
 CLIFF_WALKING_ARROWS = ("up", "right", "down", "left")

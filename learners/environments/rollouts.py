@@ -7,8 +7,8 @@ import gymnasium
 import numpy as np
 
 from cluster.seeding import derive_seed
-from learners.environments.drawn import Frames, text_mode
-from learners.evaluation.environment import EnvironmentEvaluation, ShownEpisode
+from learners.environments.drawn import Frames, shown_mode
+from learners.evaluation.returns import EnvironmentEvaluation, ShownEpisode
 from learners.settings.environments.task import EpisodeEvaluationConfig
 
 MAX_SIDE_BY_SIDE = 50  # environments at one time
@@ -18,8 +18,11 @@ MAX_SHOWN_STEPS = 200  # of the episode that is shown
 class Policy(Protocol):
     """Produced by learners whose states are no table."""
 
-    def act(self, observations: Sequence[Any]) -> Sequence[Any]:
-        """One action for each observation."""
+    def begin(self, num_episodes: int) -> None:
+        """So many episodes begin side by side. What is remembered of earlier ones is forgotten."""
+
+    def act(self, observations: Sequence[Any], episodes: Sequence[int]) -> Sequence[Any]:
+        """One action for each observation. `episodes`: the one that each belongs to, counting from 0."""
 
 
 def evaluate_by_episodes(
@@ -52,8 +55,9 @@ def _returns(
     observations = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
     totals = [0.0] * len(envs)
     playing = list(range(len(envs)))
+    policy.begin(len(envs))
     for _ in range(config.max_episode_steps):
-        actions = policy.act([observations[index] for index in playing])
+        actions = policy.act([observations[index] for index in playing], playing)
         still = []
         for index, action in zip(playing, actions, strict=True):
             observations[index], reward, is_terminal, is_cut, _ = envs[index].step(action)
@@ -70,16 +74,17 @@ def _returns(
 
 def _shown(make: Callable[[str | None], gymnasium.Env[Any, Any]], policy: Policy, seed: int) -> ShownEpisode:
     """The same start before and after."""
-    mode = text_mode(make(None))
+    mode = shown_mode(make(None))
     env = make(mode)
     frames = Frames(env)
     observation, _ = env.reset(seed=derive_seed(seed, "shown environment"))
     frames.add()
+    policy.begin(1)
     total, num_steps, is_terminal, is_cut = 0.0, 0, False, False
     while not (is_terminal or is_cut or num_steps >= MAX_SHOWN_STEPS):
-        [action] = policy.act([observation])
+        [action] = policy.act([observation], [0])
         observation, reward, is_terminal, is_cut, _ = env.step(action)
         total, num_steps = total + float(reward), num_steps + 1
         frames.add()
     env.close()
-    return ShownEpisode(frames=frames.shown(), num_steps=num_steps, total=total, is_cut=not is_terminal)
+    return ShownEpisode(frames=frames.shown(), num_steps=num_steps, total=total, is_cut=not is_terminal, film=frames.film())

@@ -12,8 +12,8 @@ import yaml
 from cluster.errors import DataError
 from cluster.storage.ledger import LedgerEntry, read_ledger
 from cluster.storage.run_directory import CONFIG_NAME, read_summary
-from learners.evaluation.environment import AFTER, BEFORE, EnvironmentEvaluation, read_evaluation
 from learners.evaluation.results import EvaluatedCompletion, EvaluationResult, evaluate_samples
+from learners.evaluation.returns import AFTER, BEFORE, EnvironmentEvaluation, read_evaluation
 from learners.settings.evaluation import EvaluationConfig
 
 

@@ -1,10 +1,11 @@
 """What the page says of a run in an environment: how good the policy became, and an episode of it before and after."""
 
+import base64
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from learners.evaluation.environment import EnvironmentEvaluation, ShownEpisode
+from learners.evaluation.returns import EnvironmentEvaluation, ShownEpisode
 from learners.report.data import ReportData
 
 SGR = re.compile(r"\x1b\[([0-9;]*)m")  # Select Graphic Rendition: how terminals colour text
@@ -36,6 +37,7 @@ class EpisodeView:
     label: str
     outcome: str
     frames: list[list[EpisodePart]]
+    film: str  # GIF in base64; empty where there is none
 
 
 def environment_headline(data: ReportData) -> str:
@@ -96,19 +98,24 @@ def environment_rows(data: ReportData) -> list[SummaryRow]:
 
 
 def shown_episodes(data: ReportData) -> list[EpisodeView]:
-    """One before and one after, from the same start; those that have text."""
+    """One before and one after, from the same start; those that can be shown."""
     sides = (("before", data.before_in_environment), ("after", data.after_in_environment))
     return [
-        EpisodeView(label=label, outcome=_outcome(found.episode), frames=[list(_parts(frame)) for frame in found.episode.frames])
+        EpisodeView(
+            label=label,
+            outcome=_outcome(found.episode),
+            frames=[list(_parts(frame)) for frame in found.episode.frames],
+            film=base64.b64encode(found.episode.film or b"").decode(),
+        )
         for label, found in sides
-        if found is not None and found.episode is not None and found.episode.frames
+        if found is not None and found.episode is not None and (found.episode.frames or found.episode.film)
     ]
 
 
 def _outcome(episode: ShownEpisode) -> str:
     end = "cut after" if episode.is_cut else "ended after"
     shown = len(episode.frames) - 1
-    rest = "" if shown >= episode.num_steps else f", of which the first {shown} are shown"
+    rest = f", of which the first {shown} are shown" if 0 <= shown < episode.num_steps else ""
     return f"return {episode.total:g}, {end} {episode.num_steps} steps{rest}"
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from cluster.errors import ConfigError
-from learners.environments.evaluation import Evaluator
 from learners.environments.finite import build_environment
 from learners.environments.grid import grid_of
 from learners.environments.markov_model import greedy_policy, markov_model
+from learners.environments.table_evaluator import Evaluator
 from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig
 
 BLACKJACK = GymnasiumTaskConfig(env="Blackjack-v1")  # no model, and observations of three parts

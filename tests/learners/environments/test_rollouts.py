@@ -19,16 +19,26 @@ class Always:
         self.action = action
         self.asked: list[int] = []  # number of observations of each call
 
-    def act(self, observations: Sequence[Any]) -> list[int]:
+    def begin(self, num_episodes: int) -> None:
+        pass
+
+    def act(self, observations: Sequence[Any], episodes: Sequence[int]) -> list[int]:
         self.asked.append(len(observations))
         return [self.action] * len(observations)
 
 
 class Leaning:
-    """Pushes the cart of CartPole to where its pole leans."""
+    """Pushes the cart of CartPole to where its pole leans, and every third time to the other side."""
 
-    def act(self, observations: Sequence[Any]) -> list[int]:
-        return [int(observation[2] > 0) for observation in observations]
+    def begin(self, num_episodes: int) -> None:
+        self._num_steps = [0] * num_episodes
+
+    def act(self, observations: Sequence[Any], episodes: Sequence[int]) -> list[int]:
+        return [self._act(observation, episode) for observation, episode in zip(observations, episodes, strict=True)]
+
+    def _act(self, observation: Any, episode: int) -> int:
+        self._num_steps[episode] += 1
+        return int((observation[2] > 0) != (self._num_steps[episode] % 3 == 0))
 
 
 def cart_pole(render_mode: str | None) -> gymnasium.Env[Any, Any]:

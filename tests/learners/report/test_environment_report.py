@@ -1,6 +1,7 @@
 """The report of a run in an environment: its sentence, its table, its episodes and its map, from files only."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from cluster.errors import DataError
-from learners.evaluation.environment import BEFORE, EnvironmentEvaluation, Grid, ShownEpisode, read_evaluation, write_evaluation
+from learners.evaluation.returns import BEFORE, EnvironmentEvaluation, Grid, ShownEpisode, read_evaluation, write_evaluation
 from learners.report.data import load_report_data
 from learners.report.environment_page import environment_headline, environment_rows, share_of_optimum, shown_episodes
 from learners.report.figure import _panels
@@ -53,6 +54,16 @@ def test_an_evaluation_comes_back_from_its_file(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "x" / "before.json", found)
     assert read_evaluation(tmp_path / "x" / "before.json") == found
     assert read_evaluation(tmp_path / "none.json") is None
+
+
+def test_a_film_lies_beside_it_and_is_in_the_page(tmp_path: Path) -> None:
+    found = evaluation(0.5)
+    assert found.episode is not None
+    filmed = replace(found, episode=replace(found.episode, frames=(), film=b"GIF89a film"))
+    run = write_run(tmp_path / "run", before=filmed, after=filmed)
+    assert read_evaluation(run / BEFORE) == filmed
+    assert (run / BEFORE).with_suffix(".gif").read_bytes() == b"GIF89a film"
+    assert write_report(run, draw_figures(run)).read_text().count("data:image/gif;base64,R0lGODlhIGZpbG0=") == 2
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", '{"episode": null}', '{"episode": null, "grid": null, "other": 1}'])

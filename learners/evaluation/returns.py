@@ -8,6 +8,7 @@ from cluster.errors import DataError
 from cluster.storage.atomic_file import write_atomically
 
 BEFORE, AFTER = Path("evaluation") / "environment" / "before.json", Path("evaluation") / "environment" / "after.json"
+FILM = ".gif"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,7 @@ class ShownEpisode:
     num_steps: int
     total: float  # sum of rewards, undiscounted
     is_cut: bool  # not ended by a terminal state
+    film: bytes | None = None  # GIF of the beginning, where the environment draws images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +54,13 @@ class EnvironmentEvaluation:
 
 
 def write_evaluation(path: Path, evaluation: EnvironmentEvaluation) -> None:
-    """As JSON."""
+    """As JSON, with the film of the episode beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(asdict(evaluation), indent=1))
+    values = asdict(evaluation)
+    film = None if values["episode"] is None else values["episode"].pop("film")
+    if film is not None:
+        write_atomically(path.with_suffix(FILM), film)
+    write_atomically(path, json.dumps(values, indent=1))
 
 
 def read_evaluation(path: Path) -> EnvironmentEvaluation | None:
@@ -63,10 +69,11 @@ def read_evaluation(path: Path) -> EnvironmentEvaluation | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        film = path.with_suffix(FILM).read_bytes() if path.with_suffix(FILM).is_file() else None
         episode, grid = values.pop("episode"), values.pop("grid")
         return EnvironmentEvaluation(
             **values,
-            episode=None if episode is None else ShownEpisode(**{**episode, "frames": tuple(episode["frames"])}),
+            episode=None if episode is None else ShownEpisode(**{**episode, "frames": tuple(episode["frames"]), "film": film}),
             grid=None if grid is None else Grid(**{name: tuple(map(tuple, rows)) for name, rows in grid.items()}),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.seeding import derive_seed
-from learners.environments.drawn import Frames, text_mode
+from learners.environments.drawn import Frames, shown_mode
 from learners.environments.finite import Environment, build_environment
 from learners.environments.grid import grid_of
 from learners.environments.markov_model import Array, MarkovModel
-from learners.evaluation.environment import EnvironmentEvaluation, ShownEpisode
+from learners.evaluation.returns import EnvironmentEvaluation, ShownEpisode
 from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig
 
 MAX_SHOWN_STEPS = 200  # of the episode that is shown
@@ -59,7 +59,7 @@ class Evaluator:
 
     def _shown(self, policy_SA: Array) -> ShownEpisode:
         """The same start before and after; the environment's draws are those of the seed."""
-        shown = build_environment(self.task, render_mode=text_mode(self.environment.env))
+        shown = build_environment(self.task, render_mode=shown_mode(self.environment.env))
         generator = np.random.default_rng(derive_seed(self.seed, "shown actions"))
         state = shown.reset(derive_seed(self.seed, "shown environment"))
         frames, total, num_steps, is_terminal, is_cut = Frames(shown.env), 0.0, 0, False, False
@@ -69,7 +69,7 @@ class Evaluator:
             total, num_steps = total + reward, num_steps + 1
             frames.add()
         shown.env.close()
-        return ShownEpisode(frames=frames.shown(), num_steps=num_steps, total=total, is_cut=not is_terminal)
+        return ShownEpisode(frames=frames.shown(), num_steps=num_steps, total=total, is_cut=not is_terminal, film=frames.film())
 
 
 def _drawn(probabilities_A: Array, generator: np.random.Generator) -> int:
