@@ -118,7 +118,9 @@ def test_reward_models_and_functions_score_together_for_env_runners(tmp_path: Pa
     assert [sample["score"] for sample in samples] == pytest.approx(expected, abs=1e-4)
     assert len({round(value, 3) for value in found}) > 20  # texts differ for the model
     [line] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert line["episode/return_mean"] == pytest.approx(read_summary(run)["before"]["score_mean"], abs=2.0)
+    before = read_summary(run)["before"]
+    assert line["episode/return_mean"] < -6  # the least that lengths alone give: env runners hear the reward model, too
+    assert line["episode/return_mean"] == pytest.approx(before["score_mean"], abs=2 * before["score_std"])  # other prompts
 
 
 @pytest.mark.cold_start
