@@ -12,7 +12,7 @@ from cluster.errors import ConfigError
 from rayward.options import CONFIGS, SERVING, Overrides
 
 if TYPE_CHECKING:
-    from rayward.own_model import OwnModel
+    from learners.run.language_model.own_model import OwnModel
     from serving.chat.client import PolicyClient
 
 
@@ -103,7 +103,7 @@ def _answerer(
         return client
     if prompt_format == "chat":
         raise ConfigError(f"{url}: a small model of one's own continues texts and knows no chats; add --prompt-format plain")
-    from rayward.own_model import OwnModel  # torch: seconds
+    from learners.run.language_model.own_model import OwnModel  # torch: seconds
 
     own = OwnModel(Path(url), max_tokens=max_tokens, temperature=1.0 if temperature is None else temperature)
     typer.echo(f"{own.model} in {url}. {hints}", err=True)

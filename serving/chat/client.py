@@ -3,15 +3,14 @@
 import ipaddress
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from contextlib import contextmanager
+from typing import Any, Final
 
 import httpx
 
 from cluster.display.printable import printable
 from cluster.errors import ConfigError, EndpointError
-from cluster.messages import Message
+from cluster.messages import Answer, Message
 
 KEY_VARIABLE: Final = "RAYWARD_API_KEY"
 VERSION_HEADER: Final = "X-Policy-Version"
@@ -20,26 +19,6 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 330.0  # for each piece of a reply; an endpoint gives a request up after 300 s
 SHOWN_CHARACTERS = 200  # of a reply that is not in the API's form
 EVENT, DONE = "data:", "[DONE]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """An answer that has begun. Produced by an `Answerer`, consumed by `Conversation`."""
-
-    policy_version: str  # of the weights that sample it; empty where the endpoint does not say
-    pieces: Iterator[str]  # its text; raises `EndpointError` where it breaks off
-
-
-class Answerer(Protocol):
-    """Who a person talks to."""
-
-    model: str  # its name
-
-    def chat(self, messages: Sequence[Message]) -> AbstractContextManager[Answer]:
-        """What it says next in a conversation."""
-
-    def complete(self, text: str) -> AbstractContextManager[Answer]:
-        """How it continues a text, without a chat template."""
 
 
 class PolicyClient:

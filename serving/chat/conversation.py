@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from cluster.display.printable import printable
 from cluster.errors import DataError, EndpointError
-from cluster.messages import Message
-from serving.chat.client import Answer, Answerer
+from cluster.messages import Answer, Answerer, Message
 
 if TYPE_CHECKING:  # the records of a sample need numpy, which a person who only talks need not wait for
     from actors.generation.rendering import PromptFormat

@@ -7,9 +7,9 @@ import pytest
 from actors.sources.tiny_model import byte_tokenizer
 from cluster.errors import ConfigError
 from learners.language_models.files import build_language_model, write_language_model
+from learners.run.language_model.own_model import OwnModel
 from learners.run.language_model.pretraining_stage import byte_vocabulary
 from learners.settings.language_model.network import LanguageModelConfig, LSTMConfig, TransformerConfig
-from rayward.own_model import OwnModel
 from rayward.serving import chat
 from serving.chat.conversation import Conversation
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from actors.generation.rendering import load_tokenizer
 from cluster.errors import DataError
-from cluster.messages import Message
+from cluster.messages import Answer, Message
 from cluster.storage.run_directory import LANGUAGE_MODEL_FOLDER
 from learners.language_models.files import load_language_model
 from learners.language_models.sampling import sample
-from serving.chat.client import Answer
 
 
 class OwnModel:
