@@ -86,7 +86,7 @@ class _GatherLogprobs(torch.autograd.Function):
             block = grad_logits_CV.to(compute_dtype)
             grad_hidden_ND[part] = ((block @ weight).to(scale_C1.dtype) * scale_C1).to(hidden_ND.dtype)
             if grad_weight_VD is not None:
-                grad_weight_VD += block.t() @ (hidden_ND[part] * scale_C1).to(compute_dtype)
+                _add_product(grad_weight_VD, block.t(), (hidden_ND[part] * scale_C1).to(compute_dtype))
         return grad_hidden_ND, grad_weight_VD, None, None, None, None, None
 
 
@@ -140,6 +140,14 @@ def _log_softmaxes(
 def _onehot_minus_p(log_p_CV: Tensor, targets_C: Tensor) -> Tensor:
     """d logprob / d logits, in the memory of log p."""
     return log_p_CV.exp_().neg_().scatter_add_(1, targets_C[:, None], torch.ones_like(log_p_CV[:, :1]))
+
+
+def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    """In place: of a large vocabulary, [V, D] is more than all layers take."""
+    if total_VD.dtype == left_VC.dtype:
+        total_VD.addmm_(left_VC, right_CD)
+    else:
+        total_VD += left_VC @ right_CD
 
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor, temperature: float, sum_dtype: torch.dtype) -> Tensor:

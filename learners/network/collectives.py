@@ -1,4 +1,7 @@
-"""Sums over the ranks of a process group; with one rank, nothing happens. All in place, all ranks get the same numbers."""
+"""Sums over the ranks of a process group; with one rank, nothing happens. All in place, all ranks get the same numbers.
+
+And what FSDP does over gloo: `GlooAllGather` and `GlooReduceScatter`, without the copies of everything that gloo makes by itself.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,6 +10,44 @@ import torch.distributed
 from torch import Tensor
 
 BUCKET_ELEMENTS = 16 * 2**20  # 64 MiB of float32: few calls, little extra memory
+PIECE_BYTES = 16 * 2**20  # of what gloo copies at one time
+
+
+class GlooAllGather:
+    """What FSDP gathers parameters with (`FSDPModule.set_custom_all_gather`), piece by piece: gloo gathers into a copy."""
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: torch.distributed.ProcessGroup, async_op: bool = False
+    ) -> None:
+        """Every rank's input, one after the other, in the output, of which the own input may be a part."""
+        assert not async_op, "nothing here asks FSDP for it"
+        size = max(1, PIECE_BYTES // (output_tensor.element_size() * group.size()))
+        pieces_of_ranks = zip(*(part.split(size) for part in output_tensor.chunk(group.size())), strict=True)
+        for piece, outputs in zip(input_tensor.split(size), pieces_of_ranks, strict=True):
+            torch.distributed.all_gather(list(outputs), piece, group=group)
+
+
+class GlooReduceScatter:
+    """What FSDP adds gradients up with (`FSDPModule.set_custom_reduce_scatter`), where they lie: gloo adds up in a copy."""
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: torch.distributed.ProcessGroup,
+        op: torch.distributed.ReduceOp,
+        async_op: bool = False,
+    ) -> None:
+        """The own part of the sum over the ranks' inputs. The input, which FSDP made for this call, is overwritten."""
+        assert not async_op, "nothing here asks FSDP for it"
+        torch.distributed.all_reduce(input_tensor, op=op, group=group)
+        output_tensor.copy_(input_tensor.chunk(group.size())[group.rank()])
 
 
 def sum_over_ranks(tensor: Tensor, world_size: int) -> None:

@@ -3,7 +3,8 @@
 What is sharded: the rows of every parameter, and with them those of its gradient and moments. Under sharding=full each rank holds
 one part in all; under hybrid one in `shard_group_size`, and the groups hold the same. A decoder layer is gathered before it runs,
 forwards and backwards, and dropped after. What lies outside the layers (embeddings, output matrix, final norm, heads) belongs to
-the root, which is gathered for as long as one of its calls runs: whatever uses these must be called through the root.
+the root, which is gathered for as long as one of its calls runs: whatever uses these must be called through the root. A backward
+pass is done with them when it comes to the layers, and drops them there, for the gradients of a large vocabulary take their room.
 
 How gradients are reduced: losses divide by counts of the whole step, so a gradient is the plain sum over all ranks. Each backward
 pass sums layer by layer and adds to what the pass before it left. So all ranks run equally many passes: one with fewer packs of
@@ -33,6 +34,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from cluster.errors import ConfigError
+from learners.network.collectives import GlooAllGather, GlooReduceScatter
 from learners.settings.training import Offload, WorkerConfig
 
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt
@@ -94,8 +96,15 @@ def shard_network(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum, not even by 1
+            if mesh.device_type == "cpu":
+                module.set_custom_all_gather(GlooAllGather())
+                module.set_custom_reduce_scatter(GlooReduceScatter())
     for call in calls:
         register_fsdp_forward_method(root, call)
+    first = trunks[0]  # it runs first, so its backward pass begins when that of all others has ended
+    if _needs_embeddings_only(first):
+        *_, last_layer = _layers(first)
+        last_layer.register_full_backward_pre_hook(lambda layer, gradients: root.reshard())
     root.to_empty(device=mesh.device_type if offload == "none" else "cpu")
     for name, buffer in buffers.items():  # they were computed, and are whole on every rank, where it computes
         owner, _, own_name = name.rpartition(".")
@@ -165,6 +174,15 @@ def _layers(trunk: PreTrainedModel) -> Iterable[nn.Module]:
     if layers is None:
         raise ConfigError(f"sharding deals decoder layers out, but {type(trunk).__name__} has no `layers`; set sharding=none")
     return layers
+
+
+def _needs_embeddings_only(trunk: PreTrainedModel) -> bool:
+    """Whether nothing below the layers computes with parameters but a look-up, whose backward pass needs none of them.
+
+    Known of Llama and its relatives by the names of their parts.
+    """
+    with_parameters = {name for name, part in trunk.named_children() if any(True for _ in part.parameters())}
+    return with_parameters == {"embed_tokens", "layers", "norm"}
 
 
 def _place(mesh: DeviceMesh, offload: Offload) -> OffloadPolicy:

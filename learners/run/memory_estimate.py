@@ -20,6 +20,8 @@ from learners.settings.training import MAX_KEPT_BYTES, LoRAConfig, WorkerConfig
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED_BYTES = 12  # float32 gradient and two Adam moments, for weights that are not frozen
 FLOAT32_BYTES = 4
+LEARNED_PARTS = ("policy", "critic", "reference")  # of a policy's learner: those that are dealt out and offloaded
+REWARD_MODEL_PARTS = ("weights", "optimizer")  # likewise
 NUM_PUBLISHED = 2  # versions in shared memory while one replaces the other
 BYTES_PER_GIB = 2**30
 
@@ -72,15 +74,21 @@ class RoleMemory:
     role: str
     processes: int
     parts: dict[str, int] | None  # bytes
+    offloaded: tuple[str, ...] = ()  # of the parts, those in host memory, while the process computes on a GPU
 
     def as_dict(self) -> dict[str, Any]:
-        each = None if self.parts is None else sum(self.parts.values())
+        """`bytes_each` and `bytes` are those where the role computes, `host_bytes_each` and `host_bytes` what is offloaded."""
+        on_host = None if self.parts is None else sum(self.parts[name] for name in self.offloaded)
+        each = None if self.parts is None or on_host is None else sum(self.parts.values()) - on_host
         return {
             "role": self.role,
             "processes": self.processes,
             "parts_bytes": self.parts,
             "bytes_each": each,
             "bytes": None if each is None else each * self.processes,
+            "offloaded": list(self.offloaded),
+            "host_bytes_each": on_host,
+            "host_bytes": None if on_host is None else on_host * self.processes,
         }
 
 
@@ -130,7 +138,8 @@ def policy_learner_memory(
     """One rank: policy and critic with their optimizer, the frozen reference, one chunk of float32 logits, and the hidden states
     above frozen layers. These are at most those of `batch_tokens`: each epoch deals the rows of a batch anew.
 
-    A sharded rank has its part of the first three, keeps no hidden states, and has what is gathered for a moment.
+    A sharded rank has its part of the first three, in host memory if they are offloaded, keeps no hidden states, and has what is
+    gathered for a moment.
 
     Of the policy's frozen layers and of all layers of the reference, matrices are in the compute type, the rest in float32. With
     `lora` that holds for all layers of policy and critic, of which adapters and the scalar head are trained, and the policy is
@@ -161,9 +170,9 @@ def policy_learner_memory(
             outside_layers = policy.total - policy.num_layers * policy.layer
             outside_layers += head_parameters if critic is None else critic_parameters - critic.num_layers * critic.layer
             largest_layer = max(policy.layer, 0 if critic is None else critic.layer)
-            parts = _sharded(parts, config.workers, ("policy", "critic", "reference"), gathered=outside_layers + largest_layer)
+            parts = _sharded(parts, config.workers, LEARNED_PARTS, gathered=outside_layers + largest_layer)
             parts["kept_states"] = 0
-    return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
+    return _learner_memory(config.workers, parts, LEARNED_PARTS)
 
 
 def _adapted_bytes(
@@ -210,8 +219,8 @@ def reward_model_learner_memory(model: ModelShape | None, config: RewardModelLea
         }
         if config.workers.sharding != "none":
             gathered = weights - (num_layers - 1) * model.layer
-            parts = _sharded(parts, config.workers, ("weights", "optimizer"), gathered=gathered)
-    return RoleMemory(role="learner", processes=config.workers.num_workers, parts=parts)
+            parts = _sharded(parts, config.workers, REWARD_MODEL_PARTS, gathered=gathered)
+    return _learner_memory(config.workers, parts, REWARD_MODEL_PARTS)
 
 
 def generator_memory(
@@ -252,6 +261,11 @@ def kv_cache_sequences(policy: ModelShape, config: GeneratorConfig, *, longest_t
     """Longest sequences whose keys and values a CPU engine's cache holds at the same time."""
     bytes_per_sequence = policy.kv_values_per_token * DTYPE_BYTES[config.dtype] * longest_tokens
     return int(config.kv_cache_gib * BYTES_PER_GIB // bytes_per_sequence)
+
+
+def _learner_memory(workers: WorkerConfig, parts: dict[str, int] | None, dealt_out: tuple[str, ...]) -> RoleMemory:
+    offloaded = dealt_out if workers.offload == "cpu" else ()
+    return RoleMemory(role="learner", processes=workers.num_workers, parts=parts, offloaded=offloaded)
 
 
 def _sharded(parts: dict[str, int], workers: WorkerConfig, dealt_out: tuple[str, ...], *, gathered: int) -> dict[str, int]:

@@ -309,14 +309,16 @@ def _batch_table(batch: dict[str, int | None]) -> "Table":
 
 
 def _memory_table(memory: list[dict[str, Any]]) -> "Table":
-    table = _table("Memory, without activations", "role", "processes", "each", "made of")
+    is_offloaded = any(role["offloaded"] for role in memory)
+    on_host = ("on the host",) if is_offloaded else ()
+    table = _table("Memory, without activations", "role", "processes", "each", *on_host, "made of")
     for role in memory:
         parts = role["parts_bytes"]
         made_of = "unknown: the model is not here yet, or not a decoder that can be counted"
         if parts is not None:
             made_of = ", ".join(f"{name} {_size(size)}" for name, size in parts.items()) or "next to nothing"
-        each = "" if role["bytes_each"] is None else _size(role["bytes_each"])
-        table.add_row(role["role"], str(role["processes"]), each, made_of)
+        each, besides = ("" if role[key] is None else _size(role[key]) for key in ("bytes_each", "host_bytes_each"))
+        table.add_row(role["role"], str(role["processes"]), each, *([besides] if is_offloaded else []), made_of)
     return table
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -142,6 +143,32 @@ def test_in_bfloat16_policy_and_reference_round_alike(
         assert found["policy/ref_kl_nats_per_completion"] == 0.0
         for name in ("policy/sampled_entropy", "optim/grad_norm", "value/loss"):
             assert found[name] == pytest.approx(expected[name], rel=0.02)
+
+
+def gathered_at_layers(
+    rank: int, num_ranks: int, model: str, config: PolicyLearnerConfig, batch: ScoredBatch
+) -> list[tuple[bool, bool]]:
+    """Whether the embeddings are whole when a layer is computed, forwards and backwards; of the lowest layer."""
+    learner = learner_of(rank, num_ranks, model, config)
+    lowest, embeddings = learner._network.policy.base_model.layers[0], learner._network.policy.get_input_embeddings()
+    found: list[tuple[bool, bool]] = []
+    lowest.register_forward_hook(lambda *_: found.append((False, not isinstance(embeddings.weight, DTensor))))
+    lowest.register_full_backward_pre_hook(lambda *_: found.append((True, not isinstance(embeddings.weight, DTensor))))
+    learner.update(batch)
+    return found
+
+
+@pytest.mark.parametrize("method", ["ppo", "own critic"])
+def test_a_backward_pass_drops_the_embeddings_before_it_comes_to_the_layers(
+    ranks: ProcessRanks,
+    tiny_model: str,
+    config_of: Callable[[str, str], PolicyLearnerConfig],
+    batches: list[ScoredBatch],
+    method: str,
+) -> None:
+    found = ranks.run(gathered_at_layers, 2, tiny_model, config_of(method, "two sharded"), batches[1])
+    for rank in found:
+        assert set(rank) == {(False, True), (True, False)}
 
 
 def gone_on(

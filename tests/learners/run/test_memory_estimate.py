@@ -137,6 +137,27 @@ def test_a_sharded_rank_has_its_part_and_what_is_gathered(empty_cache: Path) -> 
     }
 
 
+def test_what_a_sharded_rank_offloads_is_counted_on_the_host(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    workers = {"num_workers": 2, "num_gpus": 1, "sharding": "full", "compute_dtype": "bfloat16"}
+    learner = ppo_config().learner.model_dump(exclude={"workers"})
+    kept, offloaded = (
+        plan_run(ppo_config(learner=learner | {"workers": workers | {"offload": offload}}))["memory"][0]
+        for offload in ("none", "cpu")
+    )
+    on_host = sum(kept["parts_bytes"][name] for name in ("policy", "critic", "reference"))
+    assert on_host > 0
+    assert (kept["offloaded"], kept["host_bytes"]) == ([], 0)
+    assert offloaded["parts_bytes"] == kept["parts_bytes"]
+    assert offloaded["host_bytes_each"] == on_host
+    assert offloaded["host_bytes"] == 2 * on_host
+    assert offloaded["bytes_each"] == kept["bytes_each"] - on_host  # the logits, and what is gathered
+
+    (reward_model,) = plan_run(reward_model_config(workers=workers | {"offload": "cpu"}))["memory"]
+    assert reward_model["host_bytes_each"] == sum(reward_model["parts_bytes"][name] for name in ("weights", "optimizer"))
+    assert reward_model["bytes_each"] == reward_model["parts_bytes"]["gathered"]
+
+
 def test_a_sharded_reward_model_has_its_part(empty_cache: Path) -> None:
     write_model(empty_cache / "models" / "small", SMALL_LLAMA)
     (memory,) = plan_run(reward_model_config(workers={"num_workers": 3, "sharding": "full"}))["memory"]

@@ -130,6 +130,15 @@ def rendered(planned: dict[str, Any]) -> str:
     return capture.get()
 
 
+def test_the_table_has_a_column_for_what_is_offloaded(empty_cache: Path) -> None:
+    write_model(empty_cache / "models" / "small", SMALL_LLAMA)
+    learner = ppo_config().learner.model_dump(exclude={"workers"})
+    sharded = {"num_workers": 2, "num_gpus": 1, "sharding": "full"}
+    for offload in ("cpu", "none"):
+        text = rendered(plan_run(ppo_config(learner=learner | {"workers": sharded | {"offload": offload}})))
+        assert ("on the host" in text) == (offload == "cpu")
+
+
 @pytest.mark.parametrize(("backend", "num_gpus"), [("nccl", 1.0), ("ipc", 0.5)])
 def test_weights_in_parts_do_not_travel_over_devices(backend: str, num_gpus: float) -> None:
     learner = ppo_config().learner.model_dump(exclude={"workers"})
