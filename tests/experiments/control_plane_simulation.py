@@ -40,9 +40,9 @@ MAX_NUM_SEQUENCES = 64
 MAX_IN_FLIGHT = 2 * MAX_NUM_SEQUENCES // WORKLOAD.samples_per_prompt  # as `RolloutPool`: two batches' worth of prompts
 GENERATORS_PER_SCORER = 4
 
-# `pool_held` of tests/benchmarks/dispatch.py, 4,096 calls in flight over 4 actors; two cores of an AMD EPYC with AVX2, other work
-# beside, 2026-11-28; 0.9 to 1.8 ms in three runs. 30 to 60 microseconds of it are the pool's, the rest is Ray's.
-DRIVER_ITEM_S = 0.0012
+# `pool_held` of tests/benchmarks/dispatch.py over 4 actors, 512 calls in flight, and a little less with 4,096; two cores of an
+# AMD EPYC with AVX-512, other work beside, 2026-11-29. 14 microseconds of it are the pool's, the rest is Ray's.
+DRIVER_ITEM_S = 0.00045
 DRIVER_STEP_S = 0.010  # the hand-off to the learner and back; two cores of an Intel Xeon, 2026-11-21
 
 
