@@ -52,8 +52,8 @@ def resolve_policy(model: str) -> PolicyFolder:
 def _checked(folder: Path) -> PolicyFolder:
     if missing := missing_parts(folder):
         raise DataError(
-            f"{folder} is no policy folder: it has no {', '.join(missing)}; nor is it a run directory with policies/ or "
-            f"{LANGUAGE_MODEL_FOLDER}/"
+            f"{folder} is no policy folder: it has no {', '.join(missing)}; nor is it a run directory with "
+            "policies/ or language_model/"
         )
     return policy_folder(folder)
 

@@ -83,6 +83,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 def record_steps(run: Path, count: int) -> None:
     for step in range(count):
+        (run / "trajectories").mkdir(exist_ok=True)
         (run / "trajectories" / f"step-{step:06d}.jsonl").write_text("{}\n")
     (run / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(count)))
 
