@@ -39,6 +39,7 @@ MEANINGS = {
     "policy/approx_kl": "Nats a token between the weights at batch start and now (k3); with RLlib nats an action, exact.",
     "policy/clip_frac": "Share of tokens whose ratio was clipped.",
     "policy/entropy": "Nats a token, over the whole vocabulary, where `entropy_coef` is above 0; with RLlib nats an action.",
+    "policy/entropy_coef": "Score points a nat, of RLlib's SAC, which moves it.",
     "policy/kl_coef": "Score points a nat. It moves under `kl.control: adaptive`.",
     "policy/kl_penalty": "KL to the reference as a loss term, nats a token.",
     "policy/loss": "The policy's own term of the loss.",
@@ -74,7 +75,7 @@ MEANINGS = {
     "time/update_s": "Of `learn`: the optimizer steps.",
     "value/clip_frac": "Share of tokens where the clipped value loss is the larger one.",
     "value/explained_variance": "1 is a critic that predicts every return, 0 one that predicts their mean.",
-    "value/loss": "Value loss, with its factor 1/2. Of RLlib's PPO without the factor, of its DQN the loss of action values.",
+    "value/loss": "Value loss, with its factor 1/2. RLlib's PPO: without the factor; its DQN and SAC: loss of action values.",
     "value/q_mean": "Mean value of the actions that a batch took.",
     "value/td_error_mean": "Mean absolute error of a batch against its targets.",
 }

@@ -1,6 +1,7 @@
 """The worth of a policy over any observations, by episodes that are played side by side."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gymnasium
@@ -8,6 +9,7 @@ import numpy as np
 
 from cluster.seeding import derive_seed
 from learners.environments.drawn import Frames, shown_mode
+from learners.environments.recorded import RecordedEpisode
 from learners.evaluation.returns import EnvironmentEvaluation, ShownEpisode
 from learners.settings.environments.task import EpisodeEvaluationConfig
 
@@ -26,13 +28,31 @@ class Policy(Protocol):
 
 
 def evaluate_by_episodes(
-    make: Callable[[str | None], gymnasium.Env[Any, Any]], policy: Policy, config: EpisodeEvaluationConfig, *, seed: int
+    make: Callable[[str | None], gymnasium.Env[Any, Any]],
+    policy: Policy,
+    config: EpisodeEvaluationConfig,
+    *,
+    seed: int,
+    record: Callable[[RecordedEpisode], None] | None = None,
 ) -> EnvironmentEvaluation:
-    """`make` gives an environment of a render mode. The draws of episode i are those of `seed` and i, before as after."""
+    """`make` gives an environment of a render mode. The draws of episode i are those of `seed` and i, before as after.
+
+    `record` is given each episode.
+    """
     returns: list[float] = []
     for first in range(0, config.num_episodes, MAX_SIDE_BY_SIDE):
         numbers = range(first, min(first + MAX_SIDE_BY_SIDE, config.num_episodes))
-        returns += _returns([make(None) for _ in numbers], policy, [_seed(seed, number) for number in numbers], config)
+        tracks = _play(
+            [make(None) for _ in numbers],
+            policy,
+            [_seed(seed, number) for number in numbers],
+            max_steps=config.max_episode_steps,
+            is_kept=record is not None,
+        )
+        returns += [track.total for track in tracks]
+        if record is not None:
+            for track in tracks:
+                record(track.episode())
     return EnvironmentEvaluation(
         is_discounted=False,
         return_mean=float(np.mean(returns)),
@@ -48,28 +68,50 @@ def _seed(seed: int, episode: int) -> int:
     return derive_seed(seed, "evaluation environment", episode)
 
 
-def _returns(
-    envs: list[gymnasium.Env[Any, Any]], policy: Policy, seeds: list[int], config: EpisodeEvaluationConfig
-) -> list[float]:
-    """Undiscounted, of one episode of each environment."""
-    observations = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
-    totals = [0.0] * len(envs)
+@dataclass(slots=True, kw_only=True)
+class _Track:
+    """One episode while it is played."""
+
+    last_observation: Any
+    total: float = 0.0
+    is_terminal: bool = False
+    kept: list[tuple[Any, Any, float]] = field(default_factory=list)  # observation, action, reward of each step, if kept
+
+    def episode(self) -> RecordedEpisode:
+        observations, actions, rewards = zip(*self.kept, strict=True)
+        return RecordedEpisode(
+            observations=np.stack([*map(np.asarray, observations), np.asarray(self.last_observation)]),
+            actions=np.stack(list(map(np.asarray, actions))),
+            rewards=np.array(rewards, dtype=np.float64),
+            is_terminal=self.is_terminal,
+        )
+
+
+def _play(
+    envs: list[gymnasium.Env[Any, Any]], policy: Policy, seeds: list[int], *, max_steps: int, is_kept: bool
+) -> list[_Track]:
+    """One episode of each environment."""
+    tracks = [_Track(last_observation=env.reset(seed=seed)[0]) for env, seed in zip(envs, seeds, strict=True)]
     playing = list(range(len(envs)))
     policy.begin(len(envs))
-    for _ in range(config.max_episode_steps):
-        actions = policy.act([observations[index] for index in playing], playing)
+    for _ in range(max_steps):
+        actions = policy.act([tracks[index].last_observation for index in playing], playing)
         still = []
         for index, action in zip(playing, actions, strict=True):
-            observations[index], reward, is_terminal, is_cut, _ = envs[index].step(action)
-            totals[index] += float(reward)
-            if not (is_terminal or is_cut):
+            track = tracks[index]
+            observation, reward, track.is_terminal, is_cut, _ = envs[index].step(action)
+            track.total += float(reward)
+            if is_kept:
+                track.kept.append((track.last_observation, action, float(reward)))
+            track.last_observation = observation
+            if not (track.is_terminal or is_cut):
                 still.append(index)
         playing = still
         if not playing:
             break
     for env in envs:
         env.close()
-    return totals
+    return tracks
 
 
 def _shown(make: Callable[[str | None], gymnasium.Env[Any, Any]], policy: Policy, seed: int) -> ShownEpisode:

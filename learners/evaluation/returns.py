@@ -11,6 +11,11 @@ BEFORE, AFTER = Path("evaluation") / "environment" / "before.json", Path("evalua
 FILM = ".gif"
 
 
+def episodes_file(evaluation: Path) -> Path:
+    """Where the episodes of an evaluation are, if they were kept."""
+    return evaluation.with_name(f"{evaluation.stem}_episodes.safetensors")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownEpisode:
     """One episode for people to look at. Produced by `learners.environments`, consumed by reports."""

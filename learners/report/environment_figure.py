@@ -87,6 +87,15 @@ def draw_action_values(axes: "Axes", data: ReportData, theme: Theme) -> None:
     legend_above(axes)
 
 
+def draw_policy_loss(axes: "Axes", data: ReportData, theme: Theme) -> None:
+    """Of a learner that has no episodes of its own."""
+    axes.set_title("Loss of the policy")
+    steps, values = data.series("policy/loss")
+    curve(axes, steps, values, theme.after, "mean over a batch")
+    axes.set_xlabel("environment step")
+    legend_above(axes)
+
+
 def draw_planning(axes: "Axes", data: ReportData, theme: Theme) -> None:
     axes.set_title("Value of the start while planning")
     steps, values = data.series("planning/start_value")

@@ -18,6 +18,7 @@ from learners.report.environment_figure import (
     draw_grid,
     draw_learner_health,
     draw_planning,
+    draw_policy_loss,
 )
 from learners.settings.evaluation import JudgeConfig
 
@@ -272,6 +273,8 @@ def _wide_panels(data: ReportData) -> list[Panel]:
 def _panels(data: ReportData) -> list[Panel]:
     """Those that the run has data for."""
     panels = [draw for needed, draw in CURVES_OF_LEARNING if data.series(needed)[0]]
+    if data.environment and data.series("policy/loss")[0] and not data.series("episode/return_mean")[0]:
+        panels.append(draw_policy_loss)
     if data.environment and data.series("value/explained_variance")[0]:
         panels.append(draw_learner_health)
     if data.has_samples:

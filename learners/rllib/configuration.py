@@ -9,18 +9,41 @@ from typing import Any
 import gymnasium
 from gymnasium.spaces import Box
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.marwil import MARWILConfig
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from cluster.errors import ConfigError
-from learners.settings.environments.rllib import NetworkConfig, RLlibDQNLearnerConfig, RLlibPPOLearnerConfig
+from learners.settings.environments.rllib import (
+    NetworkConfig,
+    ReplayBufferConfig,
+    RLlibLearnerConfig,
+    RLlibRecordedConfig,
+    RLlibReplayConfig,
+)
 
-RLlibLearnerConfig = RLlibPPOLearnerConfig | RLlibDQNLearnerConfig
-
-OURS = {"algorithm", "num_env_steps", "network", "num_threads", "max_restarts", "options", "replay_buffer"}  # not RLlib's
+CONFIGS: Mapping[str, type[AlgorithmConfig]] = {
+    "rllib_ppo": PPOConfig,
+    "rllib_dqn": DQNConfig,
+    "rllib_sac": SACConfig,
+    "rllib_bc": BCConfig,
+    "rllib_marwil": MARWILConfig,
+}
+OURS = {
+    "algorithm",
+    "num_env_steps",
+    "network",
+    "num_threads",
+    "max_restarts",
+    "options",
+    "replay_buffer",
+    "input_",
+}  # not RLlib's
 RUNNERS = {"num_env_runners", "num_envs_per_env_runner", "num_cpus_per_env_runner"}
 LEARNERS = {"num_learners", "num_cpus_per_learner", "num_gpus_per_learner"}
 SAMPLE_TIMEOUT_S = 600.0  # RLlib's own 60 drop what slow environments have sampled
@@ -34,8 +57,10 @@ def algorithm_config(
 
     `env`: one to look at. `module_spec`: a network of one's own in the place of the perceptron. Raises `ConfigError`.
     """
-    config = PPOConfig() if isinstance(learner, RLlibPPOLearnerConfig) else DQNConfig()
+    config = CONFIGS[learner.algorithm]()
     values = {name: value for name, value in learner if name not in OURS}
+    if isinstance(learner, RLlibRecordedConfig):
+        _learn_from_records(config, values)
     config.env_runners(
         **{name: value for name, value in values.items() if name in RUNNERS},
         sample_timeout_s=SAMPLE_TIMEOUT_S,
@@ -43,8 +68,9 @@ def algorithm_config(
     )
     config.learners(**{name: value for name, value in values.items() if name in LEARNERS})
     config.training(**{name: value for name, value in values.items() if name not in RUNNERS | LEARNERS})
-    if isinstance(learner, RLlibDQNLearnerConfig):
-        config.training(replay_buffer_config=_replay_buffer(learner))
+    if isinstance(learner, RLlibReplayConfig):
+        config.training(replay_buffer_config=_replay_buffer(learner.replay_buffer))
+    config.reporting(min_time_s_per_iteration=None)  # iterations end by steps: by the clock, no run would be like another
     if module_spec is None:
         config.rl_module(model_config=_network(learner.network))
     else:
@@ -85,8 +111,15 @@ def _network(network: NetworkConfig) -> DefaultModelConfig:
     return DefaultModelConfig(**own, **network.options)
 
 
-def _replay_buffer(learner: RLlibDQNLearnerConfig) -> dict[str, Any]:
-    buffer = learner.replay_buffer
+def _learn_from_records(config: AlgorithmConfig, values: dict[str, Any]) -> None:
+    """`learners.rllib.recorded` feeds the learners. An environment is made all the same, for its spaces and the network."""
+    config._is_online = True
+    config.offline_data(dataset_num_iters_per_learner=1)  # RLlib asks for it
+    if "lambda_" in values:
+        config.lambda_ = values.pop("lambda_")  # which `MARWILConfig.training` does not take
+
+
+def _replay_buffer(buffer: ReplayBufferConfig) -> dict[str, Any]:
     if not buffer.prioritized:
         return {"type": "EpisodeReplayBuffer", "capacity": buffer.capacity}
     return {

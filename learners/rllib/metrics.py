@@ -14,8 +14,11 @@ LEARNER_METRICS = {  # of RLlib's learners, as far as an algorithm has them
     "entropy": "policy/entropy",
     "mean_kl_loss": "policy/approx_kl",
     "curr_kl_coeff": "policy/kl_coef",
-    "vf_loss_unclipped": "value/loss",
+    "alpha_value": "policy/entropy_coef",
+    "vf_loss": "value/loss",
+    "vf_loss_unclipped": "value/loss",  # of PPO, which has both: the last one counts
     "vf_explained_var": "value/explained_variance",
+    "vf_explained_variance": "value/explained_variance",
     "qf_loss": "value/loss",
     "qf_mean": "value/q_mean",
     "td_error_mean": "value/td_error_mean",

@@ -15,13 +15,15 @@ from ray.actor import ActorHandle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
+from ray.rllib.algorithms.marwil.marwil_learner import MARWILLearner
 from ray.rllib.algorithms.ppo.ppo_learner import PPOLearner
+from ray.rllib.algorithms.sac.sac_learner import SACLearner
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.debug.deterministic import update_global_seed_if_necessary
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from ray.tune.registry import register_env
 
 from cluster.errors import RaywardError
@@ -36,8 +38,8 @@ from learners.rllib.environment import (
 )
 from learners.rllib.greedy import GreedyPolicy
 from learners.rllib.metrics import metrics_of, record_episode
+from learners.rllib.recorded import NUM_STEPS, RecordedEpisodes, learning_from_records
 
-NUM_STEPS = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
 LEARNER_PARTS = (COMPONENT_RL_MODULE, "optimizer", "weights_seq_no")  # of its state, what later updates depend on
 
 
@@ -45,9 +47,18 @@ class RLlibTraining:
     """Raises what of Rayward's errors the environment raises, whichever process steps it; Ray's own errors for learners that are
     lost."""
 
-    def __init__(self, config: AlgorithmConfig, make: MakeEnvironment, *, seed: int) -> None:
-        """`make` works in any process. `config`: all but the environment and the seed."""
+    def __init__(
+        self,
+        config: AlgorithmConfig,
+        make: MakeEnvironment,
+        *,
+        seed: int,
+        recorded: RecordedEpisodes | None = None,
+    ) -> None:
+        """`make` works in any process. `config`: all but the environment and the seed. `recorded`: what to learn from in the
+        place of the environment."""
         self._seed = seed
+        self._recorded = recorded
         self._record = ray.remote(FailureRecord).options(num_cpus=0).remote() if config.num_env_runners else None
         register_env(ENVIRONMENT_NAME, EnvironmentCreator(make=make, record=self._record))
         config = config.copy(copy_frozen=False)
@@ -58,7 +69,10 @@ class RLlibTraining:
         config.callbacks(on_episode_end=record_episode)
         if self._record is not None:
             config.algo_class = _watching(config.algo_class, self._record)
+        if recorded is not None:
+            config.algo_class = learning_from_records(config.algo_class)
         self._algorithm: Algorithm = config.build_algo()
+        self._algorithm.recorded = recorded
         self.reseed()
 
     @property
@@ -102,6 +116,8 @@ class RLlibTraining:
         buffer = self._algorithm.local_replay_buffer
         if buffer is not None:
             buffer.rng = np.random.default_rng(derive_seed(seed, "replay buffer"))
+        if self._recorded is not None:
+            self._recorded.reseed(derive_seed(seed, "recorded episodes"))
 
     def state(self) -> dict[str, Any]:
         """All that later iterations depend on after `reseed`: numbers, texts, arrays in dicts, lists and tuples."""
@@ -176,6 +192,10 @@ def _beside(learner: Learner) -> dict[str, Any]:
         found["kl_coeffs"] = {name: float(coeff) for name, coeff in learner.curr_kl_coeffs_per_module.items()}
     if isinstance(learner, DQNLearner):
         found["last_target_updates"] = dict(learner.last_update_ts_by_mid)
+    if isinstance(learner, SACLearner):
+        found["log_alphas"] = {name: float(alpha) for name, alpha in learner.curr_log_alpha.items()}
+    if isinstance(learner, MARWILLearner):
+        found["advantage_norms"] = {name: float(norm) for name, norm in learner.moving_avg_sqd_adv_norms_per_module.items()}
     return found
 
 
@@ -184,6 +204,10 @@ def _set_beside(learner: Learner, beside: Mapping[str, Any]) -> None:
         learner.curr_kl_coeffs_per_module[name].data.fill_(coeff)
     for name, step in beside.get("last_target_updates", {}).items():
         learner.last_update_ts_by_mid[name] = step
+    for name, alpha in beside.get("log_alphas", {}).items():
+        learner.curr_log_alpha[name].data.fill_(alpha)
+    for name, norm in beside.get("advantage_norms", {}).items():
+        learner.moving_avg_sqd_adv_norms_per_module[name].data.fill_(norm)
 
 
 def _first(results: Any) -> Any:

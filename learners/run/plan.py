@@ -19,6 +19,7 @@ from learners.run.memory_estimate import (
     reward_model_learner_memory,
     scorer_memory,
 )
+from learners.settings.environments.rllib import RLlibOnlineConfig
 from learners.settings.run import (
     LanguageModelRunConfig,
     PlanningRunConfig,
@@ -82,13 +83,16 @@ def _scorer_requests(scorers: Sequence[ScorerConfig]) -> list[RoleRequest]:
 def _rllib_requests(config: RLlibRunConfig | TokenRunConfig) -> list[RoleRequest]:
     """The driver reserves nothing with Ray; a GPU that it computes on must be there."""
     learner = config.learner
-    env_runner = RoleRequest(
-        role="env runner",
-        count=learner.num_env_runners,
-        num_cpus=learner.num_cpus_per_env_runner,
-        num_gpus=0.0,
-        setting="learner.num_env_runners",
-    )
+    env_runners = []
+    if isinstance(learner, RLlibOnlineConfig):
+        env_runner = RoleRequest(
+            role="env runner",
+            count=learner.num_env_runners,
+            num_cpus=learner.num_cpus_per_env_runner,
+            num_gpus=0.0,
+            setting="learner.num_env_runners",
+        )
+        env_runners.append(env_runner)
     own = RoleRequest(
         role="learner",
         count=learner.num_learners,
@@ -99,7 +103,7 @@ def _rllib_requests(config: RLlibRunConfig | TokenRunConfig) -> list[RoleRequest
     own_gpus = 0.0 if learner.num_learners else learner.num_gpus_per_learner
     driver = RoleRequest(role="driver", count=1, num_cpus=0.0, num_gpus=own_gpus, setting="learner.num_gpus_per_learner")
     scorers = _scorer_requests(config.scorers) if isinstance(config, TokenRunConfig) else []
-    return [driver, *(request for request in (env_runner, own) if request.count), *scorers]
+    return [driver, *(request for request in (*env_runners, own) if request.count), *scorers]
 
 
 def parse_nodes(given: Sequence[str]) -> list[Machine]:

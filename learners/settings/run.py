@@ -16,7 +16,7 @@ from actors.config import (
 from cluster.config import StrictConfig, load_config, parse_config, read_yaml
 from cluster.errors import ConfigError
 from cluster.storage.run_directory import CONFIG_NAME
-from learners.settings.environments.rllib import EnvStepCheckpointConfig, RLlibDQNLearnerConfig, RLlibPPOLearnerConfig
+from learners.settings.environments.rllib import EnvStepCheckpointConfig, RLlibLearnerConfig
 from learners.settings.environments.tabular import (
     EpisodeCheckpointConfig,
     EpisodicLearnerConfig,
@@ -25,7 +25,7 @@ from learners.settings.environments.tabular import (
     TabularReinforceLearnerConfig,
     TemporalDifferenceLearnerConfig,
 )
-from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig
+from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig, RecordedEvaluationConfig
 from learners.settings.evaluation import EvaluationConfig
 from learners.settings.every_run import ModelRunConfig, RayRunConfig, RunConfig
 from learners.settings.generators import GeneratorsConfig, sharing_problems
@@ -305,8 +305,8 @@ class RLlibRunConfig(RayRunConfig):
     """`rayward train` with one of RLlib's algorithms."""
 
     task: GymnasiumTaskConfig
-    learner: Annotated[RLlibPPOLearnerConfig | RLlibDQNLearnerConfig, Field(discriminator="algorithm")]
-    evaluation: EpisodeEvaluationConfig = EpisodeEvaluationConfig()
+    learner: Annotated[RLlibLearnerConfig, Field(discriminator="algorithm")]
+    evaluation: RecordedEvaluationConfig = RecordedEvaluationConfig()
     checkpoint: EnvStepCheckpointConfig = EnvStepCheckpointConfig()
 
 
@@ -327,7 +327,7 @@ _RUN_CONFIGS: dict[str, type[TrainingRunConfig]] = {
     **dict.fromkeys(
         _algorithms_of(MonteCarloLearnerConfig, TemporalDifferenceLearnerConfig, TabularReinforceLearnerConfig), TabularRunConfig
     ),
-    **dict.fromkeys(_algorithms_of(RLlibPPOLearnerConfig, RLlibDQNLearnerConfig), RLlibRunConfig),
+    **dict.fromkeys(_algorithms_of(*get_args(RLlibLearnerConfig)), RLlibRunConfig),
 }
 
 

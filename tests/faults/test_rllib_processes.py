@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import ORPHANS_GONE_S, REPOSITORY, FaultyRun, at_some_instant
 
-ENV_RUNNER, LEARNER = "ray::SingleAgentEnvRunner", "ray::PPOTorchLearner"
+ENV_RUNNER = "ray::SingleAgentEnvRunner"
+LEARNER = "ray::_WrappedExecutable"  # as Ray Train calls the class that RLlib hands it
 BACK_S = 60.0
 STEPS = (5_000, 15_000, 25_000)  # environment steps done when a process is killed
 SETTINGS = (

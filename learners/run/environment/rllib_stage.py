@@ -19,15 +19,18 @@ from cluster.processes.losses import Outcome, failure_of, outcome_of, reason_of
 from cluster.processes.watchdog import Pending
 from cluster.storage.checkpoint import CheckpointFolder
 from learners.environments.making import make_environment
+from learners.environments.recorded import RecordedEpisode, write_episodes
 from learners.environments.rollouts import evaluate_by_episodes
-from learners.evaluation.returns import AFTER, BEFORE
+from learners.evaluation.returns import AFTER, BEFORE, episodes_file
 from learners.rllib.configuration import observation_connector
 from learners.rllib.environment import MakeEnvironment
 from learners.rllib.plain_state import join, split
+from learners.rllib.recorded import RecordedEpisodes, load_recorded
 from learners.rllib.training import RLlibTraining
 from learners.run.environment.stages import CHECKPOINTS, write_down
 from learners.run.session import Session
 from learners.run.threads import torch_threads
+from learners.settings.environments.rllib import RLlibRecordedConfig
 from learners.settings.language_model.tokens import TokenRunConfig
 from learners.settings.run import RLlibRunConfig
 
@@ -40,6 +43,7 @@ class World(Protocol):
 
     example: gymnasium.Env[Any, Any]  # to look at
     facts: Mapping[str, str]  # what a checkpoint goes on from, besides the settings
+    recorded: RecordedEpisodes | None  # what it learns from where it steps no environment
 
     def environments(self) -> AbstractContextManager[MakeEnvironment]:
         """What makes environments, in any process. Inside, whatever they need is at work."""
@@ -60,7 +64,13 @@ class GymnasiumWorld:
     def __init__(self, config: RLlibRunConfig) -> None:
         self._config = config
         self.example: gymnasium.Env[Any, Any] = make_environment(config.task)
+        self._is_flat = observation_connector(self.example.observation_space) is not None
         self.facts: Mapping[str, str] = {}
+        self.recorded = (
+            load_recorded(config.learner.input_, self.example, is_flat=self._is_flat)
+            if isinstance(config.learner, RLlibRecordedConfig)
+            else None
+        )
 
     def environments(self) -> AbstractContextManager[MakeEnvironment]:
         return nullcontext(functools.partial(make_environment, self._config.task))
@@ -77,14 +87,17 @@ class GymnasiumWorld:
 
     def _evaluate(self, session: Session, training: RLlibTraining, file: Path) -> None:
         """As a stage: into the file, and the numbers into the summary."""
-        is_flat = observation_connector(self.example.observation_space) is not None
+        episodes: list[RecordedEpisode] = []
         with session.stage(f"evaluate {file.stem}"):
             found = evaluate_by_episodes(
                 lambda render_mode: make_environment(self._config.task, render_mode=render_mode),
-                training.policy(self.example, is_flat=is_flat),
+                training.policy(self.example, is_flat=self._is_flat),
                 self._config.evaluation,
                 seed=self._config.seed,
+                record=episodes.append if self._config.evaluation.record_episodes else None,
             )
+            if episodes:
+                write_episodes(session.path / episodes_file(file), episodes)
             write_down(session, found, file)
 
 
@@ -193,4 +206,4 @@ class _Run:
         )
 
     def _build(self) -> RLlibTraining:
-        return RLlibTraining(self.algorithm, self.make, seed=self.config.seed)
+        return RLlibTraining(self.algorithm, self.make, seed=self.config.seed, recorded=self.world.recorded)

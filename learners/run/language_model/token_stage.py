@@ -29,6 +29,7 @@ from learners.language_models.language_model import LanguageModel
 from learners.language_models.sampling import completion_divergence, sample
 from learners.rllib.environment import MakeEnvironment, SideBySide
 from learners.rllib.language_model import language_model_spec
+from learners.rllib.recorded import RecordedEpisodes
 from learners.rllib.training import RLlibTraining
 from learners.run.language_model.scoring import DeskJudge, scoring_desk
 from learners.run.session import Session
@@ -49,6 +50,7 @@ class TokenWorld:
         )
         _check(config, self._start, train, held_out)
         self._held_out = held_out[: config.evaluation.num_prompts]
+        self.recorded: RecordedEpisodes | None = None
         self.facts: Mapping[str, str] = {"model": model_digest(str(self._folder))}
         self._make = functools.partial(
             TokenEnvironment,

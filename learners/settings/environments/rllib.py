@@ -1,10 +1,26 @@
 """Settings of RLlib's algorithms, under RLlib's own names. Defaults are for small environments on a few CPUs."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cluster.config import StrictConfig
+
+Schedule = tuple[tuple[int, float], ...]  # pairs of (environment step, value), with straight lines between
+
+
+def _checked_schedule(given: float | Schedule) -> float | Schedule:
+    if isinstance(given, tuple):
+        steps = [step for step, _ in given]
+        if steps[:1] != [0] or len(steps) < 2 or sorted(set(steps)) != steps or not all(0 <= value <= 1 for _, value in given):
+            raise ValueError(
+                f"{list(given)} must be two or more pairs of (environment step, value from 0 to 1) in rising order, the first of "
+                "step 0"
+            )
+    return given
+
+
+LearningRate = Annotated[Annotated[float, Field(gt=0, lt=1)] | Schedule, AfterValidator(_checked_schedule)]
 
 
 class NetworkConfig(StrictConfig):
@@ -17,7 +33,7 @@ class NetworkConfig(StrictConfig):
     head_fcnet_hiddens: tuple[int, ...] = ()
     """Hidden layers of each head, between encoder and output."""
     vf_share_layers: bool = False
-    """Of rllib_ppo: policy and value function share the encoder."""
+    """Of rllib_ppo and rllib_marwil: policy and value function share the encoder."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further fields of `DefaultModelConfig`, for example `conv_filters` for images."""
 
@@ -27,19 +43,9 @@ class RLlibConfig(StrictConfig):
 
     num_env_steps: int = Field(ge=1)
     """Environment steps to learn from, over all environments. The iteration in which they are reached is the last one."""
-    gamma: float = Field(0.99, gt=0, le=1)
-    """Discount of rewards, a step."""
-    lr: float = Field(3e-4, gt=0, lt=1)
-    """Learning rate of Adam."""
     grad_clip: float | None = Field(0.5, gt=0)
     """A longer gradient, in L2 norm over all parameters, is scaled down to it; None is never."""
     network: NetworkConfig = NetworkConfig()
-    num_env_runners: int = Field(0, ge=0)
-    """Processes that step environments, on any node; 0: the driver does it itself."""
-    num_envs_per_env_runner: int = Field(1, ge=1)
-    """Environments that each of them steps side by side, with one forward pass for all."""
-    num_cpus_per_env_runner: float = Field(1.0, ge=0)
-    """CPUs that Ray reserves for each."""
     num_learners: int = Field(0, ge=0)
     """Processes that compute gradients, each on its own share of the batch; 0: the driver does it itself."""
     num_cpus_per_learner: float = Field(1.0, ge=0)
@@ -55,11 +61,26 @@ class RLlibConfig(StrictConfig):
     `reporting` take. One that has a setting here is refused."""
 
 
-class RLlibPPOLearnerConfig(RLlibConfig):
+class RLlibOnlineConfig(RLlibConfig):
+    """What algorithms have that step environments while they learn."""
+
+    gamma: float = Field(0.99, gt=0, le=1)
+    """Discount of rewards, a step."""
+    num_env_runners: int = Field(0, ge=0)
+    """Processes that step environments, on any node; 0: the driver does it itself."""
+    num_envs_per_env_runner: int = Field(1, ge=1)
+    """Environments that each of them steps side by side, with one forward pass for all."""
+    num_cpus_per_env_runner: float = Field(1.0, ge=0)
+    """CPUs that Ray reserves for each."""
+
+
+class RLlibPPOLearnerConfig(RLlibOnlineConfig):
     """Proximal policy optimisation by RLlib. arXiv:1707.06347."""
 
     algorithm: Literal["rllib_ppo"]
     """`ppo` without the prefix is the method for language models."""
+    lr: LearningRate = 3e-4
+    """Learning rate of Adam; or pairs of (environment step, learning rate), with straight lines between."""
     num_envs_per_env_runner: int = Field(8, ge=1)
     """Environments that each env runner steps side by side, with one forward pass for all."""
     train_batch_size_per_learner: int = Field(2048, ge=1)
@@ -108,31 +129,12 @@ class ReplayBufferConfig(StrictConfig):
     """How much the bias of that is corrected: 1 is wholly."""
 
 
-class RLlibDQNLearnerConfig(RLlibConfig):
-    """Deep Q-learning by RLlib, with the parts of Rainbow. arXiv:1312.5602, arXiv:1710.02298."""
+class RLlibReplayConfig(RLlibOnlineConfig):
+    """What algorithms have that learn action values from a replay buffer."""
 
-    algorithm: Literal["rllib_dqn"]
-    """`q_learning` keeps a table in the place of the network."""
-    lr: float = Field(1e-3, gt=0, lt=1)
-    """Learning rate of Adam."""
-    grad_clip: float | None = Field(10.0, gt=0)
-    """A longer gradient, in L2 norm over all parameters, is scaled down to it; None is never."""
-    train_batch_size_per_learner: int = Field(32, ge=1)
-    """Steps that one optimizer step draws from the replay buffer, for each learner."""
-    double_q: bool = True
-    """The network chooses the next action, the target network values it. arXiv:1509.06461."""
-    dueling: bool = True
-    """A head for the state's value and one for what each action adds. arXiv:1511.06581."""
     n_step: int = Field(1, ge=1)
-    """Rewards that are summed before the target network's value."""
-    num_atoms: int = Field(1, ge=1)
-    """Above 1: learn the distribution of returns over so many values. arXiv:1707.06887."""
-    v_min: float = -10.0
-    """The lowest of them."""
-    v_max: float = 10.0
-    """The highest."""
-    epsilon: tuple[tuple[int, float], ...] = ((0, 1.0), (10_000, 0.05))
-    """Share of random actions: pairs of (environment step, share), with straight lines between. The first is of step 0."""
+    """Rewards that are summed before the target network's value. A prioritized buffer never draws the last n_step - 1 steps of an
+    episode, so above 1 nothing teaches their values: they can diverge, and take all others along."""
     num_steps_sampled_before_learning_starts: int = Field(1000, ge=0)
     """Until then steps are only taken."""
     training_intensity: float | None = Field(None, gt=0)
@@ -143,17 +145,109 @@ class RLlibDQNLearnerConfig(RLlibConfig):
     """By how much it then moves towards the network; 1 is a copy."""
     replay_buffer: ReplayBufferConfig = ReplayBufferConfig()
 
+
+class RLlibDQNLearnerConfig(RLlibReplayConfig):
+    """Deep Q-learning by RLlib, with the parts of Rainbow. arXiv:1312.5602, arXiv:1710.02298."""
+
+    algorithm: Literal["rllib_dqn"]
+    """`q_learning` keeps a table in the place of the network."""
+    lr: LearningRate = 1e-3
+    """Learning rate of Adam; or pairs of (environment step, learning rate), with straight lines between."""
+    grad_clip: float | None = Field(10.0, gt=0)
+    """A longer gradient, in L2 norm over all parameters, is scaled down to it; None is never."""
+    train_batch_size_per_learner: int = Field(32, ge=1)
+    """Steps that one optimizer step draws from the replay buffer, for each learner."""
+    double_q: bool = True
+    """The network chooses the next action, the target network values it. arXiv:1509.06461."""
+    dueling: bool = True
+    """A head for the state's value and one for what each action adds. arXiv:1511.06581."""
+    num_atoms: int = Field(1, ge=1)
+    """Above 1: learn the distribution of returns over so many values. arXiv:1707.06887."""
+    v_min: float = -10.0
+    """The lowest of them."""
+    v_max: float = 10.0
+    """The highest."""
+    epsilon: Annotated[Schedule, AfterValidator(_checked_schedule)] = ((0, 1.0), (10_000, 0.05))
+    """Share of random actions: pairs of (environment step, share), with straight lines between. The first is of step 0."""
+
     @model_validator(mode="after")
-    def _ranges_have_an_order(self) -> Self:
-        steps = [step for step, _ in self.epsilon]
-        if steps[:1] != [0] or sorted(set(steps)) != steps or not all(0 <= share <= 1 for _, share in self.epsilon):
-            raise ValueError(
-                f"epsilon={list(self.epsilon)} must be pairs of (environment step, share from 0 to 1) in rising order, the first "
-                "of step 0"
-            )
+    def _the_range_has_an_order(self) -> Self:
         if self.v_min >= self.v_max:
             raise ValueError(f"v_min={self.v_min:g} must be below v_max={self.v_max:g}")
         return self
+
+
+class RLlibSACLearnerConfig(RLlibReplayConfig):
+    """Soft actor-critic by RLlib, for actions that are vectors of numbers, or choices. arXiv:1812.05905."""
+
+    algorithm: Literal["rllib_sac"]
+    """Learns a policy and action values, and pays the policy for its entropy."""
+    network: NetworkConfig = NetworkConfig(fcnet_hiddens=(256, 256), fcnet_activation="relu")
+    """Of the policy, and once more of each action-value function."""
+    grad_clip: float | None = Field(None, gt=0)
+    """A longer gradient, in L2 norm over all parameters, is scaled down to it; None is never."""
+    actor_lr: LearningRate = 3e-4
+    """Learning rate of the policy's Adam."""
+    critic_lr: LearningRate = 1e-3
+    """Of the action values'."""
+    alpha_lr: LearningRate = 1e-3
+    """Of the entropy coefficient's."""
+    train_batch_size_per_learner: int = Field(256, ge=1)
+    """Steps that one optimizer step draws from the replay buffer, for each learner."""
+    twin_q: bool = True
+    """Learn two action-value functions and believe the lower one. arXiv:1802.09477."""
+    initial_alpha: float = Field(1.0, gt=0)
+    """Where the entropy coefficient begins."""
+    target_entropy: float | Literal["auto"] = "auto"
+    """Nats that the entropy coefficient seeks. auto: minus the number of dimensions of an action, for vectors."""
+    target_network_update_freq: int = Field(1, ge=1)
+    """Environment steps between updates of the target network."""
+    tau: float = Field(5e-3, gt=0, le=1)
+    """By how much it then moves towards the network; 1 is a copy."""
+    replay_buffer: ReplayBufferConfig = ReplayBufferConfig(prioritized=False, capacity=100_000)
+
+
+class RLlibRecordedConfig(RLlibConfig):
+    """What algorithms have that learn from recorded episodes and step no environment."""
+
+    input_: tuple[str, ...] = Field(min_length=1)
+    """Run directories of the same environment that had evaluation.record_episodes=true; or single files of them, which are
+    `evaluation/environment/before_episodes.safetensors` and `after_episodes.safetensors`. A directory is its `after`."""
+    lr: LearningRate = 1e-3
+    """Learning rate of Adam; or pairs of (environment step, learning rate), with straight lines between."""
+    train_batch_size_per_learner: int = Field(2000, ge=1)
+    """Recorded steps of one optimizer step, for each learner. Whole episodes are drawn until there are so many."""
+
+
+class RLlibBCLearnerConfig(RLlibRecordedConfig):
+    """Behaviour cloning by RLlib: the likelihood of recorded actions."""
+
+    algorithm: Literal["rllib_bc"]
+    """Rewards play no part."""
+
+
+class RLlibMARWILLearnerConfig(RLlibRecordedConfig):
+    """Monotonic advantage re-weighted imitation learning by RLlib: behaviour cloning that prefers what went well."""
+
+    algorithm: Literal["rllib_marwil"]
+    """Wang et al. 2018, "Exponentially weighted imitation learning for batched historical data"."""
+    gamma: float = Field(0.99, gt=0, le=1)
+    """Discount of rewards, a step."""
+    lambda_: float = Field(1.0, ge=0, le=1)
+    """Of generalised advantage estimation; 1 is the return that was recorded. arXiv:1506.02438."""
+    beta: float = Field(1.0, gt=0, le=1)
+    """How much advantages count: a recorded action weighs exp(beta x advantage, in units of its root mean square)."""
+    vf_coeff: float = Field(1.0, ge=0)
+    """Weight of the value loss."""
+    moving_average_sqd_adv_norm_start: float = Field(100.0, gt=0)
+    """Where the mean square of advantages begins, which they are divided by the root of."""
+    moving_average_sqd_adv_norm_update_rate: float = Field(1e-2, gt=0, le=1)
+    """By how much it moves towards that of a batch. RLlib's own 1e-8 never leaves the start."""
+
+
+RLlibLearnerConfig = (
+    RLlibPPOLearnerConfig | RLlibDQNLearnerConfig | RLlibSACLearnerConfig | RLlibBCLearnerConfig | RLlibMARWILLearnerConfig
+)
 
 
 class EnvStepCheckpointConfig(StrictConfig):

@@ -36,3 +36,11 @@ class EpisodeEvaluationConfig(StrictConfig):
     """Of an environment without a model."""
     max_episode_steps: int = Field(1000, ge=1)
     """An evaluated episode is cut after so many steps: a greedy policy may never end one."""
+
+
+class RecordedEvaluationConfig(EpisodeEvaluationConfig):
+    """An evaluation by episodes that can be kept."""
+
+    record_episodes: bool = False
+    """Keep the evaluated episodes in `evaluation/environment/before_episodes.safetensors` and `after_episodes.safetensors`, for
+    rllib_bc and rllib_marwil to learn from."""

@@ -144,3 +144,12 @@ def test_returns_over_environment_steps_are_not_discounted(tmp_path: Path) -> No
     panels = [panel.__name__ for panel in _panels(data)]
     assert panels == ["draw_episode_return", "draw_episode_length", "draw_action_values", "draw_learner_health"]
     assert draw_figures(run).light.startswith(b"\x89PNG")
+
+
+def test_a_run_without_episodes_of_its_own_shows_its_loss(tmp_path: Path) -> None:
+    sampled = {"is_discounted": False, "optimal_return": None, "return_std": 20.0, "num_episodes": 100, "grid": None}
+    run = write_run(tmp_path, before=evaluation(9.5, **sampled), after=evaluation(470.0, **sampled))
+    lines = [{"step": step, "policy/loss": 1 / step, "optim/grad_norm": 1.0} for step in (2000, 4000)]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert [panel.__name__ for panel in _panels(load_report_data(run))] == ["draw_policy_loss"]
+    assert draw_figures(run).light.startswith(b"\x89PNG")

@@ -8,10 +8,14 @@ from gymnasium.spaces import Box, Discrete, Space
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.errors import ConfigError
-from learners.rllib.configuration import RLlibLearnerConfig, algorithm_config, observation_connector
+from learners.rllib.configuration import algorithm_config, observation_connector
+from learners.settings.environments.rllib import RLlibLearnerConfig
 
 PPO: dict[str, Any] = {"algorithm": "rllib_ppo", "num_env_steps": 1000}
 DQN: dict[str, Any] = {"algorithm": "rllib_dqn", "num_env_steps": 1000}
+SAC: dict[str, Any] = {"algorithm": "rllib_sac", "num_env_steps": 1000}
+BC: dict[str, Any] = {"algorithm": "rllib_bc", "num_env_steps": 1000, "input_": ["runs/a"]}
+MARWIL: dict[str, Any] = BC | {"algorithm": "rllib_marwil"}
 
 
 def learner(values: dict[str, Any]) -> RLlibLearnerConfig:
@@ -50,6 +54,7 @@ def rllib_config(values: dict[str, Any]) -> Any:
         (PPO | {"options": {"shuffle_batch_per_epoch": False}}, "shuffle_batch_per_epoch", False),
         (PPO | {"options": {"rollout_fragment_length": 256}}, "rollout_fragment_length", 256),
         (PPO | {"options": {"min_time_s_per_iteration": 2}}, "min_time_s_per_iteration", 2),
+        (DQN | {"lr": [[0, 1e-2], [50, 1e-3]]}, "lr", ((0, 1e-2), (50, 1e-3))),
         (DQN | {"double_q": False}, "double_q", False),
         (DQN | {"dueling": False}, "dueling", False),
         (DQN | {"n_step": 3}, "n_step", 3),
@@ -62,6 +67,28 @@ def rllib_config(values: dict[str, Any]) -> Any:
         (DQN | {"target_network_update_freq": 9}, "target_network_update_freq", 9),
         (DQN | {"tau": 0.5}, "tau", 0.5),
         (DQN | {"train_batch_size_per_learner": 16}, "total_train_batch_size", 16),
+        (SAC | {"actor_lr": 1e-2}, "actor_lr", 1e-2),
+        (SAC | {"critic_lr": 1e-2}, "critic_lr", 1e-2),
+        (SAC | {"alpha_lr": 1e-2}, "alpha_lr", 1e-2),
+        (SAC, "lr", None),
+        (SAC | {"twin_q": False}, "twin_q", False),
+        (SAC | {"initial_alpha": 0.5}, "initial_alpha", 0.5),
+        (SAC | {"target_entropy": -2.0}, "target_entropy", -2.0),
+        (SAC | {"n_step": 2}, "n_step", 2),
+        (SAC | {"target_network_update_freq": 9}, "target_network_update_freq", 9),
+        (SAC | {"tau": 0.5}, "tau", 0.5),
+        (SAC | {"train_batch_size_per_learner": 16}, "total_train_batch_size", 16),
+        (SAC | {"gamma": 0.9}, "gamma", 0.9),
+        (BC | {"lr": 1e-2}, "lr", 1e-2),
+        (BC | {"train_batch_size_per_learner": 16}, "total_train_batch_size", 16),
+        (BC | {"num_learners": 2}, "num_learners", 2),
+        (BC, "beta", 0.0),
+        (MARWIL | {"beta": 0.5}, "beta", 0.5),
+        (MARWIL | {"gamma": 0.9}, "gamma", 0.9),
+        (MARWIL | {"lambda_": 0.5}, "lambda_", 0.5),
+        (MARWIL | {"vf_coeff": 0.5}, "vf_coeff", 0.5),
+        (MARWIL | {"moving_average_sqd_adv_norm_start": 9.0}, "moving_average_sqd_adv_norm_start", 9.0),
+        (MARWIL | {"moving_average_sqd_adv_norm_update_rate": 0.5}, "moving_average_sqd_adv_norm_update_rate", 0.5),
     ],
 )
 def test_every_setting_reaches_rllib(values: dict[str, Any], key: str, expected: object) -> None:
@@ -103,11 +130,19 @@ def test_what_rllib_does_not_know_is_refused(values: dict[str, Any], said: str) 
     ("values", "said"),
     [
         (PPO | {"minibatch_size": 4000}, "minibatch_size=4000 is more than train_batch_size_per_learner=2048"),
-        (DQN | {"epsilon": [[10, 1.0]]}, "the first of step 0"),
+        (DQN | {"epsilon": [[10, 1.0], [20, 0.5]]}, "the first of step 0"),
+        (PPO | {"lr": [[0, 1e-3]]}, "two or more pairs"),
+        (DQN | {"lr": 2.0}, "less than 1"),
         (DQN | {"epsilon": [[0, 1.0], [0, 0.5]]}, "in rising order"),
-        (DQN | {"epsilon": [[0, 2.0]]}, "share from 0 to 1"),
+        (DQN | {"epsilon": [[0, 2.0], [9, 0.1]]}, "value from 0 to 1"),
         (DQN | {"v_min": 10.0}, "v_min=10 must be below v_max=10"),
         (PPO | {"double_q": True}, "double_q"),
+        (SAC | {"lr": 1e-3}, "lr"),
+        (SAC | {"epsilon": [[0, 1.0]]}, "epsilon"),
+        (BC | {"num_env_runners": 2}, "num_env_runners"),
+        (BC | {"beta": 1.0}, "beta"),
+        (BC | {"input_": []}, "input_"),
+        (MARWIL | {"beta": 0.0}, "beta"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(values: dict[str, Any], said: str) -> None:

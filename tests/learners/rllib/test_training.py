@@ -15,8 +15,9 @@ from cluster.processes.losses import Outcome, outcome_of
 from learners.environments.making import make_environment
 from learners.environments.rollouts import evaluate_by_episodes
 from learners.rllib.plain_state import join, split
+from learners.rllib.recorded import RecordedEpisodes
 from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig
-from tests.learners.rllib.small_learners import CART_POLE, DQN, PPO, build_training
+from tests.learners.rllib.small_learners import BC, CART_POLE, DQN, MARWIL, PPO, SAC, build_training, play
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -32,6 +33,16 @@ def running(*arguments: Any, **named: Any) -> Any:
         yield training
     finally:
         training.stop()
+
+
+PENDULUM = GymnasiumTaskConfig(env="Pendulum-v1")
+
+
+def leaning_poles() -> RecordedEpisodes:
+    """CartPole, pushed to where the pole leans."""
+    env = make_environment(CART_POLE)
+    episodes = play(CART_POLE, num_episodes=20, choose=lambda observation: int(observation[2] > 0))
+    return RecordedEpisodes(episodes, env.observation_space, env.action_space)
 
 
 def through_files(state: Any) -> Any:
@@ -57,12 +68,20 @@ def test_a_recurrent_policy_learns_and_plays() -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
-    [PPO, DQN, DQN | {"replay_buffer": {"prioritized": False}}, PPO | {"num_env_runners": 1, "num_cpus_per_env_runner": 0.5}],
-    ids=["ppo", "dqn", "dqn-uniform", "ppo-runner"],
+    ("values", "others"),
+    [
+        (PPO, {}),
+        (DQN, {}),
+        (DQN | {"replay_buffer": {"prioritized": False}}, {}),
+        (PPO | {"num_env_runners": 1, "num_cpus_per_env_runner": 0.5}, {}),
+        (SAC, {"task": PENDULUM}),
+        (BC, {"recorded": leaning_poles}),
+        (MARWIL, {"recorded": leaning_poles}),
+    ],
+    ids=["ppo", "dqn", "dqn-uniform", "ppo-runner", "sac", "bc", "marwil"],
 )
-def test_a_restored_state_goes_on_bit_by_bit(values: dict[str, Any]) -> None:
-    with running(values) as training:
+def test_a_restored_state_goes_on_bit_by_bit(values: dict[str, Any], others: dict[str, Any]) -> None:
+    with running(values, **others) as training:
         for _ in range(3):
             training.iterate()
         state = through_files(training.state())
@@ -70,7 +89,7 @@ def test_a_restored_state_goes_on_bit_by_bit(values: dict[str, Any]) -> None:
         training.reseed()
         metrics = [training.iterate() for _ in range(3)]
         end = bits(training.state())
-    with running(values) as training:
+    with running(values, **others) as training:
         training.restore(state)
         assert training.num_env_steps == num_env_steps
         assert [training.iterate() for _ in range(3)] == metrics
@@ -106,6 +125,26 @@ def test_metrics_have_our_names() -> None:
     with running(DQN) as training:
         names = set(training.iterate())
     assert names >= {"episode/return_mean", "value/loss", "value/q_mean", "value/td_error_mean", "optim/grad_norm"}
+    with running(SAC, PENDULUM) as training:
+        names = set().union(*(training.iterate() for _ in range(3)))  # an episode has 200 steps
+    assert names >= {"episode/return_mean", "policy/loss", "policy/entropy_coef", "value/loss", "value/q_mean"}
+    with running(MARWIL, recorded=leaning_poles) as training:
+        names = set(training.iterate())
+    assert names >= {"policy/loss", "value/loss", "value/explained_variance", "optim/grad_norm"}
+
+
+@pytest.mark.parametrize("values", [BC, MARWIL], ids=["bc", "marwil"])
+def test_recorded_episodes_are_imitated(values: dict[str, Any]) -> None:
+    env = make_environment(CART_POLE)
+    with running(values | {"lr": 1e-2, "network": {"fcnet_hiddens": [32]}}, recorded=leaning_poles) as training:
+        losses = [training.iterate()["policy/loss"] for _ in range(60)]
+        assert training.num_env_steps >= 60 * 100
+        policy = training.policy(env, is_flat=False)
+        seen = [observation for episode in leaning_poles().draw(500) for observation in episode.get_observations()]
+        actions = policy.act(seen, range(len(seen)))
+    matches = [action == (observation[2] > 0) for action, observation in zip(actions, seen, strict=True)]
+    assert losses[-1] < losses[0]
+    assert sum(matches) / len(matches) > 0.9  # 0.5 is chance; the rule is a line through the observation
 
 
 def test_an_episode_that_two_samples_share_counts_each_of_its_steps_once() -> None:

@@ -15,7 +15,7 @@ from learners.report.terminal import list_runs
 from learners.rllib.training import RLlibTraining
 from learners.run import commands
 from learners.settings.run import load_run_config
-from tests.learners.rllib.small_learners import DQN, PPO
+from tests.learners.rllib.small_learners import BC, DQN, MARWIL, PPO, SAC
 
 pytestmark = [pytest.mark.cold_start, pytest.mark.usefixtures("no_ray")]
 SHORT = {"num_episodes": 3, "max_episode_steps": 100}
@@ -42,6 +42,49 @@ def weights_of(run: Path) -> list[bytes]:
     return [array.tobytes() for name, array in arrays.items() if "/learner/" in name]
 
 
+def cut_short(monkeypatch: pytest.MonkeyPatch, *, at_step: int) -> None:
+    """Until it is undone, iterations beyond the step fail."""
+    iterate = RLlibTraining.iterate
+
+    def broken(training: RLlibTraining) -> dict[str, float]:
+        if training.num_env_steps > at_step:
+            raise OSError("the disk broke")
+        return iterate(training)
+
+    monkeypatch.setattr(RLlibTraining, "iterate", broken)
+
+
+def test_recorded_episodes_are_learned_from_and_a_cut_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = SHORT | {"record_episodes": True}
+    teacher = commands.run_training(
+        load_run_config(write_config(tmp_path / "teacher", PPO | {"num_env_steps": 300}, evaluation=evaluation))
+    )
+    before, after = (teacher / "evaluation" / "environment" / f"{name}_episodes.safetensors" for name in ("before", "after"))
+    assert before.exists()
+    learner = MARWIL | {"input_": [str(before), str(after)]}
+    whole = commands.run_training(load_run_config(write_config(tmp_path / "whole", learner)))
+    assert read_summary(whole)["state"] == "completed"
+    assert read_summary(whole)["after"]["num_episodes"] == 3
+    assert metrics_of(whole)[-1]["step"] >= 600
+    cut_short(monkeypatch, at_step=300)
+    with pytest.raises(Exception, match="the disk broke"):
+        commands.run_training(load_run_config(write_config(tmp_path / "cut", learner)))
+    monkeypatch.undo()
+    cut = commands.resume_run(tmp_path / "cut" / "pole", [], fresh=False)
+    assert metrics_of(cut) == metrics_of(whole)
+    assert weights_of(cut) == weights_of(whole)
+    cloned = commands.run_training(load_run_config(write_config(tmp_path / "cloned", BC | {"input_": [str(teacher)]})))
+    assert read_summary(cloned)["state"] == "completed"
+
+
+def test_actions_that_are_numbers_are_learned(tmp_path: Path) -> None:
+    task = {"env": "Pendulum-v1"}
+    run = commands.run_training(load_run_config(write_config(tmp_path, SAC | {"num_env_steps": 300}, task=task)))
+    summary = read_summary(run)
+    assert summary["state"] == "completed"
+    assert summary["after"]["return_mean"] < 0
+
+
 @pytest.mark.parametrize("learner", [PPO, DQN], ids=["ppo", "dqn"])
 def test_a_run_that_dies_goes_on_as_if_it_had_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learner: dict[str, Any]
@@ -55,17 +98,10 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
     assert "An episode, before and after" in (whole / "report.html").read_text()
     assert set(list_runs(tmp_path / "whole")[0]["result"]) == {"return_before", "return_after"}
 
-    iterate = RLlibTraining.iterate
-
-    def broken(training: RLlibTraining) -> dict[str, float]:
-        if training.num_env_steps > 600:
-            raise OSError("the disk broke")
-        return iterate(training)
-
-    monkeypatch.setattr(RLlibTraining, "iterate", broken)
+    cut_short(monkeypatch, at_step=600)
     with pytest.raises(Exception, match="the disk broke"):
         commands.run_training(load_run_config(write_config(tmp_path / "cut", learner)))
-    monkeypatch.setattr(RLlibTraining, "iterate", iterate)
+    monkeypatch.undo()
     cut = commands.resume_run(tmp_path / "cut" / "pole", [], fresh=False)
     assert metrics_of(cut) == metrics_of(whole)
     assert weights_of(cut) == weights_of(whole)
@@ -104,13 +140,7 @@ def test_an_environment_that_raises_ends_the_run_with_its_message(tmp_path: Path
 
 
 def test_another_network_cannot_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(training: RLlibTraining) -> dict[str, float]:
-        if training.num_env_steps > 300:
-            raise OSError("the disk broke")
-        return iterate(training)
-
-    iterate = RLlibTraining.iterate
-    monkeypatch.setattr(RLlibTraining, "iterate", broken)
+    cut_short(monkeypatch, at_step=300)
     with pytest.raises(Exception, match="the disk broke"):
         commands.run_training(load_run_config(write_config(tmp_path, PPO)))
     with pytest.raises(CannotResumeError, match="written under other facts: network was"):
