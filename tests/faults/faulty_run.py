@@ -35,6 +35,7 @@ BACK = re.compile(r"back from step (\d+) to (\d+)")
 # What the processes of each kind are called.
 GENERATOR, ENGINE, SCORER = "ray::VLLMGenerator", "VLLM::EngineCore", "ray::RewardFunctionScorer"
 RANK, MAILBOX, CONTROLLER, TRAIN_TASK = "ray::RayTrainWorker", "ray::Mailbox", "ray::TrainController", "ray::ray train: learner"
+KINDS = (GENERATOR, ENGINE, SCORER, RANK, MAILBOX, CONTROLLER, TRAIN_TASK)
 
 
 class FaultyRun:
@@ -78,7 +79,7 @@ class FaultyRun:
 
     def processes(self, kind: str) -> list[psutil.Process]:
         """Living processes of a kind, newest first."""
-        self._processes.update(self.driver.children(recursive=True))
+        self._processes.update(self._others())
         found = [process for process in self._processes if _title(process).startswith(kind)]
         return sorted(found, key=lambda process: process.create_time(), reverse=True)
 
@@ -128,8 +129,8 @@ class FaultyRun:
 
     @property
     def all_processes(self) -> list[psutil.Process]:
-        """The driver and all that descends from it now."""
-        return [self.driver, *self.driver.children(recursive=True)]
+        """The driver and all that it has started so far and still lives."""
+        return [self.driver, *self._others()]
 
     def audit(self, *, max_staleness: int = 0) -> LedgerAudit:
         return audit_ledger(self.path / "trajectories", max_staleness=max_staleness)
@@ -171,6 +172,15 @@ class FaultyRun:
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def cold_start_s(self) -> float:
+        """From the start of all roles to the first tokens, once it has ended."""
+        return float(json.loads((self.path / "summary.json").read_text())["wall_s"]["start"])
+
+    def _others(self) -> list[psutil.Process]:
+        """What descends from the driver now."""
+        return self.driver.children(recursive=True)
 
     def _running(self, command: list[str]) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -10,6 +11,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from cluster.processes.runtime import WORKER_ENVIRONMENT
+from tests.faults.faulty_run import KINDS, FaultyRun
 
 
 class NodeCluster:
@@ -17,7 +19,7 @@ class NodeCluster:
 
     def __init__(self) -> None:
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self._nodes: dict[str, Any] = {}  # by Ray's id
+        self._nodes: dict[str, Any] = {self._cluster.head_node.node_id: self._cluster.head_node}  # by Ray's id
         self.environment = {"RAY_ADDRESS": self._cluster.address}
 
     def add_node(self) -> str:
@@ -31,6 +33,11 @@ class NodeCluster:
         socket = self._nodes[node_id].raylet_socket_name
         daemons = [each for each in psutil.process_iter() if f"--raylet_socket_name={socket}" in _command(each)]
         return [process for daemon in daemons for process in [daemon, *daemon.children(recursive=True)]]
+
+    def processes_of_runs(self) -> list[psutil.Process]:
+        """Those that hold a role, wherever they are. What Ray keeps for the next to come is the cluster's."""
+        processes = [process for node_id in self._nodes for process in self.processes_on(node_id)]
+        return [process for process in processes if " ".join(_command(process)).startswith(KINDS)]
 
     def node_of(self, kind: str) -> str | None:
         """The node on which a process of this kind runs; None where none does."""
@@ -53,6 +60,17 @@ class NodeCluster:
         for process in left:
             with suppress(psutil.Error):
                 process.kill()
+
+
+class RunOnNodes(FaultyRun):
+    """A run whose processes descend from the daemons of a cluster, and not from its driver."""
+
+    def __init__(self, nodes: NodeCluster, folder: Path, name: str, *overrides: str) -> None:
+        super().__init__(folder, name, *overrides, **nodes.environment)
+        self._nodes = nodes
+
+    def _others(self) -> list[psutil.Process]:
+        return self._nodes.processes_of_runs()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Any one process of a run may die at any instant: the run ends well, on the trajectories and weights of a clean one."""
 
-import json
 from collections.abc import Callable
 
 import pytest
@@ -36,7 +35,7 @@ def test_a_run_outlives_its_processes(
     processes = run.all_processes
     is_clean = run.ends_as(clean_run)
     left_s = run.seconds_to_its_last_process(processes)
-    bar_s = RANK_BACK_S if ROWS[kind] == "3" else 1.5 * cold_start_s(clean_run) + 5.0
+    bar_s = RANK_BACK_S if ROWS[kind] == "3" else 1.5 * clean_run.cold_start_s + 5.0
     measured(
         FaultRow(
             row=ROWS[kind],
@@ -75,8 +74,3 @@ def test_a_second_generator_goes_on_at_once(
     )
     assert exit_code == 0, run.output
     assert run.audit().problems == ()
-
-
-def cold_start_s(run: FaultyRun) -> float:
-    """From the start of all roles to the first tokens."""
-    return json.loads((run.path / "summary.json").read_text())["wall_s"]["start"]
