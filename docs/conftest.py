@@ -48,15 +48,19 @@ class Folder:
 
 @pytest.hookimpl(tryfirst=True)  # a worker of xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
-    """A page that starts Ray anywhere is marked as a whole. Blocks build on those above, so a page stays in one worker."""
+    """A page that starts Ray anywhere is marked as a whole. Blocks build on those above, so a page stays in one worker; pages
+    that look at one run stay together, and the one that shows how to start it comes first."""
     pages = [item for item in items if item.path.suffix == ".md"]
-    cold = {path for path in {item.path for item in pages} if any(STARTS_PROCESSES.search(code) for code in _executed(path))}
+    shown, expected = ({path: _starts(path, group) for path in {item.path for item in pages}} for group in ("code", "first"))
+    shared = set().union(*expected.values())
     for item in pages:
-        if item.path in cold:
+        commands = shown[item.path] | expected[item.path]
+        if commands:
             item.add_marker(pytest.mark.cold_start)
             item.add_marker(pytest.mark.timeout(600))
         if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group("cold_start" if item.path in cold else item.path.name))
+            item.add_marker(pytest.mark.xdist_group("pages" if commands & shared else item.path.name))
+    items[:] = [item for item in items if item.path.suffix != ".md"] + sorted(pages, key=lambda item: bool(expected[item.path]))
 
 
 @pytest.fixture(scope="session")
@@ -95,10 +99,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shared: tuple[Path, set[str
                 endpoint.communicate(timeout=STOP_S)
 
 
-def _executed(path: Path) -> list[str]:
-    """The shell commands of a page that a test runs."""
+def _starts(path: Path, group: str) -> set[str]:
+    """The commands of a page that start Ray, from the blocks that it shows (`code`) or from what it expects (`first`)."""
     matches = FENCE.finditer(path.read_text(encoding="utf-8"))
-    return [match["first"] or match["code"] for match in matches if match["first"] or match["language"] == "sh"]
+    commands = [match[group].strip() for match in matches if match[group] and match["language"] in ("sh", None)]
+    return {command for command in commands if STARTS_PROCESSES.search(command)}
 
 
 def _blocks(document: Document) -> Iterator[Region]:

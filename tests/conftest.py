@@ -5,12 +5,18 @@ one; and Ctrl-C for processes that tests start.
 import gc
 import os
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import ray
+
+from cluster.processes.collector_pause import collector_paused
+
+# Where Ray wants a folder, a path below a file. Its name is what the error says.
+NO_FOLDER = Path(__file__) / "mark_this_test_as_cold_start"
 
 
 def pytest_configure() -> None:
@@ -23,14 +29,40 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What test files import stays, so the cycle collector leaves it alone, now and later."""
+    with collector_paused():
+        return (yield)
+
+
 @pytest.hookimpl(tryfirst=True)  # a worker of xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray, here or in a process of their own, go to one worker: one shared Ray, one engine in memory."""
+    """Tests that share a Ray go to one worker, as do those of a file that starts its own. They come first: the many short tests
+    after them leave neither worker idle at the end."""
     for item in items:
-        if "local_ray" in getattr(item, "fixturenames", ()) or item.get_closest_marker("faults"):
+        shares_ray = "local_ray" in getattr(item, "fixturenames", ())
+        if shares_ray or item.get_closest_marker("faults"):
             item.add_marker(pytest.mark.cold_start)
         if item.get_closest_marker("cold_start"):
-            item.add_marker(pytest.mark.xdist_group("cold_start"))
+            item.add_marker(pytest.mark.xdist_group("local_ray" if shares_ray else item.path.stem))
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    if item.get_closest_marker("cold_start") is None:
+        return 2
+    return 0 if "local_ray" in getattr(item, "fixturenames", ()) else 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Any other test that starts a Ray fails at once, be it in a child process: `make test-fast` has no cold start. Around
+    fixtures of every scope, for one of a module may start Ray as well."""
+    with pytest.MonkeyPatch.context() as environment:
+        if item.get_closest_marker("cold_start") is None:
+            environment.setenv("RAY_TMPDIR", str(NO_FOLDER))
+        return (yield)
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +95,14 @@ def ctrl_c_reaches_children() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="session")
-def no_folder_for_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file, where Ray wants a folder. Its name is what the error says."""
-    path = tmp_path_factory.mktemp("ray") / "mark_this_test_as_cold_start"
-    path.touch()
-    return path
-
-
 @pytest.fixture(autouse=True)
-def _only_cold_starts_start_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, no_folder_for_ray: Path) -> None:
-    """Any other test that starts a Ray fails at once, be it in a child process: `make test-fast` has no cold start."""
-    if request.node.get_closest_marker("cold_start") is None:
-        monkeypatch.setenv("RAY_TMPDIR", str(no_folder_for_ray))
+def _threads_stay() -> Iterator[None]:
+    """Learners and scorers set torch's threads for their whole process; the next test shares its cores with the other worker."""
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    yield
+    if torch is not None:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -85,6 +85,15 @@ def test_nothing_large_is_imported_before_it_is_needed(arguments: list[str]) -> 
     assert heavy_imports_of(arguments) == set()
 
 
+def test_a_driver_imports_ray_and_nothing_that_only_its_actors_use() -> None:
+    """Whoever waits for a run waits for its imports first."""
+    beside = ("ray.train", "pandas", "torch", "vllm", "transformers")
+    modules = "learners.run.commands, learners.run.policy_stage, learners.run.reward_model_stage"
+    command = f"import sys, {modules}\nprint('HEAVY', *[name for name in {beside!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=120, check=True)
+    assert done.stdout.split() == ["HEAVY"]
+
+
 @pytest.mark.parametrize(
     "arguments", [["trian"], ["train"], ["plan", "a.yaml", "--no-such-option"], ["show"], ["models", "fetch"]]
 )

@@ -22,6 +22,7 @@ CONFIG_NAME = "config.yaml"
 SUMMARY_NAME = "summary.json"
 METRICS_NAME = "metrics.jsonl"
 REWARD_MODEL_FOLDER = "reward_model"
+POLICY_CHECKPOINTS, REWARD_MODEL_CHECKPOINTS = "checkpoints", "reward_model_checkpoints"
 LANGUAGE_MODEL_FOLDER = "language_model"
 RUNS_DIR = Path("runs")  # where a bare name is looked for
 FOLDERS = ("tensorboard", "logs")  # of every run; others are made by what fills them

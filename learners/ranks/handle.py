@@ -14,13 +14,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ActorLostError, BatchLostError, LearnerRestartedError, RaywardError
 from cluster.processes.hosts.folder import this_node
-from cluster.processes.losses import reason_of
 from cluster.processes.supervision import not_started
 from cluster.processes.watchdog import Pending
 from cluster.types import SaveReport
-from learners.ranks.group import GroupPlan, TrainGroup
+from learners.ranks.group import TrainGroup
 from learners.ranks.loop import LoopSetup, begin_saving, finish_saving, num_steps_done, train_loop_per_worker
+from learners.ranks.loss import said_of_a_rank
 from learners.ranks.mailbox import Answer, Call, CheckpointPlan, Mailbox
+from learners.ranks.plan import GroupPlan
 from learners.settings.training import WorkerConfig
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class RanksHandle:
             answer: Answer = ray.get(pending, timeout=LAST_WORDS_S if has_ended else None)
         except (RayError, TimeoutError) as error:
             raise (
-                group.failure() if has_ended else ActorLostError(f"the learner's mailbox was lost: {reason_of(error)}")
+                group.failure() if has_ended else ActorLostError(f"the learner's mailbox was lost: {said_of_a_rank(error)}")
             ) from error
         self._has_answered = True
         match answer:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.train
 
 from cluster.errors import BatchLostError, CannotResumeError, ConfigError, DataError
 from cluster.processes.collector_pause import collector_paused
@@ -77,7 +76,9 @@ def execute(call: Call, worker: Worker) -> Any:
 
 
 def _serve(setup: LoopSetup) -> None:
-    context = ray.train.get_context()
+    from ray.train import get_context  # a second, which the driver need not wait for
+
+    context = get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     with collector_paused():
         from learners.network.collectives import numbers_of_rank_0

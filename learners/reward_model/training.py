@@ -14,7 +14,8 @@ from ray.util.queue import Empty, Queue
 from cluster.errors import ActorLostError, CannotResumeError, ConfigError, DataError, RaywardError
 from cluster.processes.collector_pause import collector_paused
 from cluster.processes.supervision import not_started
-from learners.ranks.group import GroupPlan, TrainGroup
+from learners.ranks.group import TrainGroup
+from learners.ranks.plan import GroupPlan
 from learners.reward_model.records import RewardModelJob, RewardModelResult
 
 if TYPE_CHECKING:
@@ -111,8 +112,10 @@ def train_loop_per_worker(loop_config: dict[str, _LoopSetup]) -> None:
 
 
 def _learn(setup: _LoopSetup) -> None:
+    from ray.train import get_context  # a second, which the driver need not wait for
+
     job: RewardModelJob = ray.get(setup.job)
-    context = ray.train.get_context()
+    context = get_context()
     rank = context.get_world_rank()
     world_size = context.get_world_size()
     with collector_paused():

@@ -9,14 +9,17 @@ from actors.sources.fetching import announced
 from cluster.errors import CannotResumeError
 from cluster.storage.checkpoint import CheckpointFolder
 from cluster.storage.ledger import num_recorded_steps
-from cluster.storage.run_directory import REWARD_MODEL_FOLDER, RunDirectory, find_run
+from cluster.storage.run_directory import (
+    POLICY_CHECKPOINTS,
+    REWARD_MODEL_CHECKPOINTS,
+    REWARD_MODEL_FOLDER,
+    RunDirectory,
+    find_run,
+)
 from cluster.storage.run_lock import RunLock
 from learners.report.page import ReportInTheMaking
-from learners.run.composition import POLICY_CHECKPOINTS
 from learners.run.plan import role_requests
-from learners.run.policy_stage import POLICY_STAGES, align_policy
 from learners.run.prompt_loading import prompts_meanwhile
-from learners.run.reward_model_stage import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_STAGE, learn_reward_model
 from learners.run.session import open_session
 from learners.settings.run import (
     PlanningRunConfig,
@@ -41,6 +44,9 @@ def run_quickstart(config: QuickstartConfig, *, resumed: RunDirectory | None = N
 
     `resumed`: an earlier run of the same configuration to go on with.
     """
+    from learners.run.policy_stage import POLICY_STAGES, align_policy
+    from learners.run.reward_model_stage import REWARD_MODEL_STAGE, learn_reward_model
+
     policy_run = config.policy_run()
     report = ReportInTheMaking()
     stages = (REWARD_MODEL_STAGE, *POLICY_STAGES)
@@ -66,16 +72,27 @@ def run_training(config: TrainingRunConfig, *, resumed: RunDirectory | None = No
     if isinstance(config, PlanningRunConfig | TabularRunConfig):
         return _reported(_run_in_environment(config, resumed), report)
     if isinstance(config, RewardModelRunConfig):
-        stages: tuple[str, ...] = (REWARD_MODEL_STAGE,)
-        with open_session(config, stages=stages, requests=role_requests(config), resumed=resumed) as session:
-            learn_reward_model(session, config.model, config.learner, seed=config.seed)
-    else:
-        with (
-            prompts_meanwhile(config) as rendering,
-            open_session(config, stages=POLICY_STAGES, requests=role_requests(config), resumed=resumed) as session,
-        ):
-            align_policy(session, config, rendering.result(), report)
-    return _reported(session.path, report)
+        return _reported(_run_reward_model(config, resumed), report)
+    return _reported(_run_policy(config, resumed, report), report)
+
+
+def _run_policy(config: PolicyRunConfig, resumed: RunDirectory | None, report: ReportInTheMaking) -> Path:
+    from learners.run.policy_stage import POLICY_STAGES, align_policy  # with all roles, which other runs need not wait for
+
+    with (
+        prompts_meanwhile(config) as rendering,
+        open_session(config, stages=POLICY_STAGES, requests=role_requests(config), resumed=resumed) as session,
+    ):
+        align_policy(session, config, rendering.result(), report)
+    return session.path
+
+
+def _run_reward_model(config: RewardModelRunConfig, resumed: RunDirectory | None) -> Path:
+    from learners.run.reward_model_stage import REWARD_MODEL_STAGE, learn_reward_model
+
+    with open_session(config, stages=(REWARD_MODEL_STAGE,), requests=role_requests(config), resumed=resumed) as session:
+        learn_reward_model(session, config.model, config.learner, seed=config.seed)
+    return session.path
 
 
 def _run_pretraining(config: PretrainingRunConfig, resumed: RunDirectory | None) -> Path:

@@ -21,6 +21,7 @@ from cluster.processes.hosts.weights import check_shared_memory_of_nodes
 from cluster.processes.reservations.seats import Seats
 from cluster.processes.runtime import SHARED_MEMORY
 from cluster.processes.watchdog import Pending
+from cluster.storage.run_directory import POLICY_CHECKPOINTS
 from cluster.storage.serving_contract import ContractText
 from cluster.types import Prompt, SamplingParameters
 from learners.policy.handle import LearnerFolders, PolicyLearnerHandle
@@ -34,7 +35,6 @@ from learners.steps.driver import Generators, publish_newest
 from learners.steps.shared_driver import LearnerInTurn, Turns
 from learners.weights.link import LinkPlan
 
-POLICY_CHECKPOINTS = "checkpoints"
 MAX_PROBE_TOKENS: Final = 32  # of which every generator is asked for the last few at every version
 GENERATOR_ACTORS = {"shm": GeneratorActor, "nccl": DeviceFedGeneratorActor, "ipc": DeviceFedGeneratorActor}
 

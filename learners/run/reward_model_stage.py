@@ -19,7 +19,7 @@ from actors.sources.movie_reviews import (
 from cluster.processes.watchdog import Pending
 from cluster.seeding import derive_seed
 from cluster.storage.checkpoint import CheckpointFolder
-from cluster.storage.run_directory import REWARD_MODEL_FOLDER
+from cluster.storage.run_directory import REWARD_MODEL_CHECKPOINTS, REWARD_MODEL_FOLDER
 from learners.ranks.mailbox import CheckpointPlan
 from learners.reward_model.records import ComparedTexts, RatedTexts, RewardModelJob
 from learners.reward_model.training import train_reward_model
@@ -28,7 +28,6 @@ from learners.run.session import Session
 from learners.settings.reward_model import RewardModelLearnerConfig
 
 REWARD_MODEL_STAGE = "reward model"
-REWARD_MODEL_CHECKPOINTS = "reward_model_checkpoints"
 METRICS_STAGE = SUMMARY_KEY = "reward_model"  # in metrics.jsonl and summary.json
 
 

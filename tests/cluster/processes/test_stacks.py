@@ -13,6 +13,8 @@ from ray.cluster_utils import Cluster
 from cluster.processes import stacks
 from cluster.processes.stacks import stacks_of_all_nodes
 
+pytestmark = pytest.mark.cold_start
+
 
 class Waiter:
     def pid(self) -> int:

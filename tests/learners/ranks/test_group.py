@@ -1,5 +1,6 @@
 """What a group of ranks gives back when it is killed."""
 
+import pickle
 import subprocess
 import sys
 import time
@@ -10,12 +11,18 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.util.placement_group import placement_group, placement_group_table
 
+from cluster.errors import ActorLostError, DataError, RaywardError
 from cluster.processes.placement import seat_of
 from cluster.processes.reservations.seats import SEAT_PREFIX, Seats
-from learners.ranks.group import GroupPlan, TrainGroup, build_trainer
+from learners.ranks import trainer
+from learners.ranks.group import TrainGroup
+from learners.ranks.plan import GroupPlan
+from learners.ranks.trainer import build_trainer
 from learners.settings.training import WorkerConfig
 
 ANOTHER_DRIVER = """
@@ -76,6 +83,53 @@ def test_the_line_about_lost_ranks_says_why_and_what_to_set(tmp_path: Path) -> N
         "rank 0: its process has died",
         "rank 0: ValueError: of its own",
     ]
+
+
+MEMORY = (
+    "the machine ran out of memory; Ray's memory monitor ended it; lower micro_batch_tokens or logprob_chunk_tokens of"
+    " learner.workers; `rayward plan` shows what each role takes"
+)
+
+
+def lost(error: RayError) -> Exception:
+    """As Ray Train tells of a rank that no longer answers."""
+    return WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: ...", failure=error)
+
+
+def test_a_rank_that_was_lost_explains_those_that_were_to_meet_it(tmp_path: Path) -> None:
+    told: list[str] = []
+    (teller,) = build_trainer(_plan(tmp_path, max_restarts=2, tell=told.append)).run_config.callbacks
+    met_nobody = RuntimeError("Connection closed by peer")
+    teller.after_exception(None, {0: met_nobody, 1: lost(ActorDiedError()), 2: lost(OutOfMemoryError("a page\nof Ray"))})
+    teller.after_exception(None, {0: met_nobody, 1: lost(ActorDiedError())})
+    assert told == [f"rank 2: {MEMORY}", "rank 1: its process has died"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "words"),
+    [
+        (OutOfMemoryError("a page\nof Ray"), ActorLostError, f"was lost: {MEMORY}"),  # no RayActorError
+        (ControllerError(OutOfMemoryError("a page\nof Ray")), ActorLostError, f"was lost: {MEMORY}"),
+        (ActorDiedError(), ActorLostError, "was lost: its process has died"),
+        (ControllerError(ValueError("of its own")), RaywardError, "the ranks stopped: ValueError: of its own"),
+        (WorkerGroupError("text", {0: ValueError("closed"), 1: lost(OutOfMemoryError("p"))}), RaywardError, f"rank 1: {MEMORY}"),
+        (WorkerGroupError("text", {0: DataError("no texts")}), DataError, "no texts"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_ended_a_group_is_a_loss_or_a_fault_and_names_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception], words: str
+) -> None:
+    class Ended:
+        def fit(self) -> None:
+            raise pickle.loads(pickle.dumps(raised))  # as it comes from Ray Train's controller
+
+    monkeypatch.setattr(trainer, "build_trainer", lambda plan: Ended())
+    for name in (*trainer.TRAIN_ENVIRONMENT, trainer.START_TIMEOUT):
+        monkeypatch.setenv(name, "1")  # what `fit` sets ends with the test
+    error = trainer.fit(_plan(tmp_path, max_restarts=0))
+    assert type(error) is expected
+    assert words in str(error)
 
 
 @pytest.mark.parametrize(
