@@ -193,7 +193,7 @@ def _beside(learner: Learner) -> dict[str, Any]:
     if isinstance(learner, DQNLearner):
         found["last_target_updates"] = dict(learner.last_update_ts_by_mid)
     if isinstance(learner, SACLearner):
-        found["log_alphas"] = {name: float(alpha) for name, alpha in learner.curr_log_alpha.items()}
+        found["log_alphas"] = {name: float(alpha.detach()) for name, alpha in learner.curr_log_alpha.items()}
     if isinstance(learner, MARWILLearner):
         found["advantage_norms"] = {name: float(norm) for name, norm in learner.moving_avg_sqd_adv_norms_per_module.items()}
     return found
