@@ -1,16 +1,18 @@
 """A desk for all processes of a run that want trajectories scored: one set of pools behind it, whoever asks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+from ray.util.placement_group import PlacementGroup
+
 from actors.config import RewardModelScorerConfig, ScorerConfig, SupervisionConfig
 from actors.generation.rendering import PromptFormat
 from actors.scoring.stage import ScorerPools, build_scorer_pools, scorer_name
 from cluster.processes.object_store import HeldObject
-from cluster.processes.placement import seat_of
+from cluster.processes.placement import Seat, seat_of
 from cluster.processes.reservations.seats import Seats
 from cluster.types import GroupTexts, Reward, Sample, Trajectory, TrajectoryGroup, Unscored
 
@@ -66,21 +68,23 @@ def start_scorers(
     configs: Sequence[ScorerConfig],
     prompt_format: PromptFormat,
     supervision: SupervisionConfig,
-    room_s: float,
+    seats: Mapping[str, PlacementGroup],
 ) -> ScorerPools:
-    """Return when all answer. `room_s`: for which the cluster may be full. Raises `RaywardError`."""
-    seats = Seats(note)
-    places = {
+    """Return when all answer. `seats`: by the names of scorers' actors, see `scorer_seats`. Raises `RaywardError`."""
+    pools = build_scorer_pools(configs, prompt_format=prompt_format, supervision=supervision, seats=Seats(note, seats), note=note)
+    pools.wait_until_ready()
+    return pools
+
+
+def scorer_seats(configs: Sequence[ScorerConfig]) -> dict[str, Seat]:
+    """What their actors need, by name."""
+    return {
         scorer_name(config.name, index): seat_of(
             config.num_cpus, config.num_gpus if isinstance(config, RewardModelScorerConfig) else 0.0
         )
         for config in configs
         for index in range(config.num_replicas)
     }
-    seats.reserve(places, deadline_s=room_s)
-    pools = build_scorer_pools(configs, prompt_format=prompt_format, supervision=supervision, seats=seats, note=note)
-    pools.wait_until_ready()
-    return pools
 
 
 def _drained(queue: SimpleQueue[EachT]) -> list[EachT]:

@@ -26,16 +26,23 @@ ROUND_S = 30.0  # for which a run that waits keeps what it has got
 MAX_PAUSE_S = 5.0  # before it tries again; at random, so that of two runs one gets all
 FIRST_NOTE_S, NOTE_S = 5.0, 60.0  # before people are told what the run waits for, and from one time to the next
 MAX_SHOWN = 3
+NONE_TAKEN: Final[Mapping[str, PlacementGroup]] = {}
 
 
 class Seats:
     """Those of one run, by the names of actors. For one thread of the driver."""
 
-    def __init__(self, note: Callable[[str], None]) -> None:
-        """`note`: told what a run waits for."""
+    def __init__(self, note: Callable[[str], None], taken: Mapping[str, PlacementGroup] = NONE_TAKEN) -> None:
+        """`note`: told what a run waits for. `taken`: those that the driver has `taken` for a process of its own that starts
+        actors; those that such a process takes itself would outlive it, for Ray keeps them until the job ends."""
         self._note = note
-        self._groups: dict[str, PlacementGroup] = {}
+        self._groups = dict(taken)
         self._num_made = 0
+
+    @property
+    def taken(self) -> Mapping[str, PlacementGroup]:
+        """By the names of actors; none for a seat of nothing."""
+        return dict(self._groups)
 
     def reserve(self, seats: Mapping[str, Seat], *, deadline_s: float) -> None:
         """Take all of `seats`, the largest first; returns once they are there. Raises `RaywardError` after `deadline_s`.

@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,8 @@ class World(Protocol):
     facts: Mapping[str, str]  # what a checkpoint goes on from, besides the settings
     recorded: RecordedEpisodes | None  # what it learns from where it steps no environment
 
-    def environments(self) -> AbstractContextManager[MakeEnvironment]:
-        """What makes environments, in any process. Inside, whatever they need is at work."""
+    def environments(self, note: Callable[[str], None]) -> AbstractContextManager[MakeEnvironment]:
+        """What makes environments, in any process. Inside, whatever they need is at work. `note`: told what that waits for."""
 
     def notes(self) -> Sequence[str]:
         """What people should know of it, since the last call."""
@@ -72,7 +72,7 @@ class GymnasiumWorld:
             else None
         )
 
-    def environments(self) -> AbstractContextManager[MakeEnvironment]:
+    def environments(self, note: Callable[[str], None]) -> AbstractContextManager[MakeEnvironment]:
         return nullcontext(functools.partial(make_environment, self._config.task))
 
     def notes(self) -> Sequence[str]:
@@ -103,7 +103,7 @@ class GymnasiumWorld:
 
 def learn_with_rllib(session: Session, config: RLlibRunConfig | TokenRunConfig, algorithm: AlgorithmConfig, world: World) -> None:
     """Evaluate the start, learn iteration by iteration, evaluate what was learned."""
-    with torch_threads(config.learner.num_threads), world.environments() as make:
+    with torch_threads(config.learner.num_threads), world.environments(session.view.note) as make:
         run = _Run(session=session, config=config, algorithm=algorithm, world=world, make=make)
         try:
             world.before(session, run.training)

@@ -10,9 +10,10 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from actors.scoring.desk import ScoringDesk, start_scorers
+from actors.scoring.desk import ScoringDesk, scorer_seats, start_scorers
 from cluster.errors import DataError, RaywardError
 from cluster.processes.losses import failure_of
+from cluster.processes.reservations.seats import Seats
 from cluster.types import Reward, Trajectory, Unscored
 from learners.settings.language_model.tokens import TokenRunConfig
 
@@ -41,8 +42,11 @@ class DeskJudge:
 
 
 @contextmanager
-def scoring_desk(config: TokenRunConfig) -> Iterator[DeskJudge]:
-    """Inside, scorers are at work. Raises `RaywardError` where they do not start."""
+def scoring_desk(config: TokenRunConfig, note: Callable[[str], None]) -> Iterator[DeskJudge]:
+    """Inside, scorers are at work. `note`: told what they wait for. Raises `RaywardError` where they do not start."""
+    seats = Seats(note)
+    room_s = max(config.supervision.start_deadline_s, config.wait_for_nodes_s)
+    seats.reserve(scorer_seats(config.scorers), deadline_s=room_s)
     desk = (
         ray.remote(ScoringDesk)
         .options(num_cpus=0, max_concurrency=config.learner.num_env_runners + 2, max_restarts=-1, max_task_retries=-1)
@@ -52,7 +56,7 @@ def scoring_desk(config: TokenRunConfig) -> Iterator[DeskJudge]:
                 configs=config.scorers,
                 prompt_format=config.task.prompts.prompt_format,
                 supervision=config.supervision,
-                room_s=max(config.supervision.start_deadline_s, config.wait_for_nodes_s),
+                seats=seats.taken,
             )
         )
     )
@@ -62,6 +66,7 @@ def scoring_desk(config: TokenRunConfig) -> Iterator[DeskJudge]:
         yield judge
     finally:
         ray.kill(desk)
+        seats.close()
 
 
 def _answer(ask: Callable[[], AnswerT]) -> AnswerT:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -65,8 +65,8 @@ class TokenWorld:
         self._judge: DeskJudge  # while `environments` is open
 
     @contextmanager
-    def environments(self) -> Iterator[MakeEnvironment]:
-        with scoring_desk(self._config) as self._judge:
+    def environments(self, note: Callable[[str], None]) -> Iterator[MakeEnvironment]:
+        with scoring_desk(self._config, note) as self._judge:
             yield SideBySide(functools.partial(TokenEnvironments, self._make, judge=self._judge))
 
     def notes(self) -> Sequence[str]:

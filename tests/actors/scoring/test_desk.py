@@ -11,12 +11,13 @@ import pytest
 import ray
 
 from actors.config import BuiltInFunctionScorerConfig, PythonScorerConfig, SupervisionConfig
-from actors.scoring.desk import ScoringDesk, start_scorers
+from actors.scoring.desk import ScoringDesk, scorer_seats, start_scorers
 from actors.scoring.remote import FromStore
 from actors.scoring.stage import ScorerPools, WeightedScorer
 from cluster.errors import RaywardError
 from cluster.messages import Message
 from cluster.processes.pool import ActorPool
+from cluster.processes.reservations.seats import Seats
 from cluster.types import Prompt, Reward, Score, Task, Trajectory, Unscored
 from tests.records import completion
 
@@ -87,14 +88,24 @@ def test_a_scorer_that_fails_fails_for_those_who_asked() -> None:
     assert totals(desk.score(texts("fine"))) == [8.0]
 
 
-def test_configured_scorers_start_with_seats_of_their_own() -> None:
+def test_configured_scorers_start_in_their_seats_and_again_with_the_desk() -> None:
     configs = (
-        BuiltInFunctionScorerConfig(function="length", weight=-1.0, num_replicas=2),
+        BuiltInFunctionScorerConfig(function="length", weight=-1.0, num_replicas=2, num_cpus=0.7),
         PythonScorerConfig(name="dumps", path="json:dumps", num_cpus=0),
     )
-    start = partial(start_scorers, configs=configs, prompt_format="plain", supervision=SupervisionConfig(), room_s=60.0)
-    desk = ScoringDesk(start)
-    [answer] = desk.score(texts("fine"))
+    seats = Seats(print)
+    seats.reserve(scorer_seats(configs), deadline_s=60.0)
+    start = partial(start_scorers, configs=configs, prompt_format="plain", supervision=SupervisionConfig(), seats=seats.taken)
+    desk = ray.remote(ScoringDesk).options(num_cpus=0, max_restarts=1, max_task_retries=1).remote(start)
+    assert_scores(desk)
+    ray.kill(desk, no_restart=False)
+    assert_scores(desk)  # its scorers sit where those of the first sat: two CPUs would not hold both
+    ray.kill(desk)
+    seats.close()
+
+
+def assert_scores(desk: Any) -> None:
+    [answer] = ray.get(desk.score.remote(texts("fine")))
     assert isinstance(answer, Unscored)
     assert answer.problem.startswith("reward function json:dumps raised TypeError")
-    assert desk.notes() == []
+    assert ray.get(desk.notes.remote()) == []
