@@ -129,7 +129,7 @@ def test_a_text_without_a_score_ends_the_run_with_its_problem(tmp_path: Path) ->
     scorers = [{"kind": "python", "path": "json:dumps", "num_cpus": 0}]
     path = write_config(tmp_path / "run", pretrained(tmp_path), scorers=scorers, learner=PPO | {"num_env_runners": 1})
     with pytest.raises(
-        DataError, match=r"texts have no score; first, reward function json:dumps raised TypeError.*resume the run"
+        DataError, match=r"texts have no score; first, reward function json:dumps raised TypeError.*correct the scorer and resume"
     ):
         commands.run_training(load_run_config(path))
     assert read_summary(tmp_path / "run" / "sums")["state"] == "failed"
