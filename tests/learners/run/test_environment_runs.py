@@ -88,6 +88,7 @@ def interrupt_in(monkeypatch: pytest.MonkeyPatch, episode: int) -> None:
     monkeypatch.setattr(TableTraining, "run_episode", interrupted)
 
 
+@pytest.mark.usefixtures("ctrl_c_reaches_children")
 @pytest.mark.parametrize("interrupted_at", [60, 93])  # where an episode is also reported, and where it is not
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_at: int
