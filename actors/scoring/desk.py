@@ -8,11 +8,10 @@ from typing import TypeVar
 
 from ray.util.placement_group import PlacementGroup
 
-from actors.config import RewardModelScorerConfig, ScorerConfig, SupervisionConfig
+from actors.config import ScorerConfig, SupervisionConfig
 from actors.generation.rendering import PromptFormat
-from actors.scoring.stage import ScorerPools, build_scorer_pools, scorer_name
+from actors.scoring.stage import ScorerPools, build_scorer_pools
 from cluster.processes.object_store import HeldObject
-from cluster.processes.placement import Seat, seat_of
 from cluster.processes.reservations.seats import Seats
 from cluster.types import GroupTexts, Reward, Sample, Trajectory, TrajectoryGroup, Unscored
 
@@ -70,21 +69,10 @@ def start_scorers(
     supervision: SupervisionConfig,
     seats: Mapping[str, PlacementGroup],
 ) -> ScorerPools:
-    """Return when all answer. `seats`: by the names of scorers' actors, see `scorer_seats`. Raises `RaywardError`."""
+    """Return when all answer. `seats`: those of `scorer_seats`. Raises `RaywardError`."""
     pools = build_scorer_pools(configs, prompt_format=prompt_format, supervision=supervision, seats=Seats(note, seats), note=note)
     pools.wait_until_ready()
     return pools
-
-
-def scorer_seats(configs: Sequence[ScorerConfig]) -> dict[str, Seat]:
-    """What their actors need, by name."""
-    return {
-        scorer_name(config.name, index): seat_of(
-            config.num_cpus, config.num_gpus if isinstance(config, RewardModelScorerConfig) else 0.0
-        )
-        for config in configs
-        for index in range(config.num_replicas)
-    }
 
 
 def _drained(queue: SimpleQueue[EachT]) -> list[EachT]:

@@ -23,7 +23,7 @@ from actors.sources.models import resolve_model
 from cluster.errors import ConfigError, DataError, RaywardError
 from cluster.processes.dispatch.newcomers import resized
 from cluster.processes.dispatch.whole import ask_all
-from cluster.processes.placement import seat_of
+from cluster.processes.placement import Seat, seat_of
 from cluster.processes.pool import AGAIN, LOST, ActorPool
 from cluster.processes.reservations.seats import Seats
 from cluster.processes.supervision import PROGRESS_GROUP, Supervision
@@ -280,6 +280,11 @@ def scorer_name(scorer: str, index: int) -> str:
     return f"scorer {scorer} {index}"
 
 
+def scorer_seats(configs: Iterable[ScorerConfig]) -> dict[str, Seat]:
+    """What the actors of scorers need, by name."""
+    return {scorer_name(config.name, index): _seat(config) for config in configs for index in range(config.num_replicas)}
+
+
 def longest_wait_s(config: ScorerConfig) -> float:
     """How long a scorer may wait for one piece of its work by its own time-outs, which end that piece and not the scorer."""
     match config:
@@ -290,12 +295,17 @@ def longest_wait_s(config: ScorerConfig) -> float:
     return 0.0
 
 
+def _seat(config: ScorerConfig) -> Seat:
+    return seat_of(config.num_cpus, config.num_gpus if isinstance(config, RewardModelScorerConfig) else 0.0)
+
+
 def _starter(config: ScorerConfig, prompt_format: PromptFormat, seats: Seats) -> Callable[[str], Any]:
     """Starts one more actor of the scorer."""
+    seat = _seat(config)
     if isinstance(config, RewardModelScorerConfig):
-        local, seat = config.model_copy(update={"model": resolve_model(config.model)}), seat_of(config.num_cpus, config.num_gpus)
+        local = config.model_copy(update={"model": resolve_model(config.model)})
         return lambda name: RewardModelScorerActor.options(**seats.options(name, seat)).remote(local, prompt_format)
-    actor, seat = FUNCTION_ACTORS[config.kind], seat_of(config.num_cpus)
+    actor = FUNCTION_ACTORS[config.kind]
     return lambda name: actor.options(**seats.options(name, seat)).remote(config)
 
 

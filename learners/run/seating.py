@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from actors.config import GeneratorConfig
 from actors.generation.rollout_pool import generator_name
-from actors.scoring.stage import scorer_name
+from actors.scoring.stage import scorer_seats
 from cluster.processes.placement import Seat, seat_of
 from cluster.processes.reservations.seats import Seats
 from learners.run.plan import role_requests
@@ -17,11 +17,13 @@ LEARNER = "the learner's ranks"
 
 def seats_at_start(config: PolicyRunConfig) -> dict[str, Seat]:
     """By the names of actors. That of the learner is for all ranks, which may be on several nodes."""
-    learner, *others = role_requests(config)
-    generators = [generator_name(kind.name, index) for kind in config.generator_kinds for index in range(kind.num_replicas)]
-    scorers = [scorer_name(scorer.name, index) for scorer in config.scorers for index in range(scorer.num_replicas)]
-    seats = [request.seat for request in others for _ in range(request.count)]
-    return {LEARNER: [*learner.seat] * learner.count, **dict(zip([*generators, *scorers], seats, strict=True))}
+    learner, *_ = role_requests(config)
+    generators = {
+        generator_name(kind.name, index): generator_seat(kind)
+        for kind in config.generator_kinds
+        for index in range(kind.num_replicas)
+    }
+    return {LEARNER: [*learner.seat] * learner.count, **generators, **scorer_seats(config.scorers)}
 
 
 def generator_seat(kind: GeneratorConfig) -> Seat:

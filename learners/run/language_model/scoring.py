@@ -10,7 +10,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from actors.scoring.desk import ScoringDesk, scorer_seats, start_scorers
+from actors.scoring.desk import ScoringDesk, start_scorers
+from actors.scoring.stage import scorer_seats
 from cluster.errors import DataError, RaywardError
 from cluster.processes.losses import failure_of
 from cluster.processes.reservations.seats import Seats

@@ -11,9 +11,9 @@ import pytest
 import ray
 
 from actors.config import BuiltInFunctionScorerConfig, PythonScorerConfig, SupervisionConfig
-from actors.scoring.desk import ScoringDesk, scorer_seats, start_scorers
+from actors.scoring.desk import ScoringDesk, start_scorers
 from actors.scoring.remote import FromStore
-from actors.scoring.stage import ScorerPools, WeightedScorer
+from actors.scoring.stage import ScorerPools, WeightedScorer, scorer_seats
 from cluster.errors import RaywardError
 from cluster.messages import Message
 from cluster.processes.pool import ActorPool
