@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from ray.exceptions import RayError
 
+from cluster.errors import ConfigError, DataError
 from cluster.processes.losses import is_out_of_memory, reason_of
 
 FOUND_OF_A_RANK = "health_check_failure"  # in Ray Train's own error about a rank that does not answer: Ray's error
@@ -24,9 +25,9 @@ def first_cause(failures: Mapping[int, Exception]) -> tuple[int, Exception]:
 
 
 def _is_an_effect(failure: Exception) -> int:
-    """From 0, a kill for memory, to 2, what the rank's own code raised."""
+    """From 0, a kill for memory or what the user must fix, to 2, what else the rank's code raised."""
     found = _found(failure)
-    return 0 if is_out_of_memory(found) else 1 if isinstance(found, RayError) else 2
+    return 0 if is_out_of_memory(found) or isinstance(found, ConfigError | DataError) else 1 if isinstance(found, RayError) else 2
 
 
 def _found(failure: Exception) -> Exception:

@@ -113,7 +113,7 @@ def test_a_rank_that_was_lost_explains_those_that_were_to_meet_it(tmp_path: Path
         (ActorDiedError(), ActorLostError, "was lost: its process has died"),
         (ControllerError(ValueError("of its own")), RaywardError, "the ranks stopped: ValueError: of its own"),
         (WorkerGroupError("text", {0: ValueError("closed"), 1: lost(OutOfMemoryError("p"))}), RaywardError, f"rank 1: {MEMORY}"),
-        (WorkerGroupError("text", {0: DataError("no texts")}), DataError, "no texts"),
+        (WorkerGroupError("text", {0: RuntimeError("closed"), 1: DataError("no texts")}), DataError, "no texts"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
