@@ -113,7 +113,7 @@ def _network(network: NetworkConfig) -> DefaultModelConfig:
 
 def _learn_from_records(config: AlgorithmConfig, values: dict[str, Any]) -> None:
     """`learners.rllib.recorded` feeds the learners. An environment is made all the same, for its spaces and the network."""
-    config._is_online = True
+    config._is_online = True  # RLlib makes no environment otherwise, and has no public setting for it (ray 2.60)
     config.offline_data(dataset_num_iters_per_learner=1)  # RLlib asks for it
     if "lambda_" in values:
         config.lambda_ = values.pop("lambda_")  # which `MARWILConfig.training` does not take
