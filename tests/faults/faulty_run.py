@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,19 @@ def hurt_five_times(run: FaultyRun, kind: str) -> list[float]:
         run.wait_for_step(num_done + 1)
         recovery_s.append(time.monotonic() - hurt_s)
     return recovery_s
+
+
+def seconds_after_each_kill(run: FaultyRun, steps: Sequence[int]) -> list[float]:
+    """Kill the driver at some instant after each of `steps`, and resume; until the last process of each was gone."""
+    gone_s = []
+    for step in steps:
+        run.wait_for_step(step)
+        at_some_instant(step)
+        processes = run.all_processes
+        run.kill()
+        gone_s.append(run.seconds_to_its_last_process(processes))
+        run.resume()
+    return gone_s
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.faults.fault_table import FaultRow, likeness, seconds
-from tests.faults.faulty_run import ORPHANS_GONE_S, REPOSITORY, FaultyRun, at_some_instant
+from tests.faults.faulty_run import ORPHANS_GONE_S, REPOSITORY, FaultyRun, at_some_instant, seconds_after_each_kill
 
 ENV_RUNNER = "ray::SingleAgentEnvRunner"
 LEARNER = "ray::_WrappedExecutable"  # as Ray Train calls the class that RLlib hands it
@@ -90,14 +90,7 @@ def test_a_run_outlives_its_processes(
 @pytest.mark.timeout(1800)
 @pytest.mark.faults
 def test_a_killed_driver_is_a_resume(clean_policy: bytes, run: FaultyRun, measured: Callable[[FaultRow], None]) -> None:
-    gone_s = []
-    for step in STEPS:
-        run.wait_for_step(step)
-        at_some_instant(step)
-        processes = run.all_processes
-        run.kill()
-        gone_s.append(run.seconds_to_its_last_process(processes))
-        run.resume()
+    gone_s = seconds_after_each_kill(run, STEPS)
     is_clean = run.wait() == 0 and run.policy() == clean_policy
     measured(
         FaultRow(

@@ -18,8 +18,8 @@ from tests.faults.faulty_run import (
     RANK,
     SCORER,
     FaultyRun,
-    at_some_instant,
     hurt_five_times,
+    seconds_after_each_kill,
 )
 from tests.faults.node_cluster import NodeCluster, RunOnNodes, node_cluster
 from tests.faults.test_bad_checkpoints import cut, every_damage, flip
@@ -91,14 +91,7 @@ def test_a_sharded_run_outlives_its_processes(
 def test_a_sharded_run_goes_on_after_its_driver(
     clean_sharded_run: FaultyRun, run: FaultyRun, place: str, measured: Callable[[FaultRow], None]
 ) -> None:
-    gone_s = []
-    for step in KILLED_AFTER:
-        run.wait_for_step(step)
-        at_some_instant(step)
-        processes = run.all_processes
-        run.kill()
-        gone_s.append(run.seconds_to_its_last_process(processes))
-        run.resume()
+    gone_s = seconds_after_each_kill(run, KILLED_AFTER)
     is_clean = run.ends_as(clean_sharded_run)
     measured(
         FaultRow(
