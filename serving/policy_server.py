@@ -14,6 +14,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from cluster.storage.serving_contract import ServingContract
+from serving.cpu_engine import CPUEngine
 from serving.engine_watch import EngineWatch
 from serving.policy_folder import PolicyFolder, served_model
 from serving.versions.contract_check import check_contract
@@ -77,7 +78,7 @@ class PolicyServer(LLMServer):
             policy = started.policy
             llm_config = loading_from(policy.path, llm_config)
         contract = await asyncio.to_thread(check_policy, policy.path, None)
-        await super().__init__(llm_config)
+        await super().__init__(llm_config, engine_cls=_engine_class(llm_config))
         self._gate = VersionGate(policy.policy_version)
         self._watch = EngineWatch(multiprocessing.active_children())
         if follow is None or started is None:
@@ -186,6 +187,12 @@ def loading_from(folder: Path, llm_config: LLMConfig) -> LLMConfig:
     fields = {name: getattr(llm_config, name) for name in LLMConfig.model_fields}
     loading = llm_config.model_loading_config.model_copy(update={"model_source": str(folder)})
     return LLMConfig(**{**fields, "model_loading_config": loading})
+
+
+def _engine_class(llm_config: LLMConfig) -> type[CPUEngine] | None:
+    """None: Ray's own."""
+    is_on_cpu = llm_config.accelerator_config.kind == "cpu"
+    return CPUEngine if is_on_cpu and llm_config.engine_kwargs["tensor_parallel_size"] == 1 else None
 
 
 def refusal_in(batch: Any) -> ErrorResponse | None:
