@@ -1,127 +1,33 @@
 """The security table on a real endpoint: two replicas of the tiny model behind keys, another's application beside them."""
 
 import itertools
-import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from ray import serve
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
 
-from actors.sources.models import resolve_model
-from cluster.processes.runtime import RaySession, ray_session
-from serving.app import APP_NAME, ServedPolicy, serve_policy
-from serving.config import KeyQuota, RequestLimits, ServeConfig
-from serving.guard import proxy
-from serving.guard.keys.key_file import add_key
 from tests.faults.fault_table import FaultRow
-from tests.faults.load import percentile
+from tests.faults.guarded_endpoint import GOOD, Endpoint, running_endpoint
 from tests.serving.odd_requests import OddRequest, odd_requests
 
-ENGINE = "VLLM::EngineCore"
-DOORS = ("ProxyActor", "PolicyIngress")
-START_TIMEOUT_S = 500.0
 ANSWER_WITHIN_S = 20.0  # of an odd request; a good one of two tokens takes some hundredths of it
 MAX_GROWTH_MIB = 50.0
 LONG = {"model": "tiny", "prompt": "long", "max_tokens": 100, "n": 8, "ignore_eos": True}
-GOOD = {"model": "tiny", "prompt": "good", "max_tokens": 2}
-USUAL = {"model": "tiny", "prompt": "usual", "max_tokens": 64, "ignore_eos": True}
-USUAL_SECONDS = 20.0
 BUSY_S = 0.03  # of processor time; an idle engine uses less while a request is on its way
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
 
-class Endpoint:
-    """Two replicas behind keys on a Ray that is not the endpoint's own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.state_dir = folder / "state"
-        self.key_file = folder / "keys.json"
-        self.key, self.other_key = (add_key(self.key_file, name) for name in ("first", "second"))
-        config = ServeConfig(
-            model=resolve_model("tiny"),
-            model_id="tiny",
-            port=0,
-            num_replicas=2,
-            num_cpus=0.5,
-            num_threads=1,
-            max_model_tokens=128,
-            kv_cache_gib=0.1,
-            dtype="float32",
-            keys=str(self.key_file),
-            quota=KeyQuota(requests_per_minute=100_000, tokens_per_minute=10**9, max_streams=8),
-            state_dir=str(self.state_dir),
-        )
-        self.served: ServedPolicy = serve_policy(config)
-        serve.run(Other.bind(), name="other", route_prefix="/other")  # type: ignore[attr-defined]  # the decorator's
-        self.served.wait_ready(timeout_s=START_TIMEOUT_S)
-        self.wait_until_whole()
-        self.client = self.client_of(self.key)
-
-    def client_of(self, key: str, *, timeout_s: float = START_TIMEOUT_S) -> httpx.Client:
-        return httpx.Client(base_url=self.served.base_url, headers={"Authorization": f"Bearer {key}"}, timeout=timeout_s)
-
-    def wait_until_whole(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while len(self.engines()) < 2 or not self._is_running():
-            assert time.monotonic() < deadline, serve.status()
-            time.sleep(0.2)
-
-    def engines(self) -> list[psutil.Process]:
-        return [process for process in psutil.Process().children(recursive=True) if title_of(process).startswith(ENGINE)]
-
-    def door_mib(self) -> float:
-        """Resident memory of the proxy and the front doors."""
-        titles = ((process, title_of(process)) for process in psutil.Process().children(recursive=True))
-        return sum(process.memory_info().rss for process, title in titles if any(door in title for door in DOORS)) / 2**20
-
-    def good_is_answered(self) -> bool:
-        return self.client.post("/v1/completions", json=GOOD).status_code == 200
-
-    def _is_running(self) -> bool:
-        application = serve.status().applications.get(APP_NAME)
-        states = [dict(one.replica_states) for one in application.deployments.values()] if application else []
-        return bool(states) and all(state == {"RUNNING": 2} for state in states)
-
-
-@serve.deployment(ray_actor_options={"num_cpus": 0})
-class Other:
-    """Somebody else's application on the same Serve."""
-
-    async def __call__(self, request: Request) -> PlainTextResponse:
-        return PlainTextResponse("still here")
-
-
 @pytest.fixture(scope="module")
-def session(no_ray: None) -> Iterator[RaySession]:
-    proxy.arrange(os.environ, RequestLimits())
-    with ray_session(num_cpus=2, include_dashboard=False) as session:
-        yield session
-
-
-@pytest.fixture(scope="module")
-def endpoint(session: RaySession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    endpoint = Endpoint(tmp_path_factory.mktemp("endpoint"))
-    yield endpoint
-    endpoint.served.stop()
-    serve.shutdown()
-
-
-def title_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+def endpoint(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    with running_endpoint(tmp_path_factory.mktemp("endpoint"), num_replicas=2) as endpoint:
+        yield endpoint
 
 
 def test_odd_requests_get_one_form_and_hurt_nothing(endpoint: Endpoint, measured: Callable[[FaultRow], None]) -> None:
@@ -204,51 +110,6 @@ def test_bodies_and_headers_beyond_the_limits(endpoint: Endpoint, measured: Call
     assert holds
 
 
-def test_one_key_does_not_starve_another(endpoint: Endpoint, measured: Callable[[FaultRow], None]) -> None:
-    """`second` has 32 connections that ask as fast as they can, four times what one key may have in progress."""
-    usual_latencies(endpoint, for_s=USUAL_SECONDS / 4)  # the first requests of an engine are slow
-    alone = usual_latencies(endpoint, for_s=USUAL_SECONDS)
-    over = time.monotonic() + 1.5 * USUAL_SECONDS
-    with endpoint.client_of(endpoint.other_key) as greedy, ThreadPoolExecutor(32) as pool:
-        asked = [pool.submit(ask_until, greedy, over) for _ in range(32)]
-        time.sleep(USUAL_SECONDS / 4)
-        beside = usual_latencies(endpoint, for_s=USUAL_SECONDS)
-        statuses = Counter(status for outcome in asked for status in outcome.result())
-    ratio = percentile(beside, 0.95) / percentile(alone, 0.95)
-    measured(
-        FaultRow(
-            row="S11",
-            fault="one key with 32 connections beside another with one",
-            num_injected=1,
-            num_survived=int(ratio <= 2),
-            measured=f"p95 of the other {percentile(alone, 0.95):.2f} s alone, {percentile(beside, 0.95):.2f} s beside "
-            f"({ratio:.1f} times); the first got {statuses[200]} replies and {statuses[429]} times 429",
-            bar="2 times",
-            holds=ratio <= 2,
-        )
-    )
-    assert statuses.keys() == {200, 429}
-    assert len(beside) > 3
-
-
-def usual_latencies(endpoint: Endpoint, *, for_s: float) -> list[float]:
-    over, latencies = time.monotonic() + for_s, []
-    while time.monotonic() < over:
-        begun_s = time.monotonic()
-        assert endpoint.client.post("/v1/completions", json=USUAL).status_code == 200
-        latencies.append(time.monotonic() - begun_s)
-    return latencies
-
-
-def ask_until(client: httpx.Client, over: float) -> list[int]:
-    statuses = []
-    while time.monotonic() < over:
-        statuses.append(client.post("/v1/completions", json=USUAL).status_code)
-        if statuses[-1] == 429:
-            time.sleep(0.5)  # half of what Retry-After says
-    return statuses
-
-
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_request_inside_an_engine_at_its_end(
     endpoint: Endpoint, measured: Callable[[FaultRow], None], number: signal.Signals
@@ -289,9 +150,9 @@ def cpu_s(process: psutil.Process) -> float:
     return float(sum(process.cpu_times()[:2]))
 
 
-def test_no_key_is_to_be_seen_anywhere(endpoint: Endpoint, session: RaySession, measured: Callable[[FaultRow], None]) -> None:
+def test_no_key_is_to_be_seen_anywhere(endpoint: Endpoint, measured: Callable[[FaultRow], None]) -> None:
     places = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True) if process.is_running()]
-    files = [path for folder in (session.session_logs, endpoint.state_dir) for path in folder.rglob("*") if path.is_file()]
+    files = [path for folder in (endpoint.session_logs, endpoint.state_dir) for path in folder.rglob("*") if path.is_file()]
     texts = [path.read_bytes().decode("utf-8", "replace") for path in [*files, endpoint.key_file]]
     hits = sum(key in text for text in [*places, *texts] for key in (endpoint.key, endpoint.other_key))
     measured(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 import ray
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from actors.sources.models import resolve_model
@@ -16,7 +17,7 @@ from cluster.config import parse_config
 from cluster.errors import ConfigError, DataError, WeightMismatchError
 from cluster.processes.runtime import RaySession
 from serving.app import callers_logging_kept, serve_policy
-from serving.config import ServeConfig
+from serving.config import KeyQuota, ServeConfig
 from serving.guard.keys.key_file import add_key, default_key_file, revoke_key
 from serving.policy_folder import PolicyFolder, check_same_model, check_served_by_engine, resolve_policy, served_model
 from serving.versions.policy_check import BadPolicyError, check_policy
@@ -79,6 +80,15 @@ def test_others_are_served_with_keys_only(tmp_path: Path, monkeypatch: pytest.Mo
         serve_policy(ServeConfig(model=policy, port=0, host="0.0.0.0"), start=_must_not_start)
     revoke_key(path, "laptop")
     assert "has none" in refusal(host="0.0.0.0")
+
+
+def test_what_a_key_may_have_in_progress_follows_the_device() -> None:
+    assert ServeConfig(model="m", num_replicas=2).quota.max_streams == 8
+    assert ServeConfig(model="m", num_gpus=1).quota.max_streams == 16
+    assert ServeConfig(model="m", quota=KeyQuota(requests_per_minute=7)).quota == KeyQuota(requests_per_minute=7, max_streams=4)
+    assert ServeConfig.model_validate({"model": "m", "quota": {"max_streams": 3}}).quota.max_streams == 3
+    with pytest.raises(ValidationError, match="num_replicas"):
+        ServeConfig.model_validate({"model": "m", "num_replicas": "many"})
 
 
 def test_a_split_needs_as_many_gpus() -> None:
