@@ -27,6 +27,8 @@ MEANINGS = {
     "episode/return_mean": "Sum of an episode's rewards, mean over the episodes since the last line, exploration and all.",
     "episode/return_std": "Standard deviation of those.",
     "episode/step_size": "Share of the error by which a value moves.",
+    "evaluation/return_mean": "Sum of an episode's rewards without exploration, mean over `evaluation.num_interim_episodes`.",
+    "evaluation/return_std": "Its standard deviation over those episodes.",
     "optim/grad_norm": "Norm of the gradient before clipping, mean over the optimizer steps of a batch.",
     "optim/learning_rate": "Learning rate of the trunk at the last optimizer step.",
     "optim/loss": "The whole loss: policy, value, entropy and KL terms with their coefficients.",

@@ -24,6 +24,7 @@ class Environment:
     num_actions: int
     state_of: Callable[[Any], int]  # of an observation
     first_action: int  # what the environment calls action 0
+    is_wrapped: bool  # its states, actions and rewards may not be those of the environment itself
 
     def reset(self, seed: int) -> int:
         """Begin an episode that is a function of `seed` and the actions; returns its first state."""
@@ -53,7 +54,12 @@ def build_environment(task: GymnasiumTaskConfig, *, render_mode: str | None = No
             f"{MAX_TABLE_ENTRIES:,} entries"
         )
     return Environment(
-        env=env, num_states=num_states, num_actions=num_actions, state_of=state_of, first_action=int(env.action_space.start)
+        env=env,
+        num_states=num_states,
+        num_actions=num_actions,
+        state_of=state_of,
+        first_action=int(env.action_space.start),
+        is_wrapped=bool(task.wrappers),
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
+from learners.environments.finite import Environment
 from learners.environments.markov_model import Array
 from learners.evaluation.returns import Grid
 
@@ -14,8 +15,11 @@ CLIFF_WALKING_ARROWS = ("up", "right", "down", "left")
 UNDECIDED = {"H", "G", "C"}  # cells in which no action is taken
 
 
-def grid_of(env: Any, policy_SA: Array, values_S: Array) -> Grid | None:
-    """Of an environment's unwrapped self; None where it has no map."""
+def grid_of(environment: Environment, policy_SA: Array, values_S: Array) -> Grid | None:
+    """None where it has no map, or where wrappers may have made other states of the map's cells."""
+    env: Any = environment.env.unwrapped
+    if environment.is_wrapped:
+        return None
     if isinstance(env, FrozenLakeEnv):
         cells, names = [[letter.decode() for letter in row] for row in env.desc], FROZEN_LAKE_ARROWS
     elif isinstance(env, CliffWalkingEnv):

@@ -40,7 +40,10 @@ class MarkovModel:
 
 
 def markov_model(environment: Environment) -> MarkovModel | None:
-    """From the table `P` of Gymnasium's toy-text environments; None where there is none, or it is too large to be dense."""
+    """From the table `P` of Gymnasium's toy-text environments; None where there is none, it is too large to be dense, or wrappers
+    may change what it says."""
+    if environment.is_wrapped:
+        return None
     env: Any = environment.env.unwrapped
     num_states, num_actions = environment.num_states, environment.num_actions
     start_S = _start_distribution(env, num_states)

@@ -39,20 +39,8 @@ def evaluate_by_episodes(
 
     `record` is given each episode.
     """
-    returns: list[float] = []
-    for first in range(0, config.num_episodes, MAX_SIDE_BY_SIDE):
-        numbers = range(first, min(first + MAX_SIDE_BY_SIDE, config.num_episodes))
-        tracks = _play(
-            [make(None) for _ in numbers],
-            policy,
-            [_seed(seed, number) for number in numbers],
-            max_steps=config.max_episode_steps,
-            is_kept=record is not None,
-        )
-        returns += [track.total for track in tracks]
-        if record is not None:
-            for track in tracks:
-                record(track.episode())
+    seeds = [derive_seed(seed, "evaluation environment", number) for number in range(config.num_episodes)]
+    returns = returns_of_episodes(make, policy, seeds, max_steps=config.max_episode_steps, record=record)
     return EnvironmentEvaluation(
         is_discounted=False,
         return_mean=float(np.mean(returns)),
@@ -64,8 +52,24 @@ def evaluate_by_episodes(
     )
 
 
-def _seed(seed: int, episode: int) -> int:
-    return derive_seed(seed, "evaluation environment", episode)
+def returns_of_episodes(
+    make: Callable[[str | None], gymnasium.Env[Any, Any]],
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    max_steps: int,
+    record: Callable[[RecordedEpisode], None] | None = None,
+) -> list[float]:
+    """One episode for each seed, cut after `max_steps`. `record` is given each of them."""
+    returns: list[float] = []
+    for first in range(0, len(seeds), MAX_SIDE_BY_SIDE):
+        some = seeds[first : first + MAX_SIDE_BY_SIDE]
+        tracks = _play([make(None) for _ in some], policy, some, max_steps=max_steps, is_kept=record is not None)
+        returns += [track.total for track in tracks]
+        if record is not None:
+            for track in tracks:
+                record(track.episode())
+    return returns
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,7 +92,7 @@ class _Track:
 
 
 def _play(
-    envs: list[gymnasium.Env[Any, Any]], policy: Policy, seeds: list[int], *, max_steps: int, is_kept: bool
+    envs: list[gymnasium.Env[Any, Any]], policy: Policy, seeds: Sequence[int], *, max_steps: int, is_kept: bool
 ) -> list[_Track]:
     """One episode of each environment."""
     tracks = [_Track(last_observation=env.reset(seed=seed)[0]) for env, seed in zip(envs, seeds, strict=True)]

@@ -42,7 +42,7 @@ class Evaluator:
             optimal_return=self.optimal_return,
             num_episodes=num_episodes,
             episode=self._shown(policy_SA),
-            grid=grid_of(self.environment.env.unwrapped, policy_SA, values_S),
+            grid=grid_of(self.environment, policy_SA, values_S),
         )
 
     def _return(self, policy_SA: Array, episode: int) -> float:

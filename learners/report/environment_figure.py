@@ -35,13 +35,19 @@ def draw_episode_return(axes: "Axes", data: ReportData, theme: Theme) -> None:
     if learned_steps:
         axes.plot(learned_steps, learned, color=theme.accent, lw=1.6, label="learned policy, exact")
         shown += learned
+    evaluated_steps, evaluated = data.series("evaluation/return_mean")
+    if evaluated_steps:
+        axes.plot(evaluated_steps, evaluated, "o-", color=theme.accent, lw=1.2, ms=3.5, label="evaluated on the way")
+        shown += evaluated
     after = data.after_in_environment
     if after is not None and after.optimal_return is not None:
         axes.axhline(after.optimal_return, color=theme.ink, lw=1.2, ls="--", label=f"optimum {after.optimal_return:.3f}")
         shown.append(after.optimal_return)
     elif after is not None and not is_discounted and steps:
         label = f"after, without exploration: {after.return_mean:.4g}"
-        axes.plot(steps[-1], after.return_mean, "D", color=theme.accent, ms=5, label=label, clip_on=False)
+        best = data.summary.get("best")
+        step = steps[-1] if best is None else best["env_step"]
+        axes.plot(step, after.return_mean, "D", color=theme.accent, ms=5, label=label, clip_on=False)
         shown.append(after.return_mean)
     low, high = float(np.percentile(shown, LOW_PERCENTILE)), max(shown)
     margin = 0.08 * (high - low) or 1.0

@@ -49,6 +49,8 @@ def environment_headline(data: ReportData) -> str:
     found = f"went from {before.return_mean:.4g} to {after.return_mean:.4g} ({how})"
     sentence = f"In {data.environment} the expected {'discounted ' if after.is_discounted else ''}return {found}"
     share = share_of_optimum(after)
+    if best := data.summary.get("best"):
+        sentence += f" with the policy of environment step {best['env_step']:,}, the best of those evaluated on the way"
     if after.optimal_return is None:
         return sentence + "."
     return f"{sentence}; the optimum is {after.optimal_return:.4g}{'' if share is None else f', of which that is {share:.1%}'}."

@@ -9,8 +9,10 @@ from typing import Any
 import gymnasium
 from gymnasium.spaces import Box
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.marwil import MARWILConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
@@ -22,6 +24,7 @@ from cluster.errors import ConfigError
 from learners.settings.environments.rllib import (
     NetworkConfig,
     ReplayBufferConfig,
+    RLlibAsynchronousConfig,
     RLlibLearnerConfig,
     RLlibRecordedConfig,
     RLlibReplayConfig,
@@ -29,6 +32,8 @@ from learners.settings.environments.rllib import (
 
 CONFIGS: Mapping[str, type[AlgorithmConfig]] = {
     "rllib_ppo": PPOConfig,
+    "rllib_impala": IMPALAConfig,
+    "rllib_appo": APPOConfig,
     "rllib_dqn": DQNConfig,
     "rllib_sac": SACConfig,
     "rllib_bc": BCConfig,
@@ -44,9 +49,10 @@ OURS = {
     "replay_buffer",
     "input_",
 }  # not RLlib's
-RUNNERS = {"num_env_runners", "num_envs_per_env_runner", "num_cpus_per_env_runner"}
+RUNNERS = {"num_env_runners", "num_envs_per_env_runner", "num_cpus_per_env_runner", "rollout_fragment_length"}
 LEARNERS = {"num_learners", "num_cpus_per_learner", "num_gpus_per_learner"}
 SAMPLE_TIMEOUT_S = 600.0  # RLlib's own 60 drop what slow environments have sampled
+ITERATION_BATCHES = 4  # of an algorithm that takes what has come: a line of metrics for so many
 RUNNER_PROBE_S = 60.0  # until an env runner that was restarted answers
 
 
@@ -71,6 +77,8 @@ def algorithm_config(
     if isinstance(learner, RLlibReplayConfig):
         config.training(replay_buffer_config=_replay_buffer(learner.replay_buffer))
     config.reporting(min_time_s_per_iteration=None)  # iterations end by steps: by the clock, no run would be like another
+    if isinstance(learner, RLlibAsynchronousConfig):  # else an iteration ends before anything has come
+        config.reporting(min_sample_timesteps_per_iteration=ITERATION_BATCHES * learner.train_batch_size_per_learner)
     if module_spec is None:
         config.rl_module(model_config=_network(learner.network))
     else:

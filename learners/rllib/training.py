@@ -2,9 +2,11 @@
 
 Between two checkpoints a run is a function of the state at the first, of the seed and of the number of steps done: whenever a
 checkpoint is taken or restored, every generator of random numbers is set anew, and episodes in progress are dropped. So a
-resumed run is the same as one that was not interrupted, as far as RLlib's processes answer in the same order.
+resumed run is the same as one that was not interrupted, as far as RLlib's processes answer in the same order: IMPALA's and APPO's
+do not.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,15 +100,19 @@ class RLlibTraining:
             )
         return metrics_of(result)
 
-    def policy(self, env: gymnasium.Env[Any, Any], *, is_flat: bool) -> GreedyPolicy:
-        """What has been learned so far. `is_flat`: see `GreedyPolicy`."""
-        return GreedyPolicy(self.module(), env.observation_space, env.action_space, is_flat=is_flat)
+    def policy(self, env: gymnasium.Env[Any, Any], *, is_flat: bool, weights: Mapping[str, Any] | None = None) -> GreedyPolicy:
+        """What has been learned so far, or was when `weights` were taken. `is_flat`: see `GreedyPolicy`."""
+        return GreedyPolicy(self.module(weights), env.observation_space, env.action_space, is_flat=is_flat)
 
-    def module(self) -> Any:
+    def module(self, weights: Mapping[str, Any] | None = None) -> Any:
         """The network of what has been learned so far, in this process. The next iteration may change it."""
         module = self._algorithm.env_runner.module
-        module.set_state(self._weights()[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
+        module.set_state(self.weights() if weights is None else weights)
         return module
+
+    def weights(self) -> dict[str, Any]:
+        """Of the network, as arrays that stay as they are."""
+        return copy.deepcopy(self._weights()[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
 
     def reseed(self) -> None:
         """Set every generator from the seed and the number of steps done; each environment begins a new episode."""

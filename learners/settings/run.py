@@ -25,7 +25,7 @@ from learners.settings.environments.tabular import (
     TabularReinforceLearnerConfig,
     TemporalDifferenceLearnerConfig,
 )
-from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig, RecordedEvaluationConfig
+from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig, RLlibEvaluationConfig
 from learners.settings.evaluation import EvaluationConfig
 from learners.settings.every_run import ModelRunConfig, RayRunConfig, RunConfig
 from learners.settings.generators import GeneratorsConfig, sharing_problems
@@ -306,7 +306,7 @@ class RLlibRunConfig(RayRunConfig):
 
     task: GymnasiumTaskConfig
     learner: Annotated[RLlibLearnerConfig, Field(discriminator="algorithm")]
-    evaluation: RecordedEvaluationConfig = RecordedEvaluationConfig()
+    evaluation: RLlibEvaluationConfig = RLlibEvaluationConfig()
     checkpoint: EnvStepCheckpointConfig = EnvStepCheckpointConfig()
 
 

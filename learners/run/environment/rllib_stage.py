@@ -5,11 +5,12 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium
+import numpy as np
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from safetensors.numpy import load_file, save_file
@@ -17,13 +18,15 @@ from safetensors.numpy import load_file, save_file
 from cluster.errors import RaywardError
 from cluster.processes.losses import Outcome, failure_of, outcome_of, reason_of
 from cluster.processes.watchdog import Pending
+from cluster.seeding import derive_seed
 from cluster.storage.checkpoint import CheckpointFolder
 from learners.environments.making import make_environment
 from learners.environments.recorded import RecordedEpisode, write_episodes
-from learners.environments.rollouts import evaluate_by_episodes
+from learners.environments.rollouts import evaluate_by_episodes, returns_of_episodes
 from learners.evaluation.returns import AFTER, BEFORE, episodes_file
 from learners.rllib.configuration import observation_connector
 from learners.rllib.environment import MakeEnvironment
+from learners.rllib.greedy import GreedyPolicy
 from learners.rllib.plain_state import join, split
 from learners.rllib.recorded import RecordedEpisodes, load_recorded
 from learners.rllib.training import RLlibTraining
@@ -54,8 +57,26 @@ class World(Protocol):
     def before(self, session: Session, training: RLlibTraining) -> None:
         """Evaluate the start, unless that is done."""
 
+    def on_the_way(self, training: RLlibTraining, *, last_step: int) -> Mapping[str, float]:
+        """Evaluate, if it is time after the iteration that began at `last_step`; as metrics."""
+
     def after(self, session: Session, training: RLlibTraining) -> None:
         """Evaluate what was learned, and keep what is to be kept."""
+
+    def state(self) -> Mapping[str, Any]:
+        """What `after` depends on besides the training: for a checkpoint, as `RLlibTraining.state`."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back there; an empty one is the start of a run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestPolicy:
+    """Of those that were evaluated on the way."""
+
+    env_step: int
+    return_mean: float
+    weights: dict[str, Any]  # as `RLlibTraining.weights`
 
 
 class GymnasiumWorld:
@@ -71,6 +92,7 @@ class GymnasiumWorld:
             if isinstance(config.learner, RLlibRecordedConfig)
             else None
         )
+        self._best: BestPolicy | None = None
 
     def environments(self, note: Callable[[str], None]) -> AbstractContextManager[MakeEnvironment]:
         return nullcontext(functools.partial(make_environment, self._config.task))
@@ -80,18 +102,51 @@ class GymnasiumWorld:
 
     def before(self, session: Session, training: RLlibTraining) -> None:
         if not (session.path / BEFORE).exists():
-            self._evaluate(session, training, BEFORE)
+            self._evaluate(session, self._policy(training), BEFORE)
+
+    def on_the_way(self, training: RLlibTraining, *, last_step: int) -> Mapping[str, float]:
+        evaluation, step = self._config.evaluation, training.num_env_steps
+        every = evaluation.every_num_env_steps
+        if every == 0 or step // every == last_step // every:
+            return {}
+        returns = returns_of_episodes(
+            self._make,
+            self._policy(training),
+            [derive_seed(self._config.seed, "interim environment", number) for number in range(evaluation.num_interim_episodes)],
+            max_steps=evaluation.max_episode_steps,
+        )
+        mean = float(np.mean(returns))
+        if evaluation.keep == "best" and (self._best is None or mean >= self._best.return_mean):
+            self._best = BestPolicy(env_step=step, return_mean=mean, weights=training.weights())
+        return {"evaluation/return_mean": mean, "evaluation/return_std": float(np.std(returns))}
 
     def after(self, session: Session, training: RLlibTraining) -> None:
-        self._evaluate(session, training, AFTER)
+        best = self._best
+        if best is not None:
+            found = f"{best.return_mean:.4g} over {self._config.evaluation.num_interim_episodes} episodes"
+            session.view.note(f"the policy of environment step {best.env_step:,} is kept, the best on the way: {found}")
+            session.directory.write_summary({"best": {"env_step": best.env_step, "return_mean": best.return_mean}})
+        self._evaluate(session, self._policy(training, None if best is None else best.weights), AFTER)
 
-    def _evaluate(self, session: Session, training: RLlibTraining, file: Path) -> None:
+    def state(self) -> Mapping[str, Any]:
+        return {} if self._best is None else {"best": asdict(self._best)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._best = BestPolicy(**state["best"]) if "best" in state else None
+
+    def _make(self, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+        return make_environment(self._config.task, render_mode=render_mode)
+
+    def _policy(self, training: RLlibTraining, weights: Mapping[str, Any] | None = None) -> GreedyPolicy:
+        return training.policy(self.example, is_flat=self._is_flat, weights=weights)
+
+    def _evaluate(self, session: Session, policy: GreedyPolicy, file: Path) -> None:
         """As a stage: into the file, and the numbers into the summary."""
         episodes: list[RecordedEpisode] = []
         with session.stage(f"evaluate {file.stem}"):
             found = evaluate_by_episodes(
-                lambda render_mode: make_environment(self._config.task, render_mode=render_mode),
-                training.policy(self.example, is_flat=self._is_flat),
+                self._make,
+                policy,
                 self._config.evaluation,
                 seed=self._config.seed,
                 record=episodes.append if self._config.evaluation.record_episodes else None,
@@ -148,7 +203,11 @@ class _Run:
         if checkpoint is not None:
             checkpoint.check_facts(self._facts)
             state = json.loads((checkpoint.path / STATE_NAME).read_text(encoding="utf-8"))
-            self.training.restore(join(load_file(checkpoint.path / ARRAYS_NAME), state))
+            found = join(load_file(checkpoint.path / ARRAYS_NAME), state)
+            self.training.restore(found)
+            self.world.restore(found.get("world", {}))
+        else:
+            self.world.restore({})
         self._last_step = self._saved_step = self.training.num_env_steps
         if self.session.metrics.last_step("") > self._last_step:
             self.session.metrics.discard(lambda line: line["step"] > self._last_step, from_step=self._last_step + 1)
@@ -170,6 +229,7 @@ class _Run:
         step, num_env_steps = self.training.num_env_steps, self.config.learner.num_env_steps
         seconds = time.monotonic() - self._began_s
         metrics["rollout/env_steps_per_s"] = (step - self._last_step) / seconds
+        metrics |= self.world.on_the_way(self.training, last_step=self._last_step)
         self._last_step = step
         self.session.metrics.log(step, metrics)
         self.session.view.step(min(step, num_env_steps), num_env_steps, metrics)
@@ -177,7 +237,7 @@ class _Run:
             self._save()
 
     def _save(self) -> None:
-        arrays, rest = split(self.training.state())
+        arrays, rest = split(self.training.state() | {"world": self.world.state()})
 
         def write_files(folder: Path) -> None:
             save_file(arrays, folder / ARRAYS_NAME)

@@ -82,6 +82,15 @@ class TokenWorld:
         if not (session.path / "evaluation" / "before.json").exists():
             self._evaluate(session, training.module().language_model, "before")
 
+    def on_the_way(self, training: RLlibTraining, *, last_step: int) -> Mapping[str, float]:
+        return {}
+
+    def state(self) -> Mapping[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        pass
+
     def after(self, session: Session, training: RLlibTraining) -> None:
         """Evaluate what was learned, and write it as a folder."""
         learned, folder = training.module().language_model, session.path / LANGUAGE_MODEL_FOLDER

@@ -116,6 +116,56 @@ class RLlibPPOLearnerConfig(RLlibOnlineConfig):
         return self
 
 
+class RLlibAsynchronousConfig(RLlibOnlineConfig):
+    """What algorithms have whose env runners never wait for the learner. No two such runs are alike, whatever the seed: what an
+    env runner samples with depends on the clock."""
+
+    num_env_runners: int = Field(2, ge=1)
+    """Processes that step environments, on any node, and never wait."""
+    lr: LearningRate = 5e-4
+    """Learning rate of Adam; or pairs of (environment step, learning rate), with straight lines between."""
+    grad_clip: float | None = Field(40.0, gt=0)
+    """A longer gradient, in L2 norm over all parameters, is scaled down to it; None is never."""
+    train_batch_size_per_learner: int = Field(500, ge=1)
+    """Environment steps of one optimizer step, for each learner."""
+    rollout_fragment_length: int = Field(50, ge=1)
+    """Steps of each environment that an env runner sends at a time."""
+    broadcast_interval: int = Field(1, ge=1)
+    """Updates between two weights that env runners are given."""
+    vf_loss_coeff: float = Field(0.5, ge=0)
+    """Weight of the value loss."""
+    entropy_coeff: float = Field(0.01, ge=0)
+    """Weight of the policy's entropy, which keeps it exploring."""
+    vtrace_clip_rho_threshold: float = Field(1.0, gt=0)
+    """Most that the importance weight of a step counts in the targets of the values."""
+    vtrace_clip_pg_rho_threshold: float = Field(1.0, gt=0)
+    """The same in the policy gradient."""
+
+
+class RLlibIMPALALearnerConfig(RLlibAsynchronousConfig):
+    """Importance-weighted actors and learners by RLlib, with V-trace. arXiv:1802.01561."""
+
+    algorithm: Literal["rllib_impala"]
+    """For many env runners: each sends what it sampled under older weights, and importance weights correct for their age."""
+
+
+class RLlibAPPOLearnerConfig(RLlibAsynchronousConfig):
+    """The same with PPO's clipped ratio, and batches that are learned from more than once. arXiv:1912.00167."""
+
+    algorithm: Literal["rllib_appo"]
+    """Asynchronous `rllib_ppo`."""
+    clip_param: float = Field(0.4, gt=0, lt=1)
+    """Half-width of the trust region on the probability ratio."""
+    circular_buffer_num_batches: int = Field(8, ge=1)
+    """Batches that are kept, the newest."""
+    circular_buffer_iterations_per_batch: int = Field(2, ge=1)
+    """Updates from each of them, at most."""
+    target_network_update_freq: float = Field(2.0, gt=0)
+    """Updates between copies of the network that ratios are taken against, in units of both numbers above together."""
+    tau: float = Field(1.0, gt=0, le=1)
+    """By how much it then moves towards the network; 1 is a copy."""
+
+
 class ReplayBufferConfig(StrictConfig):
     """Steps that were taken and are learned from again and again."""
 
@@ -246,7 +296,13 @@ class RLlibMARWILLearnerConfig(RLlibRecordedConfig):
 
 
 RLlibLearnerConfig = (
-    RLlibPPOLearnerConfig | RLlibDQNLearnerConfig | RLlibSACLearnerConfig | RLlibBCLearnerConfig | RLlibMARWILLearnerConfig
+    RLlibPPOLearnerConfig
+    | RLlibIMPALALearnerConfig
+    | RLlibAPPOLearnerConfig
+    | RLlibDQNLearnerConfig
+    | RLlibSACLearnerConfig
+    | RLlibBCLearnerConfig
+    | RLlibMARWILLearnerConfig
 )
 
 

@@ -34,4 +34,15 @@ class Mistaken(gymnasium.Env[Any, Any]):
         return 0 if isinstance(self.observation_space, Discrete) else np.zeros(1, np.float32)
 
 
+class Cheaper(gymnasium.RewardWrapper[Any, Any]):
+    """A wrapper of a user."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], price: float) -> None:
+        super().__init__(env)
+        self._price = price
+
+    def reward(self, reward: Any) -> float:
+        return float(reward) - self._price
+
+
 gymnasium.register("Mistaken-v0", entry_point=f"{__name__}:Mistaken")

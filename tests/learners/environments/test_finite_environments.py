@@ -9,6 +9,7 @@ from learners.environments.grid import grid_of
 from learners.environments.markov_model import greedy_policy, markov_model
 from learners.environments.table_evaluator import Evaluator
 from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig
+from tests.learners.environments import failing
 
 BLACKJACK = GymnasiumTaskConfig(env="Blackjack-v1")  # no model, and observations of three parts
 LAKE = GymnasiumTaskConfig(env="FrozenLake-v1", options={"is_slippery": False})
@@ -21,6 +22,12 @@ LAKE = GymnasiumTaskConfig(env="FrozenLake-v1", options={"is_slippery": False})
         ({"env": "FrozenLake-v1", "options": {"wind": 3}}, r"task.options=\{'wind': 3\} cannot be made.*wind"),
         ({"env": "FrozenLake-v1", "options": {"map_name": "9x9"}}, "cannot be made.*9x9"),
         ({"env": "no_such_module:Lake-v1"}, "cannot be made.*no_such_module"),
+        ({"env": f"{failing.__name__}:NoSuchClass"}, "cannot be made.*NoSuchClass"),
+        ({"env": "FrozenLake-v1", "wrappers": [{"name": "Shorter"}]}, "task.wrappers: Shorter does not fit.*has no Shorter"),
+        (
+            {"env": "FrozenLake-v1", "wrappers": [{"name": "ClipReward", "options": {"wind": 3}}]},
+            r"ClipReward with options=\{'wind': 3\} does not fit task.env=FrozenLake-v1.*wind",
+        ),
         ({"env": "CartPole-v1"}, "CartPole-v1: tables need finitely many states and actions.*Box"),
     ],
 )
@@ -43,6 +50,29 @@ def test_terminal_transitions_lead_nowhere() -> None:
 
 def test_an_environment_without_a_table_has_no_model() -> None:
     assert markov_model(build_environment(BLACKJACK)) is None
+
+
+def test_wrappers_stand_around_the_environment_and_take_its_model_away() -> None:
+    """Place and speed of a car in 8 boxes each: then tables can learn it."""
+    boxes = {"name": "DiscretizeObservation", "options": {"bins": 8}}
+    car = build_environment(GymnasiumTaskConfig.model_validate({"env": "MountainCar-v0", "wrappers": [boxes]}))
+    assert (car.num_states, car.num_actions) == (8**2, 3)
+    cheaper = {"name": f"{failing.__name__}:Cheaper", "options": {"price": 0.25}}
+    limit = {"name": "TimeLimit", "options": {"max_episode_steps": 6}}
+    lake = build_environment(GymnasiumTaskConfig.model_validate(LAKE.model_dump() | {"wrappers": [cheaper, limit]}))
+    lake.reset(0)
+    steps = [lake.step(action) for action in (0, 0, 0, 0, 0, 0)]
+    assert steps == [(0, -0.25, False, index == 5) for index in range(6)]
+    assert markov_model(lake) is None
+    assert grid_of(lake, np.zeros((16, 4)), np.zeros(16)) is None
+
+
+def test_a_class_of_the_user_needs_no_id() -> None:
+    task = GymnasiumTaskConfig(env=f"{failing.__name__}:Mistaken", options={"num_states": 3}, max_episode_steps=2)
+    environment = build_environment(task)
+    assert environment.num_states == 3
+    environment.reset(0)
+    assert [environment.step(1)[1:] for _ in range(2)] == [(1.0, False, False), (1.0, False, True)]
 
 
 def test_observations_of_several_parts_are_counted() -> None:
@@ -102,7 +132,7 @@ def test_an_episode_that_never_ends_is_cut() -> None:
 
 
 def test_maps_have_their_own_order_of_actions() -> None:
-    lake, cliff = (build_environment(GymnasiumTaskConfig(env=env)).env.unwrapped for env in ("FrozenLake-v1", "CliffWalking-v1"))
+    lake, cliff = (build_environment(GymnasiumTaskConfig(env=env)) for env in ("FrozenLake-v1", "CliffWalking-v1"))
     second_SA = {size: greedy_policy(np.tile([0.0, 1.0, 0.0, 0.0], (size, 1))) for size in (16, 48)}
     on_lake, on_cliff = grid_of(lake, second_SA[16], np.zeros(16)), grid_of(cliff, second_SA[48], np.zeros(48))
     assert on_lake is not None
@@ -112,4 +142,4 @@ def test_maps_have_their_own_order_of_actions() -> None:
     assert on_lake.arrows[1] == ("down", "", "down", "")
     assert on_cliff.arrows[2] == ("right",) * 12
     assert on_cliff.arrows[3] == ("right", *[""] * 11)
-    assert grid_of(build_environment(GymnasiumTaskConfig(env="Taxi-v3")).env.unwrapped, np.zeros((500, 6)), np.zeros(500)) is None
+    assert grid_of(build_environment(GymnasiumTaskConfig(env="Taxi-v3")), np.zeros((500, 6)), np.zeros(500)) is None

@@ -38,6 +38,17 @@ DQN: dict[str, Any] = {
 }
 
 
+APPO: dict[str, Any] = {
+    "algorithm": "rllib_appo",
+    "num_env_steps": 1000,
+    "network": NETWORK,
+    "num_env_runners": 1,
+    "num_cpus_per_env_runner": 0.5,
+    "num_envs_per_env_runner": 2,
+    "train_batch_size_per_learner": 64,
+    "rollout_fragment_length": 16,
+}
+IMPALA: dict[str, Any] = APPO | {"algorithm": "rllib_impala"}
 SAC: dict[str, Any] = {
     "algorithm": "rllib_sac",
     "num_env_steps": 1000,

@@ -12,6 +12,8 @@ from learners.rllib.configuration import algorithm_config, observation_connector
 from learners.settings.environments.rllib import RLlibLearnerConfig
 
 PPO: dict[str, Any] = {"algorithm": "rllib_ppo", "num_env_steps": 1000}
+IMPALA: dict[str, Any] = {"algorithm": "rllib_impala", "num_env_steps": 1000}
+APPO: dict[str, Any] = {"algorithm": "rllib_appo", "num_env_steps": 1000}
 DQN: dict[str, Any] = {"algorithm": "rllib_dqn", "num_env_steps": 1000}
 SAC: dict[str, Any] = {"algorithm": "rllib_sac", "num_env_steps": 1000}
 BC: dict[str, Any] = {"algorithm": "rllib_bc", "num_env_steps": 1000, "input_": ["runs/a"]}
@@ -54,6 +56,22 @@ def rllib_config(values: dict[str, Any]) -> Any:
         (PPO | {"options": {"shuffle_batch_per_epoch": False}}, "shuffle_batch_per_epoch", False),
         (PPO | {"options": {"rollout_fragment_length": 256}}, "rollout_fragment_length", 256),
         (PPO | {"options": {"min_time_s_per_iteration": 2}}, "min_time_s_per_iteration", 2),
+        (IMPALA | {"num_env_runners": 3}, "num_env_runners", 3),
+        (IMPALA | {"lr": 1e-2}, "lr", 1e-2),
+        (IMPALA | {"grad_clip": 3.0}, "grad_clip", 3.0),
+        (IMPALA | {"train_batch_size_per_learner": 300}, "total_train_batch_size", 300),
+        (IMPALA | {"train_batch_size_per_learner": 300}, "min_sample_timesteps_per_iteration", 1200),
+        (IMPALA | {"rollout_fragment_length": 20}, "rollout_fragment_length", 20),
+        (IMPALA | {"broadcast_interval": 3}, "broadcast_interval", 3),
+        (IMPALA | {"vf_loss_coeff": 3.0}, "vf_loss_coeff", 3.0),
+        (IMPALA | {"entropy_coeff": 0.3}, "entropy_coeff", 0.3),
+        (IMPALA | {"vtrace_clip_rho_threshold": 2.0}, "vtrace_clip_rho_threshold", 2.0),
+        (IMPALA | {"vtrace_clip_pg_rho_threshold": 2.0}, "vtrace_clip_pg_rho_threshold", 2.0),
+        (APPO | {"clip_param": 0.1}, "clip_param", 0.1),
+        (APPO | {"circular_buffer_num_batches": 3}, "circular_buffer_num_batches", 3),
+        (APPO | {"circular_buffer_iterations_per_batch": 3}, "circular_buffer_iterations_per_batch", 3),
+        (APPO | {"target_network_update_freq": 3}, "target_network_update_freq", 3),
+        (APPO | {"tau": 0.5}, "tau", 0.5),
         (DQN | {"lr": [[0, 1e-2], [50, 1e-3]]}, "lr", ((0, 1e-2), (50, 1e-3))),
         (DQN | {"double_q": False}, "double_q", False),
         (DQN | {"dueling": False}, "dueling", False),
@@ -137,6 +155,8 @@ def test_what_rllib_does_not_know_is_refused(values: dict[str, Any], said: str) 
         (DQN | {"epsilon": [[0, 2.0], [9, 0.1]]}, "value from 0 to 1"),
         (DQN | {"v_min": 10.0}, "v_min=10 must be below v_max=10"),
         (PPO | {"double_q": True}, "double_q"),
+        (IMPALA | {"num_env_runners": 0}, "num_env_runners"),
+        (IMPALA | {"clip_param": 0.2}, "clip_param"),
         (SAC | {"lr": 1e-3}, "lr"),
         (SAC | {"epsilon": [[0, 1.0]]}, "epsilon"),
         (BC | {"num_env_runners": 2}, "num_env_runners"),

@@ -16,8 +16,9 @@ from learners.environments.making import make_environment
 from learners.environments.rollouts import evaluate_by_episodes
 from learners.rllib.plain_state import join, split
 from learners.rllib.recorded import RecordedEpisodes
+from learners.rllib.training import RLlibTraining
 from learners.settings.environments.task import EpisodeEvaluationConfig, GymnasiumTaskConfig
-from tests.learners.rllib.small_learners import BC, CART_POLE, DQN, MARWIL, PPO, SAC, build_training, play
+from tests.learners.rllib.small_learners import APPO, BC, CART_POLE, DQN, IMPALA, MARWIL, PPO, SAC, build_training, play
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -54,6 +55,10 @@ def bits(state: Any) -> Any:
     """Comparable, without the names that episodes are given at random."""
     arrays, rest = split({name: state[name] for name in ("learner", "learner_beside", "counters")})
     return [array.tobytes() for array in arrays.values()], json.dumps(rest)
+
+
+def weights_of(training: RLlibTraining) -> list[bytes]:
+    return [array.tobytes() for array in training.weights().values()]
 
 
 def test_a_recurrent_policy_learns_and_plays() -> None:
@@ -104,6 +109,25 @@ def test_a_seed_makes_a_run_and_another_makes_another() -> None:
 
     assert first_iteration(1) == first_iteration(1)
     assert first_iteration(2) != first_iteration(1)
+
+
+@pytest.mark.parametrize("values", [IMPALA, APPO], ids=["impala", "appo"])
+def test_env_runners_that_never_wait_are_learned_from_and_a_state_comes_back(values: dict[str, Any]) -> None:
+    with running(values) as training:
+        first = weights_of(training)
+        metrics = [training.iterate() for _ in range(3)]
+        assert weights_of(training) != first
+        assert all("episode/return_mean" in line for line in metrics)
+        assert any("value/loss" in line for line in metrics)
+        num_env_steps = training.num_env_steps
+        assert num_env_steps >= 3 * 4 * 64
+        state = through_files(training.state())
+    with running(values) as training:
+        training.restore(state)
+        assert training.num_env_steps == num_env_steps
+        assert bits(training.state())[0] == bits(state)[0]
+        training.iterate()
+        assert training.num_env_steps > num_env_steps
 
 
 def test_metrics_have_our_names() -> None:

@@ -34,7 +34,7 @@ class Chain(gymnasium.Env[int, int]):
 
 
 def chain() -> Environment:
-    return Environment(env=Chain(), num_states=2, num_actions=2, state_of=int, first_action=0)
+    return Environment(env=Chain(), num_states=2, num_actions=2, state_of=int, first_action=0, is_wrapped=False)
 
 
 def turn(*, epsilon: float = 0.0, step_size: float = 0.5, seed: int = 0) -> Turn:
