@@ -1,5 +1,5 @@
-"""One Ray for all tests that need one, because each start costs eight seconds; none for tests that do not say that they start
-one; and Ctrl-C for processes that tests start.
+"""One Ray a worker for all tests that need one, because each start costs eight seconds; none for tests that do not say that they
+start one; and Ctrl-C for processes that tests start.
 """
 
 import gc
@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from cluster.processes.collector_pause import collector_paused
+from cluster.processes.runtime import WORKER_ENVIRONMENT
 
 # Where Ray wants a folder, a path below a file. Its name is what the error says.
 NO_FOLDER = Path(__file__) / "mark_this_test_as_cold_start"
@@ -65,11 +67,32 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
+@pytest.fixture(scope="session")
+def ray_of_tests() -> Iterator[str]:
+    """The address of a Ray with two logical CPUs, which modules join one after the other."""
+    with pytest.MonkeyPatch.context() as environment:  # daemons pass it on
+        for name, value in WORKER_ENVIRONMENT.items():
+            environment.setenv(name, os.environ.get(name, value))
+        environment.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)  # workers find modules of tests
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def ray_to_join(ray_of_tests: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs join the Ray of tests, as they would a cluster. For those in which RLlib starts no process: it keeps what belongs to
+    the first job that a process was, and each run here is another one."""
+    ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", ray_of_tests)
+
+
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """Two logical CPUs. A module that leaves an actor on one of them fails itself, and not the next that waits for room."""
+def local_ray(ray_of_tests: str) -> Iterator[None]:
+    """This process has joined. A module that leaves an actor on a CPU fails itself, and not the next that waits for room."""
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        ray.init(address=ray_of_tests, log_to_driver=False, configure_logging=False)
     yield
     if not ray.is_initialized():
         return

@@ -17,8 +17,9 @@ from learners.run import commands
 from learners.settings.run import load_run_config
 from tests.learners.rllib.small_learners import BC, DQN, MARWIL, PPO, SAC
 
-pytestmark = [pytest.mark.cold_start, pytest.mark.usefixtures("no_ray")]
+pytestmark = pytest.mark.cold_start
 SHORT = {"num_episodes": 3, "max_episode_steps": 100}
+SHORT_DQN = DQN | {"num_env_steps": 500}  # it learns at every step
 
 
 def write_config(path: Path, learner: dict[str, Any], **others: Any) -> Path:
@@ -54,6 +55,7 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, *, at_step: int) -> None:
     monkeypatch.setattr(RLlibTraining, "iterate", broken)
 
 
+@pytest.mark.usefixtures("ray_to_join")
 def test_recorded_episodes_are_learned_from_and_a_cut_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation = SHORT | {"record_episodes": True}
     teacher = commands.run_training(
@@ -77,6 +79,7 @@ def test_recorded_episodes_are_learned_from_and_a_cut_run_goes_on(tmp_path: Path
     assert read_summary(cloned)["state"] == "completed"
 
 
+@pytest.mark.usefixtures("ray_to_join")
 def test_actions_that_are_numbers_are_learned(tmp_path: Path) -> None:
     task = {"env": "Pendulum-v1"}
     run = commands.run_training(load_run_config(write_config(tmp_path, SAC | {"num_env_steps": 300}, task=task)))
@@ -85,7 +88,8 @@ def test_actions_that_are_numbers_are_learned(tmp_path: Path) -> None:
     assert summary["after"]["return_mean"] < 0
 
 
-@pytest.mark.parametrize("learner", [PPO, DQN], ids=["ppo", "dqn"])
+@pytest.mark.usefixtures("ray_to_join")
+@pytest.mark.parametrize("learner", [PPO, SHORT_DQN], ids=["ppo", "dqn"])
 def test_a_run_that_dies_goes_on_as_if_it_had_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learner: dict[str, Any]
 ) -> None:
@@ -98,7 +102,7 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
     assert "An episode, before and after" in (whole / "report.html").read_text()
     assert set(list_runs(tmp_path / "whole")[0]["result"]) == {"return_before", "return_after"}
 
-    cut_short(monkeypatch, at_step=600)
+    cut_short(monkeypatch, at_step=int(0.6 * learner["num_env_steps"]))
     with pytest.raises(Exception, match="the disk broke"):
         commands.run_training(load_run_config(write_config(tmp_path / "cut", learner)))
     monkeypatch.undo()
@@ -108,6 +112,38 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
     assert read_summary(cut)["after"] == summary["after"]
 
 
+@pytest.mark.usefixtures("ray_to_join")
+def test_the_best_policy_on_the_way_is_kept_across_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = SHORT | {"every_num_env_steps": 100, "num_interim_episodes": 4, "keep": "best"}
+    evaluated: list[Any] = []  # the weights that a policy was asked for
+    policy = RLlibTraining.policy
+
+    def watched(training: RLlibTraining, env: Any, **named: Any) -> Any:
+        evaluated.append(named["weights"])
+        return policy(training, env, **named)
+
+    monkeypatch.setattr(RLlibTraining, "policy", watched)
+    whole = commands.run_training(load_run_config(write_config(tmp_path / "whole", SHORT_DQN, evaluation=evaluation)))
+    returns = {line["step"]: line["evaluation/return_mean"] for line in metrics_of(whole) if "evaluation/return_mean" in line}
+    best = read_summary(whole)["best"]
+    assert len(returns) == 5
+    assert best["return_mean"] == max(returns.values()) == returns[best["env_step"]]
+    arrays = load_file(max((whole / "checkpoints").glob("step-*")) / "rllib.safetensors")
+    kept = {array.tobytes() for name, array in arrays.items() if "/world/best/" in name}
+    assert kept == {array.tobytes() for array in evaluated[-1].values()}
+    assert evaluated[:-1] == [None] * 6  # before, and what was learned so far
+
+    with monkeypatch.context() as patch:
+        cut_short(patch, at_step=300)
+        with pytest.raises(Exception, match="the disk broke"):
+            commands.run_training(load_run_config(write_config(tmp_path / "cut", SHORT_DQN, evaluation=evaluation)))
+    cut = commands.resume_run(tmp_path / "cut" / "pole", [], fresh=False)
+    assert read_summary(cut)["best"] == best
+    assert read_summary(cut)["after"] == read_summary(whole)["after"]
+    assert "the best of those evaluated on the way" in (cut / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("no_ray")
 def test_a_lost_learner_costs_the_steps_since_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = PPO | {"num_learners": 1, "num_cpus_per_learner": 0.5}
     whole = commands.run_training(load_run_config(write_config(tmp_path / "whole", learner)))
@@ -129,6 +165,7 @@ def test_a_lost_learner_costs_the_steps_since_the_checkpoint(tmp_path: Path, mon
     assert weights_of(hurt_run) == weights_of(whole)
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_an_environment_that_raises_ends_the_run_with_its_message(tmp_path: Path) -> None:
     task = {"env": "tests.learners.environments.failing:Mistaken-v0", "options": {"fails_at_step": 50}}
     config = load_run_config(write_config(tmp_path, PPO | {"num_env_runners": 1}, task=task))
@@ -139,6 +176,7 @@ def test_an_environment_that_raises_ends_the_run_with_its_message(tmp_path: Path
     assert "ZeroDivisionError" in summary["error"]
 
 
+@pytest.mark.usefixtures("ray_to_join")
 def test_another_network_cannot_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut_short(monkeypatch, at_step=300)
     with pytest.raises(Exception, match="the disk broke"):

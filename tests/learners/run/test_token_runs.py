@@ -61,7 +61,7 @@ def write_config(path: Path, model: Path, **others: Any) -> Path:
 
 
 @pytest.mark.cold_start
-@pytest.mark.usefixtures("no_ray")
+@pytest.mark.usefixtures("ray_to_join")
 def test_a_run_learns_reports_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = pretrained(tmp_path)
     run = commands.run_training(load_run_config(write_config(tmp_path / "whole", model)))
