@@ -4,6 +4,7 @@ What workers need from the environment is set before `ray.init`, because the pro
 a cluster that runs already get it with the job.
 """
 
+import gc
 import itertools
 import logging
 import os
@@ -177,13 +178,25 @@ def _setter(values: Mapping[str, str]) -> Callable[[], None]:
 def stop_ray(session: RaySession) -> None:
     """Disconnect; of a local cluster, return once every process has ended, and keep its logs with the run."""
     processes = _cluster_processes(session) if session.is_local else []
-    ray.shutdown()
+    _disconnect()
     wait_for_end(processes)
     for folder in session.shared_folders:
         shutil.rmtree(folder, ignore_errors=True)
     session.guard.dismiss()
     if session.is_local:
         _keep_logs(session)
+
+
+def _disconnect() -> None:
+    """Without the cycle collector: a thread that comes upon a reference of Ray's in the midst of this ends the whole process, with
+    "The core worker has already been shutdown" (ray 2.60)."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _cluster_processes(session: RaySession) -> list[psutil.Process]:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,8 @@ ROLES = (ENGINE, RANK, "ray::RewardModelScorer")
 NOT_COMPARED = ("logs", "tensorboard")  # whose names are Ray's and the clock's
 
 
-def started(runs_dir: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "rayward", "quickstart", "--small", f"runs_dir={runs_dir}", *APART]
+def started(runs_dir: Path, *overrides: str, **environment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "rayward", "quickstart", "--small", f"runs_dir={runs_dir}", *overrides]
     runs_dir.mkdir()
     with (runs_dir / "output.log").open("wb") as log:
         return subprocess.Popen(
@@ -49,7 +49,7 @@ def test_the_quickstart_on_three_nodes_ends_as_on_one(
     for _ in range(3):
         node_cluster.add_node()
     begun_s = time.monotonic()
-    process = started(tmp_path / "three", node_cluster.environment)
+    process = started(tmp_path / "three", *APART, **node_cluster.environment)
     try:
         wait_until(lambda: all(map(node_cluster.node_of, ROLES)) or process.poll() is not None, "all roles")
         nodes = {node_cluster.node_of(kind) for kind in ROLES}
@@ -57,7 +57,7 @@ def test_the_quickstart_on_three_nodes_ends_as_on_one(
     finally:
         process.kill()
     three_s = time.monotonic() - begun_s
-    alone = started(tmp_path / "one", {})
+    alone = started(tmp_path / "one")
     try:
         assert alone.wait(1200) == 0, (tmp_path / "one" / "output.log").read_text()
     finally:

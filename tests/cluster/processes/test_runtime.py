@@ -105,6 +105,34 @@ def test_a_killed_driver_leaves_no_process_and_no_shared_memory() -> None:
     assert [folder.exists() for folder in folders] == [False, False]
 
 
+DRIVER_WITH_A_THREAD = """
+import threading, ray
+from cluster.processes.runtime import start_ray, stop_ray
+session = start_ray(num_cpus=1, include_dashboard=False)
+refs = [ray.put(number) for number in range(20_000)]
+
+def drop_in_cycles():  # which Python's collector comes upon, in this thread
+    while refs:
+        cycle = [refs.pop()]
+        cycle.append(cycle)
+        del cycle
+        [[[] for _ in range(20)] for _ in range(40)]
+
+thread = threading.Thread(target=drop_in_cycles)
+thread.start()
+stop_ray(session)
+thread.join()
+print("the end")
+"""
+
+
+@pytest.mark.cold_start
+def test_a_thread_that_drops_references_does_not_end_the_process_while_ray_stops() -> None:
+    command = [sys.executable, "-c", DRIVER_WITH_A_THREAD]
+    driver = subprocess.run(command, capture_output=True, text=True, cwd=Path(runtime.__file__).parents[2], check=False)
+    assert (driver.returncode, driver.stdout) == (0, "the end\n"), driver.stderr
+
+
 @pytest.mark.cold_start
 @pytest.mark.usefixtures("no_ray")
 def test_a_session_leaves_logs_and_no_process(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ DQN: dict[str, Any] = {
     "num_steps_sampled_before_learning_starts": 50,
     "target_network_update_freq": 30,
     "epsilon": [[0, 1.0], [300, 0.1]],
-    "options": {"min_sample_timesteps_per_iteration": 100},
+    "options": {"min_sample_timesteps_per_iteration": 50},
 }
 
 
@@ -55,7 +55,7 @@ SAC: dict[str, Any] = {
     "network": NETWORK,
     "num_steps_sampled_before_learning_starts": 50,
     "train_batch_size_per_learner": 16,
-    "options": {"min_sample_timesteps_per_iteration": 100},
+    "options": {"min_sample_timesteps_per_iteration": 50},
 }
 BC: dict[str, Any] = {
     "algorithm": "rllib_bc",
