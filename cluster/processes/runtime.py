@@ -188,8 +188,8 @@ def stop_ray(session: RaySession) -> None:
 
 
 def _disconnect() -> None:
-    """Without the cycle collector: a thread that comes upon a reference of Ray's in the midst of this ends the whole process, with
-    "The core worker has already been shutdown" (ray 2.60)."""
+    """Without the cycle collector: a thread that comes upon a reference of Ray's in the midst of this ends the process, with "The
+    core worker has already been shutdown" (ray 2.60)."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
