@@ -19,14 +19,9 @@ SHARED_MEMORY = Path("/dev/shm")
 def test_a_generator_killed_while_it_takes_weights(
     clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None]
 ) -> None:
-    earlier = set(SHARED_MEMORY.glob("rayward-*"))
+    earlier = folders_of_runs()
     run = start_run()
-    for kill in range(NUM_KILLS):
-        step = 2 + 4 * kill
-        file = f"policy-v{UPDATES_A_STEP * step:06d}.safetensors"
-        wait_until(partial(is_published, file, earlier), file)
-        run.hurt(GENERATOR)
-        run.wait_for_step(step + 1)
+    kill_generators_that_take_weights(run, earlier)
     is_clean = run.ends_as(clean_run)
     measured(
         FaultRow(
@@ -43,6 +38,20 @@ def test_a_generator_killed_while_it_takes_weights(
     assert is_clean, run.output
 
 
+def kill_generators_that_take_weights(run: FaultyRun, earlier: set[Path]) -> None:
+    """`NUM_KILLS` times; `earlier`: the folders that were there before the run began."""
+    for kill in range(NUM_KILLS):
+        step = 2 + 4 * kill
+        file = f"policy-v{UPDATES_A_STEP * step:06d}.safetensors"
+        wait_until(partial(is_published, file, earlier), file)
+        run.hurt(GENERATOR)
+        run.wait_for_step(step + 1)
+
+
+def folders_of_runs() -> set[Path]:
+    return set(SHARED_MEMORY.glob("rayward-*"))
+
+
 def is_published(file: str, earlier: set[Path]) -> bool:
     """Whether a run has published the file into a folder that was not there earlier."""
-    return any(any(folder.glob(f"*/{file}")) for folder in set(SHARED_MEMORY.glob("rayward-*")) - earlier)
+    return any(any(folder.glob(f"*/{file}")) for folder in folders_of_runs() - earlier)

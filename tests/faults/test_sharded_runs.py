@@ -23,6 +23,7 @@ from tests.faults.faulty_run import (
 )
 from tests.faults.node_cluster import NodeCluster, RunOnNodes, node_cluster
 from tests.faults.test_bad_checkpoints import cut, every_damage, flip
+from tests.faults.test_killed_during_push import NUM_KILLS, folders_of_runs, kill_generators_that_take_weights
 
 __all__ = ["node_cluster"]  # a fixture
 
@@ -51,8 +52,19 @@ def place(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def earlier() -> set[Path]:
+    """Folders of runs in shared memory, before this one."""
+    return folders_of_runs()
+
+
+@pytest.fixture
 def run(
-    clean_sharded_run: FaultyRun, place: str, request: pytest.FixtureRequest, tmp_path: Path, ctrl_c_reaches_children: None
+    earlier: set[Path],
+    clean_sharded_run: FaultyRun,
+    place: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    ctrl_c_reaches_children: None,
 ) -> Iterator[FaultyRun]:
     """Started."""
     if place == HERE:
@@ -83,6 +95,26 @@ def test_a_sharded_run_outlives_its_processes(
             measured=f"next step after {seconds(recovery_s)}; {likeness(is_clean)}",
             bar=f"{bar_s:.0f} s",
             holds=is_clean and max(recovery_s) <= bar_s,
+        )
+    )
+    assert is_clean, run.output
+
+
+def test_a_generator_killed_while_it_takes_weights_from_shards(
+    clean_sharded_run: FaultyRun, earlier: set[Path], run: FaultyRun, place: str, measured: Callable[[FaultRow], None]
+) -> None:
+    kill_generators_that_take_weights(run, earlier)
+    is_clean = run.ends_as(clean_sharded_run)
+    measured(
+        FaultRow(
+            row="1c",
+            fault=f"SIGKILL generator when new weights were just published, {place}",
+            num_injected=NUM_KILLS,
+            num_survived=NUM_KILLS if is_clean else 0,
+            losses=run.losses(clean_sharded_run),
+            measured=f"one policy version a step; {likeness(is_clean)}",
+            bar="one version",
+            holds=is_clean,
         )
     )
     assert is_clean, run.output
