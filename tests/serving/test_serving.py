@@ -133,6 +133,12 @@ def test_health_counts_what_runs(served: Endpoint) -> None:
     assert (reply.status_code, reply.json()) == (200, {"status": "ok", "replicas": replicas, "set_aside": {}})
 
 
+def test_an_engine_on_cpus_is_one_process(served: Endpoint) -> None:
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    titles = [command[0] for child in children if (command := child.cmdline())]
+    assert [title for title in titles if title.startswith("VLLM::")] == ["VLLM::EngineCore"]
+
+
 def test_chat_completion_is_bounded_and_counted(client: openai.OpenAI) -> None:
     completion = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=4)
     choice = completion.choices[0]
