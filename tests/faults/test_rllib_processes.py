@@ -1,4 +1,4 @@
-"""A run with RLlib outlives its env runners, its learner and its driver."""
+"""A run with RLlib outlives its env runners, its learner, its driver, and a node of the cluster that it joined."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +9,9 @@ from safetensors.numpy import load_file
 
 from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import ORPHANS_GONE_S, REPOSITORY, FaultyRun, at_some_instant, seconds_after_each_kill
+from tests.faults.node_cluster import NodeCluster, node_cluster
+
+__all__ = ["node_cluster"]  # a fixture
 
 ENV_RUNNER = "ray::SingleAgentEnvRunner"
 LEARNER = "ray::_WrappedExecutable"  # as Ray Train calls the class that RLlib hands it
@@ -28,8 +31,8 @@ SETTINGS = (
 class RLlibRun(FaultyRun):
     """`rayward train configs/train/ppo_cartpole.yaml` under test. Its steps are environment steps."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        super().__init__(folder, name)
+    def __init__(self, folder: Path, name: str, **environment: str) -> None:
+        super().__init__(folder, name, **environment)
         config = REPOSITORY / "configs" / "train" / "ppo_cartpole.yaml"
         self._arguments = ["train", str(config), f"name={name}", f"runs_dir={folder}", *SETTINGS]
 
@@ -105,3 +108,36 @@ def test_a_killed_driver_is_a_resume(clean_policy: bytes, run: FaultyRun, measur
     )
     assert is_clean, run.output
     assert max(gone_s) <= ORPHANS_GONE_S
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.faults
+def test_a_run_outlives_a_node(node_cluster: NodeCluster, tmp_path: Path, measured: Callable[[FaultRow], None]) -> None:
+    """Env runners and learner have the nodes, of one CPU each; the driver is on the head, which has none."""
+    for _ in range(2):
+        node_cluster.add_node()
+    run = RLlibRun(tmp_path, "nodes", **node_cluster.environment).start()
+    try:
+        run.wait_for_step(STEPS[0])
+        lost, num_done = node_cluster.node_of(ENV_RUNNER), run.num_steps_done
+        assert lost is not None, run.output
+        node_cluster.lose(lost)
+        lost_s = time.monotonic()
+        node_cluster.add_node()
+        run.wait_for_step(num_done + 1)
+        back_s = time.monotonic() - lost_s
+        is_over = run.wait() == 0
+    finally:
+        run.kill()
+    measured(
+        FaultRow(
+            row="26",
+            fault="a node with an env runner is lost, another joins",
+            num_injected=1,
+            num_survived=int(is_over),
+            measured=f"next iteration after {seconds([back_s])}; other episodes",
+            bar=f"{BACK_S:.0f} s",
+            holds=is_over and back_s <= BACK_S,
+        )
+    )
+    assert is_over, run.output
