@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
-
 from cluster.processes.runtime import ray_session
 from learners.environments.making import make_environment
 from learners.rllib.configuration import algorithm_config
@@ -50,10 +48,11 @@ def _runners(number: int) -> Iterator[RLlibTraining]:
 
 
 def _steps_a_second(training: RLlibTraining) -> float:
-    began_s = time.perf_counter()
     group = training._algorithm.env_runner_group
-    episodes = synchronous_parallel_sample(worker_set=group, max_env_steps=BATCH, concat=True)
-    return sum(map(len, episodes)) / (time.perf_counter() - began_s)
+    share = BATCH // group.num_remote_env_runners()
+    began_s = time.perf_counter()
+    steps = group.foreach_env_runner(lambda runner: sum(map(len, runner.sample(num_timesteps=share))), local_env_runner=False)
+    return float(sum(steps)) / (time.perf_counter() - began_s)
 
 
 if __name__ == "__main__":
