@@ -14,8 +14,8 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from cluster.storage.serving_contract import ServingContract
-from serving.cpu_engine import CPUEngine
-from serving.engine_watch import EngineWatch
+from serving.engine.cpu_engine import CPUEngine
+from serving.engine.engine_watch import EngineWatch
 from serving.policy_folder import PolicyFolder, served_model
 from serving.versions.contract_check import check_contract
 from serving.versions.followed_versions import FollowedVersions, first_version

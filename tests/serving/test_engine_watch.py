@@ -8,7 +8,7 @@ import time
 import pytest
 
 from serving import engine_watch
-from serving.engine_watch import EngineWatch
+from serving.engine.engine_watch import EngineWatch
 
 
 def end_by(number: int) -> None:

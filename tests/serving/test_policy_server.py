@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serving.app import callers_logging_kept
-from serving.engine_watch import EngineWatch
+from serving.engine.engine_watch import EngineWatch
 from serving.versions.version_gate import VersionGate
 
 with callers_logging_kept():
