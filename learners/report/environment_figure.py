@@ -35,7 +35,7 @@ def draw_episode_return(axes: "Axes", data: ReportData, theme: Theme) -> None:
     if learned_steps:
         axes.plot(learned_steps, learned, color=theme.accent, lw=1.6, label="learned policy, exact")
         shown += learned
-    evaluated_steps, evaluated = data.series("evaluation/return_mean")
+    evaluated_steps, evaluated = data.series("episode/evaluated_return_mean")
     if evaluated_steps:
         axes.plot(evaluated_steps, evaluated, "o-", color=theme.accent, lw=1.2, ms=3.5, label="evaluated on the way")
         shown += evaluated

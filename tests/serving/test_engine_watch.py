@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from serving import engine_watch
+from serving.engine import engine_watch
 from serving.engine.engine_watch import EngineWatch
 
 

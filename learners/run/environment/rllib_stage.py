@@ -118,7 +118,7 @@ class GymnasiumWorld:
         mean = float(np.mean(returns))
         if evaluation.keep == "best" and (self._best is None or mean >= self._best.return_mean):
             self._best = BestPolicy(env_step=step, return_mean=mean, weights=training.weights())
-        return {"evaluation/return_mean": mean, "evaluation/return_std": float(np.std(returns))}
+        return {"episode/evaluated_return_mean": mean, "episode/evaluated_return_std": float(np.std(returns))}
 
     def after(self, session: Session, training: RLlibTraining) -> None:
         best = self._best

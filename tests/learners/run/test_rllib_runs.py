@@ -124,7 +124,11 @@ def test_the_best_policy_on_the_way_is_kept_across_a_break(tmp_path: Path, monke
 
     monkeypatch.setattr(RLlibTraining, "policy", watched)
     whole = commands.run_training(load_run_config(write_config(tmp_path / "whole", SHORT_DQN, evaluation=evaluation)))
-    returns = {line["step"]: line["evaluation/return_mean"] for line in metrics_of(whole) if "evaluation/return_mean" in line}
+    returns = {
+        line["step"]: line["episode/evaluated_return_mean"]
+        for line in metrics_of(whole)
+        if "episode/evaluated_return_mean" in line
+    }
     best = read_summary(whole)["best"]
     assert len(returns) == 5
     assert best["return_mean"] == max(returns.values()) == returns[best["env_step"]]
