@@ -22,7 +22,7 @@ MEANINGS = {
     "episode/discounted_return_mean": "The same as `episode/return_mean`, each reward times `gamma` to the steps before it.",
     "episode/discounted_return_std": "Standard deviation of those.",
     "episode/epsilon": "Share of actions that are drawn evenly.",
-    "episode/evaluated_return_mean": "The same on the way, without exploration: mean over `evaluation.num_interim_episodes`.",
+    "episode/evaluated_return_mean": "Sum of rewards without exploration, mean over `evaluation.num_interim_episodes` episodes.",
     "episode/evaluated_return_std": "Its standard deviation over those episodes.",
     "episode/expected_return": "Expected discounted return of the learned policy without exploration: exact, from the model.",
     "episode/length_mean": "Steps of an episode.",
