@@ -27,8 +27,10 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.debug.deterministic import update_global_seed_if_necessary
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from ray.tune.registry import register_env
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import RaywardError
+from cluster.processes.hosts.folder import this_node
 from cluster.seeding import derive_seed
 from learners.rllib.environment import (
     ENVIRONMENT_NAME,
@@ -61,7 +63,7 @@ class RLlibTraining:
         place of the environment."""
         self._seed = seed
         self._recorded = recorded
-        self._record = ray.remote(FailureRecord).options(num_cpus=0).remote() if config.num_env_runners else None
+        self._record = _record_beside_the_driver() if config.num_env_runners else None
         register_env(ENVIRONMENT_NAME, EnvironmentCreator(make=make, record=self._record))
         config = config.copy(copy_frozen=False)
         config.environment(ENVIRONMENT_NAME)
@@ -169,6 +171,12 @@ class RLlibTraining:
         return self._algorithm.learner_group.get_state(
             components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
         )[COMPONENT_LEARNER]
+
+
+def _record_beside_the_driver() -> ActorHandle:
+    """On its node: what is asked when another one is lost must not have been there."""
+    here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+    return ray.remote(FailureRecord).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 def _watching(algorithm: type[Algorithm], record: ActorHandle) -> type[Algorithm]:

@@ -249,8 +249,9 @@ class _Run:
         self.training.reseed()
 
     def _replace(self, error: RayError) -> None:
-        """Start all processes anew where one of the learners is lost; RLlib itself restarts none."""
-        if outcome_of(error) is not Outcome.LOST:
+        """Start all processes anew where one of the learners is lost; RLlib itself restarts none. One that cannot be reached, as
+        when its node goes, may or may not have learned from the batch."""
+        if outcome_of(error) is Outcome.FAILED:
             raise failure_of("RLlib's learner", error)
         self._num_restarts += 1
         if self._num_restarts > self.config.learner.max_restarts:
