@@ -132,7 +132,8 @@ class GymnasiumWorld:
         return {} if self._best is None else {"best": asdict(self._best)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._best = BestPolicy(**state["best"]) if "best" in state else None
+        is_wanted = self._config.evaluation.keep == "best" and "best" in state  # a resume may have changed the setting
+        self._best = BestPolicy(**state["best"]) if is_wanted else None
 
     def _make(self, render_mode: str | None) -> gymnasium.Env[Any, Any]:
         return make_environment(self._config.task, render_mode=render_mode)

@@ -14,7 +14,8 @@ from cluster.storage.run_directory import read_summary
 from learners.report.terminal import list_runs
 from learners.rllib.training import RLlibTraining
 from learners.run import commands
-from learners.settings.run import load_run_config
+from learners.run.environment.rllib_stage import GymnasiumWorld
+from learners.settings.run import RLlibRunConfig, load_run_config
 from tests.learners.rllib.small_learners import BC, DQN, MARWIL, PPO, SAC
 
 pytestmark = pytest.mark.cold_start
@@ -145,6 +146,17 @@ def test_the_best_policy_on_the_way_is_kept_across_a_break(tmp_path: Path, monke
     assert read_summary(cut)["best"] == best
     assert read_summary(cut)["after"] == read_summary(whole)["after"]
     assert "the best of those evaluated on the way" in (cut / "report.html").read_text()
+
+
+def test_a_resume_may_give_up_the_best_policy(tmp_path: Path) -> None:
+    kept = {"best": {"env_step": 100, "return_mean": 9.0, "weights": {}}}
+    for keep, state in (("best", kept), ("last", {})):
+        evaluation = SHORT | {"every_num_env_steps": 100, "keep": keep}
+        config = load_run_config(write_config(tmp_path, SHORT_DQN, evaluation=evaluation))
+        assert isinstance(config, RLlibRunConfig)
+        world = GymnasiumWorld(config)
+        world.restore(kept)
+        assert world.state() == state
 
 
 @pytest.mark.usefixtures("no_ray")
