@@ -54,7 +54,7 @@ class KeyQuota(StrictConfig):
     """Counted when a request comes: the most that it can use, prompts and completions together."""
     max_streams: int = Field(16, ge=1)
     """Requests in progress, streamed or not. A policy on CPUs has 4 for each replica unless this is set: beside so many a request
-    of another key takes 1.5 times as long, beside 8 twice."""
+    of another key takes 1.5 times as long, beside 8 2.5 times."""
 
 
 class ListenConfig(StrictConfig):
