@@ -44,6 +44,12 @@ def unavailable() -> Refusal:
     return Refusal(503, "no engine answers; try again later", code="engine_unavailable", headers=retry_after(RETRY_AFTER_S))
 
 
+def overloaded() -> Refusal:
+    """429 where the queue is full."""
+    message = "every engine is busy and the queue is full; try again later"
+    return Refusal(TOO_MANY_REQUESTS, message, code="overloaded", headers=retry_after(RETRY_AFTER_S))
+
+
 def engine_lost() -> Refusal:
     """500 for a request that was inside an engine when it ended. OpenAI's clients are told not to send it again at once."""
     return Refusal(

@@ -143,7 +143,8 @@ def serve_policy(config: ServeConfig, *, start: Callable[..., RaySession] = star
     ray_session = None
     if not ray.is_initialized():
         _check_local_placement(config)
-        proxy.arrange(os.environ, config.limits)
+        limits = proxy.ProxyLimits(requests=config.limits, num_engine_places=config.num_engine_places)
+        proxy.arrange(os.environ, limits)
         logger.info("starting Ray, then an engine for %s ...", policy.path)
         ray_session = start(include_dashboard=config.dashboard)
         if ray_session.dashboard_url:

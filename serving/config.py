@@ -165,6 +165,11 @@ class ServeConfig(ListenConfig):
         return self
 
     @property
+    def num_engine_places(self) -> int:
+        """Requests that engines work on at the same time, and those that wait for one."""
+        return self.max_ongoing_requests * self.num_replicas + self.max_queued_requests
+
+    @property
     def drain_s(self) -> float:
         """How long a replica that is told to end may work on the requests that it has."""
         return min(self.drain_timeout_s, self.request_timeout_s)

@@ -10,20 +10,23 @@ from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Final
 
+from pydantic import Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api_errors import RETRY_AFTER_S, Refusal, internal_error, retry_after, unavailable
+from cluster.config import StrictConfig
+from serving.api_errors import RETRY_AFTER_S, Refusal, internal_error, overloaded, retry_after, unavailable
 from serving.config import RequestLimits
 from serving.guard.body_limit import BodyLimit
+from serving.guard.engine_places import EnginePlaces
 from serving.guard.frame import REQUEST_ID_HEADER, new_request_id
 from serving.guard.keys.key_gate import LIMITED_BY_KEY, LIMITED_HEADER, over_quota
 from serving.guard.keys.quota import RefusalBudget
 from serving.guard.request_log import RequestLog
 
 CALLBACK_VARIABLE: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-LIMITS_VARIABLE: Final = "RAYWARD_ENDPOINT_LIMITS"  # RequestLimits as JSON
+LIMITS_VARIABLE: Final = "RAYWARD_ENDPOINT_LIMITS"  # ProxyLimits as JSON
 CLIENT_LABEL: Final = b"x-client-request-id"
 OBEYED_HEADERS: Final = frozenset(  # by the proxy; it takes - and _ for the same
     {
@@ -39,14 +42,20 @@ SAID_BY_THE_PROXY: Final[Mapping[int, Refusal]] = {
         503, "the endpoint starts or stops; try again later", code="engine_unavailable", headers=retry_after(RETRY_AFTER_S)
     ),
     408: Refusal(408, "not answered in time", code="request_timeout"),
-    429: Refusal(
-        429, "every engine is busy and the queue is full; try again later", code="overloaded", headers=retry_after(RETRY_AFTER_S)
-    ),
+    429: overloaded(),
     503: unavailable(),
 }
 
 
-def arrange(environment: MutableMapping[str, str], limits: RequestLimits) -> None:
+class ProxyLimits(StrictConfig):
+    """What the proxy refuses by itself."""
+
+    requests: RequestLimits = RequestLimits()
+    num_engine_places: int = Field(ge=1)
+    """Requests for engines that are inside of one or wait; the next one is refused."""
+
+
+def arrange(environment: MutableMapping[str, str], limits: ProxyLimits) -> None:
     """For processes that inherit `environment`: proxies that start among them use `ProxyGuard`."""
     environment[CALLBACK_VARIABLE] = f"{__name__}.middlewares"
     environment[LIMITS_VARIABLE] = limits.model_dump_json()
@@ -54,14 +63,16 @@ def arrange(environment: MutableMapping[str, str], limits: RequestLimits) -> Non
 
 def middlewares() -> list[Middleware]:
     """Called by Serve in the proxy's process."""
-    return [Middleware(ProxyGuard, limits=RequestLimits.model_validate_json(os.environ[LIMITS_VARIABLE]))]
+    return [Middleware(ProxyGuard, limits=ProxyLimits.model_validate_json(os.environ[LIMITS_VARIABLE]))]
 
 
 class ProxyGuard:
-    """ASGI middleware around the proxy. Gives each request an id of ours, bounds its body, and puts replies into one form."""
+    """ASGI middleware around the proxy. Gives each request an id of ours, bounds its body and how many there are, and puts
+    replies into one form."""
 
-    def __init__(self, app: ASGIApp, *, limits: RequestLimits) -> None:
-        self._app = BodyLimit(app, limits=limits)
+    def __init__(self, app: ASGIApp, *, limits: ProxyLimits) -> None:
+        places = EnginePlaces(app, num_places=limits.num_engine_places)
+        self._app = BodyLimit(places, limits=limits.requests)  # a body that is still coming takes none
         self._log = RequestLog(None)
         self._budget = RefusalBudget()
 

@@ -103,7 +103,7 @@ def serve_side(side: str, folder: str, pipe: Connection) -> None:
         state_dir=folder,
     )
     if side != PLAIN:
-        proxy.arrange(os.environ, config.limits)
+        proxy.arrange(os.environ, proxy.ProxyLimits(num_engine_places=config.num_engine_places))
     with ray_session(num_cpus=2, include_dashboard=False):
         if side == PLAIN:
             serve_plain(config, config.port)

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from actors.sources.models import resolve_model
 from cluster.processes.runtime import ray_session
 from serving.app import APP_NAME, ServedPolicy, serve_policy
-from serving.config import KeyQuota, RequestLimits, ServeConfig
+from serving.config import KeyQuota, ServeConfig
 from serving.guard import proxy
 from serving.guard.keys.key_file import add_key
 
@@ -98,7 +98,8 @@ def title_of(process: psutil.Process) -> str:
 @contextmanager
 def running_endpoint(folder: Path, *, num_replicas: int) -> Iterator[Endpoint]:
     """On a Ray of its own with two CPUs."""
-    proxy.arrange(os.environ, RequestLimits())
+    config = ServeConfig(model="tiny", num_replicas=num_replicas)
+    proxy.arrange(os.environ, proxy.ProxyLimits(num_engine_places=config.num_engine_places))
     with ray_session(num_cpus=2, include_dashboard=False) as session:
         endpoint = Endpoint(folder, session.session_logs, num_replicas=num_replicas)
         try:

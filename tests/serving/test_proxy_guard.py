@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from serving.config import RequestLimits
 from serving.guard.keys.key_gate import over_quota
 from serving.guard.keys.quota import MAX_REFUSALS
-from serving.guard.proxy import CALLBACK_VARIABLE, LIMITS_VARIABLE, ProxyGuard, arrange, middlewares
+from serving.guard.proxy import CALLBACK_VARIABLE, LIMITS_VARIABLE, ProxyGuard, ProxyLimits, arrange, middlewares
 from tests.serving.front_door import error_of
 
 
@@ -33,9 +33,13 @@ class FakeProxy:
         await reply(scope, receive, send)
 
 
+def limits(*, num_engine_places: int = 8, **requests: Any) -> ProxyLimits:
+    return ProxyLimits(requests=RequestLimits(**requests), num_engine_places=num_engine_places)
+
+
 def ask(proxy: Any, **request: Any) -> httpx.Response:
     async def ask_once() -> httpx.Response:
-        transport = httpx.ASGITransport(ProxyGuard(proxy, limits=RequestLimits(max_body_bytes=1024)))
+        transport = httpx.ASGITransport(ProxyGuard(proxy, limits=limits(max_body_bytes=1024)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.post("/v1/completions", **request)
 
@@ -95,7 +99,7 @@ def test_a_key_that_does_not_wait_is_refused_without_a_front_door() -> None:
         is_greedy = Headers(scope=scope).get("authorization") == "Bearer rk_greedy"
         await (refusal.reply() if is_greedy else PlainTextResponse("fine"))(scope, receive, send)
 
-    guard = ProxyGuard(front_door, limits=RequestLimits())
+    guard = ProxyGuard(front_door, limits=limits())
 
     async def ask_all() -> list[httpx.Response]:
         keys = ["rk_greedy"] * (MAX_REFUSALS + 3) + ["rk_other"]
@@ -107,6 +111,37 @@ def test_a_key_that_does_not_wait_is_refused_without_a_front_door() -> None:
     assert [reply.headers["Retry-After"] for reply in greedy] == ["1"] * len(greedy)
     assert greedy[-1].headers["X-Request-ID"].startswith("req_")
     assert (num_calls, other.text) == (MAX_REFUSALS + 1, "fine")
+
+
+def test_a_request_too_many_is_refused_without_the_proxy() -> None:
+    """Two places. While both are taken, only what asks no engine passes."""
+    num_calls = 0
+
+    async def busy_engine(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if scope["path"] == "/v1/completions":
+            await is_done.wait()
+        await PlainTextResponse("fine")(scope, receive, send)
+
+    guard = ProxyGuard(busy_engine, limits=limits(num_engine_places=2))
+    is_done = asyncio.Event()
+
+    async def ask_all() -> tuple[list[httpx.Response], list[httpx.Response], httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://test") as client:
+            inside = [asyncio.create_task(client.post("/v1/completions", content=b"{}")) for _ in range(2)]
+            while num_calls < 2:
+                await asyncio.sleep(0)
+            beside = [await client.post("/v1/chat/completions", content=b"{}"), await client.get("/v1/models")]
+            is_done.set()
+            return await asyncio.gather(*inside), beside, await client.post("/v1/completions", content=b"{}")
+
+    inside, [refused, listed], later = asyncio.run(ask_all())
+    assert error_of(refused) == (429, "overloaded")
+    assert refused.headers["Retry-After"] == "1"
+    assert refused.headers["X-Request-ID"].startswith("req_")
+    assert [reply.text for reply in (*inside, listed, later)] == ["fine"] * 4
+    assert num_calls == 4
 
 
 def test_an_answer_of_the_proxy_that_is_no_error_passes() -> None:
@@ -136,9 +171,9 @@ def test_a_body_without_end_is_stopped_before_the_proxy_keeps_it() -> None:
 
 def test_serve_finds_it_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     environment: dict[str, str] = {}
-    arrange(environment, RequestLimits(max_body_bytes=2000))
+    arrange(environment, limits(max_body_bytes=2000))
     module, _, function = environment[CALLBACK_VARIABLE].rpartition(".")
     assert (module, function) == (middlewares.__module__, middlewares.__name__)
     monkeypatch.setenv(LIMITS_VARIABLE, environment[LIMITS_VARIABLE])
     [middleware] = middlewares()
-    assert middleware.kwargs["limits"] == RequestLimits(max_body_bytes=2000)
+    assert middleware.kwargs["limits"] == limits(max_body_bytes=2000)
