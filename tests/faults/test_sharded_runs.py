@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import test_stopped_processes as stopped
 from tests.faults.fault_table import FaultRow, likeness, seconds
 from tests.faults.faulty_run import (
     CHECKPOINT_EVERY,
@@ -58,22 +59,36 @@ def earlier() -> set[Path]:
 
 
 @pytest.fixture
+def settings() -> tuple[str, ...]:
+    """Of one test, beside those of all."""
+    return ()
+
+
+@pytest.fixture
+def seen_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that stands still; the run and the nodes that start from now on inherit it."""
+    for name, value in stopped.RANK_SETTING.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
 def run(
     earlier: set[Path],
     clean_sharded_run: FaultyRun,
     place: str,
+    settings: tuple[str, ...],
     request: pytest.FixtureRequest,
     tmp_path: Path,
     ctrl_c_reaches_children: None,
 ) -> Iterator[FaultyRun]:
     """Started."""
     if place == HERE:
-        run = FaultyRun(tmp_path, "run", *SHARDED)
+        run = FaultyRun(tmp_path, "run", *SHARDED, *settings)
     else:
         nodes: NodeCluster = request.getfixturevalue("node_cluster")
         for _ in range(3):
             nodes.add_node()
-        run = RunOnNodes(nodes, tmp_path, "run", *SHARDED, *APART)
+        run = RunOnNodes(nodes, tmp_path, "run", *SHARDED, *APART, *settings)
     yield run.start()
     run.kill()
 
@@ -98,6 +113,34 @@ def test_a_sharded_run_outlives_its_processes(
         )
     )
     assert is_clean, run.output
+
+
+@pytest.mark.parametrize("settings", [pytest.param(stopped.SETTINGS, id="short deadlines")])
+@pytest.mark.parametrize("kind", stopped.LOST)
+def test_what_stands_still_in_a_sharded_run_is_named_and_replaced(
+    clean_sharded_run: FaultyRun,
+    seen_soon: None,
+    run: FaultyRun,
+    place: str,
+    measured: Callable[[FaultRow], None],
+    kind: str,
+) -> None:
+    stall = stopped.stop(run, kind)
+    is_clean = run.ends_as(clean_sharded_run)
+    measured(
+        FaultRow(
+            row="1b",
+            fault=f"SIGSTOP {kind}, {place}",
+            num_injected=1,
+            num_survived=int(is_clean),
+            losses=run.losses(clean_sharded_run),
+            measured=f"{stall.measured}; {likeness(is_clean)}",
+            bar=stopped.bar(kind),
+            holds=is_clean and stall.is_in_time(kind),
+        )
+    )
+    assert is_clean, run.output
+    assert "stopped" in stall.stacks
 
 
 def test_a_generator_killed_while_it_takes_weights_from_shards(

@@ -4,6 +4,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
@@ -11,12 +12,46 @@ from tests.faults.fault_table import FaultRow, seconds
 from tests.faults.faulty_run import CONTROLLER, ENGINE, GENERATOR, MAILBOX, RANK, SCORER, TRAIN_TASK, FaultyRun, RunStarter
 
 DEADLINE_S, STALL_S, MARGIN_S = 10.0, 5.0, 2.0
+SETTINGS = (f"supervision.deadline_s={DEADLINE_S}", f"stall_s={STALL_S}")
+RANK_SETTING = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{DEADLINE_S:.0f}"}  # of Ray Train, by the environment
 LOST = {
     GENERATOR: "generator 0 is lost",
     ENGINE: "generator 0 is lost",
     SCORER: "scorer length 0 is lost",
     RANK: "back from step",
 }
+# A rank's end is seen by Ray Train, which starts the others before anything is told.
+BARS_S = {kind: DEADLINE_S + MARGIN_S if kind != RANK else 60.0 for kind in LOST}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """What became of a process that was stopped; seconds after that."""
+
+    named_s: float
+    lost_s: float
+    stacks: str  # what the run wrote of all its processes
+
+    @property
+    def measured(self) -> str:
+        return f"named after {seconds([self.named_s])}, replaced after {seconds([self.lost_s])}"
+
+    def is_in_time(self, kind: str) -> bool:
+        return self.named_s <= STALL_S + MARGIN_S and self.lost_s <= BARS_S[kind]
+
+
+def stop(run: FaultyRun, kind: str) -> Stall:
+    """One process of `kind`, after two steps; returns once it has been named and lost. The run has `SETTINGS`."""
+    run.wait_for_step(2)
+    before = run.output.count("nothing has moved")  # the start of the roles takes longer than the deadline of this test
+    stopped_s = run.hurt(kind, signal.SIGSTOP)
+    named_s = run.wait_for_output("nothing has moved", count=before + 1) - stopped_s
+    lost_s = run.wait_for_output(LOST[kind]) - stopped_s
+    return Stall(named_s=named_s, lost_s=lost_s, stacks=(run.path / "logs" / f"stacks-{before + 1}.txt").read_text())
+
+
+def bar(kind: str) -> str:
+    return f"{STALL_S + MARGIN_S:.0f} s, {BARS_S[kind]:.0f} s"
 
 
 @pytest.mark.timeout(1800)
@@ -25,18 +60,9 @@ LOST = {
 def test_what_stands_still_is_named_and_replaced(
     clean_run: FaultyRun, start_run: RunStarter, measured: Callable[[FaultRow], None], kind: str
 ) -> None:
-    run = start_run(
-        f"supervision.deadline_s={DEADLINE_S}", f"stall_s={STALL_S}", RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S=f"{DEADLINE_S:.0f}"
-    )
-    run.wait_for_step(2)
-    before = run.output.count("nothing has moved")  # the start of the roles takes longer than the deadline of this test
-    stopped_s = run.hurt(kind, signal.SIGSTOP)
-    named_s = run.wait_for_output("nothing has moved", count=before + 1) - stopped_s
-    lost_s = run.wait_for_output(LOST[kind]) - stopped_s
+    run = start_run(*SETTINGS, **RANK_SETTING)
+    stall = stop(run, kind)
     is_clean = run.ends_as(clean_run)
-    stacks = run.path / "logs" / f"stacks-{before + 1}.txt"
-    # A rank's end is seen by Ray Train, which starts the others before anything is told.
-    bar_s = DEADLINE_S + MARGIN_S if kind != RANK else 60.0
     measured(
         FaultRow(
             row="1b",
@@ -44,13 +70,13 @@ def test_what_stands_still_is_named_and_replaced(
             num_injected=1,
             num_survived=int(is_clean),
             losses=run.losses(clean_run),
-            measured=f"named after {seconds([named_s])}, replaced after {seconds([lost_s])}",
-            bar=f"{STALL_S + MARGIN_S:.0f} s, {bar_s:.0f} s",
-            holds=is_clean and named_s <= STALL_S + MARGIN_S and lost_s <= bar_s,
+            measured=stall.measured,
+            bar=bar(kind),
+            holds=is_clean and stall.is_in_time(kind),
         )
     )
     assert is_clean, run.output
-    assert "stopped" in stacks.read_text()
+    assert "stopped" in stall.stacks
 
 
 @pytest.mark.timeout(1800)
