@@ -90,11 +90,8 @@ def test_actions_that_are_numbers_are_learned(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_to_join")
-@pytest.mark.parametrize("learner", [PPO, SHORT_DQN], ids=["ppo", "dqn"])
-def test_a_run_that_dies_goes_on_as_if_it_had_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learner: dict[str, Any]
-) -> None:
-    whole = commands.run_training(load_run_config(write_config(tmp_path / "whole", learner)))
+def test_a_run_that_dies_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = commands.run_training(load_run_config(write_config(tmp_path / "whole", PPO)))
     summary = read_summary(whole)
     assert summary["state"] == "completed"
     assert list(summary["wall_s"]) == ["evaluate before", "train", "evaluate after"]
@@ -103,9 +100,9 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
     assert "An episode, before and after" in (whole / "report.html").read_text()
     assert set(list_runs(tmp_path / "whole")[0]["result"]) == {"return_before", "return_after"}
 
-    cut_short(monkeypatch, at_step=int(0.6 * learner["num_env_steps"]))
+    cut_short(monkeypatch, at_step=int(0.6 * PPO["num_env_steps"]))
     with pytest.raises(Exception, match="the disk broke"):
-        commands.run_training(load_run_config(write_config(tmp_path / "cut", learner)))
+        commands.run_training(load_run_config(write_config(tmp_path / "cut", PPO)))
     monkeypatch.undo()
     cut = commands.resume_run(tmp_path / "cut" / "pole", [], fresh=False)
     assert metrics_of(cut) == metrics_of(whole)
@@ -115,6 +112,7 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
 
 @pytest.mark.usefixtures("ray_to_join")
 def test_the_best_policy_on_the_way_is_kept_across_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And, with a replay buffer as well, the run goes on as if there had been none."""
     evaluation = SHORT | {"every_num_env_steps": 100, "num_interim_episodes": 4, "keep": "best"}
     evaluated: list[Any] = []  # the weights that a policy was asked for
     policy = RLlibTraining.policy
@@ -143,6 +141,8 @@ def test_the_best_policy_on_the_way_is_kept_across_a_break(tmp_path: Path, monke
         with pytest.raises(Exception, match="the disk broke"):
             commands.run_training(load_run_config(write_config(tmp_path / "cut", SHORT_DQN, evaluation=evaluation)))
     cut = commands.resume_run(tmp_path / "cut" / "pole", [], fresh=False)
+    assert metrics_of(cut) == metrics_of(whole)
+    assert weights_of(cut) == weights_of(whole)
     assert read_summary(cut)["best"] == best
     assert read_summary(cut)["after"] == read_summary(whole)["after"]
     assert "the best of those evaluated on the way" in (cut / "report.html").read_text()
