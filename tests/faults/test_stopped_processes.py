@@ -12,7 +12,11 @@ from tests.faults.fault_table import FaultRow, seconds
 from tests.faults.faulty_run import CONTROLLER, ENGINE, GENERATOR, MAILBOX, RANK, SCORER, TRAIN_TASK, FaultyRun, RunStarter
 
 DEADLINE_S, STALL_S, MARGIN_S = 10.0, 5.0, 2.0
-SETTINGS = (f"supervision.deadline_s={DEADLINE_S}", f"stall_s={STALL_S}")
+SETTINGS = (
+    f"supervision.deadline_s={DEADLINE_S}",
+    f"supervision.publish_deadline_s={DEADLINE_S}",  # the stop may come while new weights do
+    f"stall_s={STALL_S}",
+)
 RANK_SETTING = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{DEADLINE_S:.0f}"}  # of Ray Train, by the environment
 LOST = {
     GENERATOR: "generator 0 is lost",
