@@ -1,9 +1,9 @@
-"""What staleness costs: python -m tests.experiments.staleness RUNS_DIR PICTURE [--steps N] [--seeds N].
+"""What staleness costs: python -m tests.experiments.staleness RUNS_DIR PICTURE [--steps N] [--ahead-steps N] [--seeds N].
 
 A small Transformer is pretrained on sums as in `own_language_model`. Then decoupled PPO trains it synchronously and with rollouts
-that may be one and four publications ahead of the learner, with everything else the same. Generator and learner compute with one
-thread each, in all runs: as on devices of their own, a role that waits leaves its core idle. Runs that are complete in RUNS_DIR
-are not repeated. Prints a table and draws held-out accuracy over steps and over time. To be run with nothing beside it.
+that may be one and four publications ahead of the learner, with the same settings and as many more steps as fit into the time
+(`--ahead-steps 40` for as many as the synchronous run). Generator and learner compute with one thread each, in all runs: as on
+devices of their own, a role that waits leaves its core idle. Runs that are complete in RUNS_DIR are not repeated. Prints a table and draws held-out accuracy over steps and over time. To be run with nothing beside it.
 """
 
 import argparse
@@ -80,12 +80,11 @@ def report(staleness: int, runs: list[Path]) -> None:
     ends, times = [], []
     for directory in runs:
         lines, points, told = metrics(directory), curve(directory), summary(directory)
-        ages = [line["rollout/staleness_mean"] for line in lines if "rollout/staleness_mean" in line]
-        age = f"{statistics.mean(ages):.1f}" if ages else "0"
+        age = statistics.mean(line["rollout/staleness_mean"] for line in lines if "rollout/staleness_mean" in line)
         ends.append(points[-1][2])
         times.append(points[-1][1])
         sys.stdout.write(
-            f"| {STALENESS[staleness]} | {told['seed']} | {age} | {100 * points[0][2]:.1f} to {100 * ends[-1]:.1f} % "
+            f"| {STALENESS[staleness]} | {told['seed']} | {age:.1f} | {100 * points[0][2]:.1f} to {100 * ends[-1]:.1f} % "
             f"| {told['after']['kl_nats_per_completion']:.2f} | {times[-1]:.0f} |\n"
         )
     if len(runs) > 1:

@@ -15,7 +15,6 @@ PRELOADED = [
     "learners.policy.learner",
     "learners.reward_model.learner",
     "transformers.models.llama.modeling_llama",
-    "peft",
 ]  # once for all
 MEETING_LIMIT_S = 240.0  # a rank that never comes fails the test, where it would otherwise hang it
 

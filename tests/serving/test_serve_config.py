@@ -91,6 +91,11 @@ def test_what_a_key_may_have_in_progress_follows_the_device() -> None:
         ServeConfig.model_validate({"model": "m", "num_replicas": "many"})
 
 
+def test_each_replica_and_the_queue_have_places() -> None:
+    config = ServeConfig(model="tiny", num_replicas=3, max_ongoing_requests=4, max_queued_requests=5)
+    assert config.num_engine_places == 3 * 4 + 5
+
+
 def test_a_split_needs_as_many_gpus() -> None:
     with pytest.raises(ConfigError, match="tensor_parallel_size=2 needs as many GPUs a replica, but num_gpus=1"):
         parse_config(ServeConfig, {"model": "x", "tensor_parallel_size": 2, "num_gpus": 1}, source="test")
