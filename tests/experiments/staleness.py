@@ -3,7 +3,8 @@
 A small Transformer is pretrained on sums as in `own_language_model`. Then decoupled PPO trains it synchronously and with rollouts
 that may be one and four publications ahead of the learner, with the same settings and as many more steps as fit into the time
 (`--ahead-steps 40` for as many as the synchronous run). Generator and learner compute with one thread each, in all runs: as on
-devices of their own, a role that waits leaves its core idle. Runs that are complete in RUNS_DIR are not repeated. Prints a table and draws held-out accuracy over steps and over time. To be run with nothing beside it.
+devices of their own, a role that waits leaves its core idle. Runs that are complete in RUNS_DIR are not repeated. Prints a table
+and draws held-out accuracy over steps and over time. To be run with nothing beside it.
 """
 
 import argparse
