@@ -14,7 +14,7 @@ IS_NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit("Rayward needs Python 3.11 or
 help:
 	@echo "make quickstart  set up, then align a real model from people's judgements (sized for two CPU cores)"
 	@echo "make test        set up, then run the tests"
-	@echo "make test-fast   those of them that start neither Ray nor vLLM"
+	@echo "make test-fast   those of them that start no Ray, vLLM or learner ranks"
 	@echo "make test-numeric  the numeric tests under several arithmetic kernels"
 	@echo "make faults      kill, stop and damage every part of real runs"
 	@echo "make gpu-check   on a machine with NVIDIA GPUs: what needs one, with one table of results"

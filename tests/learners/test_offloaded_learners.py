@@ -22,6 +22,8 @@ from learners.ranks.mailbox import CheckpointPlan
 from learners.settings.policy import PolicyLearnerConfig
 from tests.learners.process_ranks import ProcessRanks
 
+pytestmark = pytest.mark.cold_start
+
 ConfigBuilder = Callable[..., PolicyLearnerConfig]
 BatchBuilder = Callable[..., ScoredBatch]
 NUM_RANKS = 2

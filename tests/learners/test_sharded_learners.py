@@ -30,6 +30,8 @@ from learners.settings.policy import PolicyLearnerConfig
 from learners.settings.reward_model import RewardModelLearnerConfig
 from tests.learners.process_ranks import ProcessRanks
 
+pytestmark = pytest.mark.cold_start
+
 ConfigBuilder = Callable[..., PolicyLearnerConfig]
 BatchBuilder = Callable[..., ScoredBatch]
 Weights = dict[str, Tensor]

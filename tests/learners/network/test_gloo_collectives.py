@@ -8,6 +8,8 @@ from learners.network import collectives
 from learners.network.collectives import GlooAllGather, GlooReduceScatter
 from tests.learners.process_ranks import ProcessRanks
 
+pytestmark = pytest.mark.cold_start
+
 NUM_RANKS = 3
 
 
