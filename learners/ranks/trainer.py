@@ -29,6 +29,15 @@ TRAIN_ENVIRONMENT: Mapping[str, str] = {
 }
 """Defaults for Ray Train, read where `fit` runs; a value that the user has set stays."""
 
+KEEP_FREED_MEMORY: Mapping[str, str] = {
+    "MALLOC_ARENA_MAX": "1",  # else Ray Train's thread has one of its own, which gives back whatever is free
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+"""Of glibc's mallopt(3), for ranks that hold a whole model in host memory. Left alone, glibc gives large tensors back to the
+system and takes new pages for the next, 400,000 of them in an update of SmolLM2-135M. A value that the user has set stays."""
+
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # 60 s by Ray's own choice, also where a lost node is to be replaced
 
 
@@ -65,8 +74,16 @@ def build_trainer(plan: GroupPlan) -> "TorchTrainer":
             storage_path=str(plan.storage.absolute()),
             failure_config=FailureConfig(max_failures=plan.max_restarts, controller_failure_limit=plan.max_restarts),
             callbacks=[_LossTeller(plan.tell)],
+            worker_runtime_env={"env_vars": _environment(workers)},
         ),
     )
+
+
+def _environment(workers: WorkerConfig) -> dict[str, str]:
+    """Of the processes of ranks. Shards give memory back by themselves: `learners.network.sharding`."""
+    if workers.num_gpus > 0 or workers.sharding != "none":
+        return {}
+    return {name: value for name, value in KEEP_FREED_MEMORY.items() if name not in os.environ}
 
 
 def _backend(workers: WorkerConfig) -> str:

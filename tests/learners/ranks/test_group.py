@@ -145,6 +145,19 @@ def test_ranks_talk_through_what_carries_their_tensors(tmp_path: Path, fields: d
     assert build_trainer(plan).backend_config.backend == backend
 
 
+@pytest.mark.parametrize(
+    ("fields", "keeps"), [({}, True), ({"num_workers": 2, "sharding": "full"}, False), ({"num_gpus": 1.0}, False)]
+)
+def test_ranks_with_a_whole_model_in_host_memory_keep_what_tensors_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], keeps: bool
+) -> None:
+    first, *others = trainer.KEEP_FREED_MEMORY
+    monkeypatch.setenv(first, "4")
+    plan = replace(_plan(tmp_path, max_restarts=0), workers=WorkerConfig.model_validate(fields))
+    set_for_ranks = build_trainer(plan).run_config.worker_runtime_env["env_vars"]
+    assert list(set_for_ranks) == (others if keeps else [])  # the user's own value stays
+
+
 def _plan(storage: Path, *, max_restarts: int, tell: Callable[[str], object] = print) -> GroupPlan:
     return GroupPlan(
         name="ranks",
