@@ -61,13 +61,14 @@ class Operations:
 
     def __init__(self) -> None:
         self.num = 0
+        self._before = sys.gettrace()  # coverage's, which goes on after
 
     def __enter__(self) -> "Operations":
         sys.settrace(self._entered)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _entered(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not frame.f_code.co_filename.startswith(POOL_FILES):
