@@ -67,15 +67,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
-def pytest_sessionfinish() -> None:
-    """Under coverage, what was seen is written now: Ray may end a worker before coverage writes at its exit."""
-    if "coverage" in sys.modules:
-        import coverage
-
-        if (seen := coverage.Coverage.current()) is not None:
-            seen.save()
-
-
 @pytest.fixture(scope="session")
 def ray_of_tests() -> Iterator[str]:
     """The address of a Ray with two logical CPUs, which modules join one after the other."""
